@@ -1,0 +1,1 @@
+"""Published checkpoints to this library: streaming conversion, verification and assembly of the Hub repository."""

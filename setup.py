@@ -1,0 +1,43 @@
+"""Installation of the spatial model library: `pip install -e .`, extras in `EXTRAS`."""
+
+from setuptools import find_packages, setup
+
+REQUIRED = [
+    "torch>=2.11",
+    "torchvision",
+    "transformers>=5.17,<5.24",
+    "safetensors>=0.5",
+    "huggingface_hub>=1.0",
+    "peft>=0.18",
+    "accelerate>=1.0",
+    "datasets>=4.0",
+    "av>=14",
+    "numpy>=1.26",
+    "pillow>=10",
+]
+
+EXTRAS = {
+    "flash": ["kernels"],
+    "geometry": ["trimesh>=4", "evo>=1.31,<1.38", "scipy"],
+    "cad": ["cadquery>=2.5", "manifold3d>=3", "trimesh>=4", "scipy"],
+    "segment": ["pycocotools>=2.0.8"],
+    "serve": ["fastapi", "uvicorn", "gradio>=5"],
+    "train": ["trl>=1.0"],
+}
+EXTRAS["test"] = sorted(
+    {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "scipy"}
+    | {requirement for name in ("geometry", "segment", "train") for requirement in EXTRAS[name]}
+)
+
+setup(
+    name="dsr-models",
+    version="0.1.0",
+    description="Spatial models for Hugging Face transformers: DSR, π³, PAGE-4D, FrozenQwenSAM, Cadrille, Scene Q-Former",
+    python_requires=">=3.11",
+    py_modules=["configuration_dsr", "processing_dsr"],
+    packages=find_packages(include=["modeling_dsr", "convert_weights", "convert_weights.*", "dsr_toolkit", "dsr_toolkit.*"]),
+    package_data={"dsr_toolkit": ["assets/*"]},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["dsr=dsr_toolkit.cli:main"]},
+)
