@@ -1,0 +1,14 @@
+"""Registers every architecture with transformers' Auto classes. This file is not exported to the Hub."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from configuration_dsr import DSRConfig
+from processing_dsr import DSRProcessor
+
+from .modeling_dsr import DSRForConditionalGeneration, DSRModel
+
+
+AutoConfig.register("dsr", DSRConfig, exist_ok=True)
+AutoModel.register(DSRConfig, DSRModel, exist_ok=True)
+AutoModelForImageTextToText.register(DSRConfig, DSRForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(DSRConfig, DSRProcessor, exist_ok=True)
