@@ -242,7 +242,8 @@ def select_question_tokens(
     Special tokens never count. `question_scope="question"` leaves out every turn of the role that speaks last (the
     answering one: its header ends a prompt at inference and opens the answer in training), so the same conversation
     selects the same text with and without labels. `"published"` keeps all text at inference, and in training the
-    unsupervised text less its last three tokens (the header of the answer), as the published model was trained and run.
+    unsupervised text less the last unsupervised token and the two before it (the header of the answer), as the published
+    model was trained and run.
 
     Args:
         input_ids: `[B, S]`. sample_ids: `[B, S]` from [`sample_ids_from_mask`]. labels: `[B, S]`, -100 where unsupervised.
@@ -268,9 +269,8 @@ def select_question_tokens(
     if config.question_scope == "published":
         if labels is not None:
             keep &= labels.cpu().flatten()[flat] == IGNORE_INDEX
-            rank = keep.long().cumsum(0)
-            total = torch.zeros(num_samples, dtype=torch.long).scatter_reduce(0, sample, rank, "amax")
-            keep &= rank <= total[sample] - 3
+            last = torch.full((num_samples,), -1).scatter_reduce(0, sample[keep], order[keep], "amax")
+            keep &= order < last[sample] - 2
     elif len(flat):
         opens = token == config.im_start_token_id
         header = torch.where(opens, order, -1).cummax(0).values  # index of the token that opened this turn
