@@ -1,1 +1,8 @@
 """Published checkpoints to this library: streaming conversion, verification and assembly of the Hub repository."""
+
+from .conversion import convert
+from .registry import ARCHITECTURES
+from .report import Report
+from .verification import verify
+
+__all__ = ["ARCHITECTURES", "Report", "convert", "verify"]

@@ -1,0 +1,105 @@
+"""`python -m convert_weights ARCH --source NAME=PATH_OR_HUB_ID … --output DIR`, and `python -m convert_weights verify DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .registry import ARCHITECTURES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 the folder or a source is faulty."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m convert_weights", description=__doc__.replace("`", ""))
+    commands = parser.add_subparsers(required=True, metavar="ARCH | verify")
+    for name in ARCHITECTURES:
+        _add_architecture(commands, name)
+    verify = commands.add_parser("verify", help="check a converted folder")
+    verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _add_architecture(commands, name: str) -> None:
+    command = commands.add_parser(name, help=f"convert checkpoints to a {name} folder")
+    command.add_argument(
+        "--source",
+        action="append",
+        required=True,
+        type=_named,
+        metavar="NAME=PATH_OR_HUB_ID",
+        help="a checkpoint: file, folder, [datasets/]OWNER/NAME[@REVISION][:PATH], or a .json key list for a dry run",
+    )
+    command.add_argument("--output", type=Path, metavar="DIR", help="folder to make (not needed for a dry run)")
+    command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the sources")
+    command.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="such as 5GB or 500MB (default: 5GB)")
+    command.add_argument("--config", type=Path, metavar="JSON", help="configuration overrides, nested as in config.json")
+    command.add_argument("--dry-run", action="store_true", help="print what would be done with every tensor, write nothing")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_convert, arch=name)
+
+
+def _named(argument: str) -> tuple[str, str]:
+    name, separator, location = argument.partition("=")
+    if not (name and separator and location):
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH_OR_HUB_ID, got {argument!r}")
+    return name, location
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from .conversion import convert
+
+    if options.output is None and not options.dry_run:
+        raise ValueError("`--output DIR` is needed, unless `--dry-run` is given.")
+    sources = dict(options.source)
+    if len(sources) < len(options.source):
+        raise ValueError(f"`--source` names a source twice: {[name for name, _ in options.source]}.")
+    report = convert(
+        options.arch,
+        sources,
+        options.output or Path(),
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
+        config_overrides=_read_overrides(options.config),
+        dry_run=options.dry_run,
+        progress=not options.quiet,
+    )
+    print(report.table(details=options.dry_run))
+    return 0
+
+
+def _read_overrides(path: Path | None) -> dict:
+    if path is None:
+        return {}
+    try:
+        overrides = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"`--config` {path} is not valid JSON: {error}.") from None
+    if not isinstance(overrides, dict):
+        raise ValueError(f"`--config` {path} must hold an object such as config.json, got a {type(overrides).__name__}.")
+    return overrides
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verification import verify
+
+    problems = verify(options.folder)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{options.folder}: {f'{len(problems)} problems' if problems else 'complete and unchanged'}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""`convert`: from checkpoints to a complete Hub folder, tensor by tensor."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import inspect
+import json
+import shutil
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from .recipe import Plan, Resolution, resolve
+from .registry import architecture
+from .remote_code import copy_code
+from .report import REPORT_NAME, Report
+from .sources import Source, open_source
+from .staging import Staging, check_output
+from .streams import check_equal, pieces
+from .writer import INDEX_NAME, Shard, ShardWriter, index_of, parse_size, plan_shards, sha256_of
+
+OTHER_FILES = 64 * 2**20  # bytes reserved for what lies beside the weights: tokenizer, code, reports
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def convert(
+    arch: str,
+    sources: dict[str, str | Path],
+    output: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: int | str = "5GB",
+    config_overrides: dict | None = None,
+    dry_run: bool = False,
+    progress: bool = True,
+) -> Report:
+    """
+    Convert published checkpoints to a folder that `from_pretrained(output, trust_remote_code=True)` loads.
+
+    No model is instantiated: tensors pass from the mapped source files to the shards, so the memory in use does not
+    grow with the checkpoint. `output` appears complete or not at all. A run that was killed is continued by the same
+    call, without writing finished shards again.
+
+    Args:
+        arch: architecture, one of `ARCHITECTURES`.
+        sources: path or Hub id by the names that the architecture knows (see `convert_weights.sources`).
+        output: folder to make; it must not exist, or be empty.
+        dtype: of floating-point tensors, such as `"bfloat16"`. None keeps each one's own.
+        max_shard_size: bytes, or such as `"5GB"`.
+        config_overrides: values for the configuration, nested as in `config.json`.
+        dry_run: report what would be done, without reading weights or writing.
+        progress: show a progress bar.
+
+    Returns:
+        What was done with every tensor; also saved as `conversion_report.json` in `output`.
+
+    Raises:
+        ValueError: a source is damaged or does not fit the architecture, or holds a NaN; files and keys are named.
+        OSError: a file is missing, the disk is full, `output` exists or is in use. Nothing is left behind.
+    """
+    module = architecture(arch)
+    _check_source_names(arch, module, sources)
+    torch_dtype, shard_size = _parse_dtype(dtype), parse_size(max_shard_size)
+    output = Path(output)
+    if not dry_run:
+        check_output(output)
+    opened = {name: open_source(name, location) for name, location in sources.items()}
+    plan: Plan = module.plan(opened, config_overrides or {})
+    resolution = resolve(plan, opened, torch_dtype)
+    _complete_config(plan, resolution, torch_dtype)
+    shards = plan_shards(resolution.entries.values(), shard_size)
+    report = _describe(arch, plan, resolution, opened, shards)
+    if dry_run:
+        return report
+    for source in opened.values():
+        if not source.has_weights:
+            raise ValueError(f"{source.files[0]} lists names and shapes, not weights: it serves a dry run only.")
+    with Staging(output, _fingerprint(arch, module, plan, resolution, opened, shards)) as staging:
+        _check_space(staging, shards)
+        for read, target in resolution.equal:
+            check_equal(read, resolution.entries[target], opened)
+        _write_weights(staging, shards, opened, plan, report, progress)
+        report.notes += _write_other_files(staging.folder, module, plan, opened, shards)
+        _hash_outputs(report, staging)
+        report.save(staging.folder)
+        staging.commit()
+    return report
+
+
+def _check_source_names(arch: str, module: ModuleType, sources: dict) -> None:
+    if set(sources) not in [set(names) for names in module.SOURCES]:
+        accepted = " or ".join(" + ".join(f"`{name}`" for name in names) for names in module.SOURCES)
+        raise ValueError(f"`sources` of {arch} must be {accepted}, got {sorted(sources) or 'none'}.")
+
+
+def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"`dtype` must be float32, float16 or bfloat16, got {dtype!r}.")
+    return found
+
+
+def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | None) -> None:
+    """Record in the configuration which class and dtype to load."""
+    plan.config.architectures = [plan.model_class.__name__]
+    if dtype is None and getattr(plan.config, "dtype", None) is None:
+        sizes: Counter[torch.dtype] = Counter()
+        for entry in resolution.entries.values():
+            if entry.info.dtype.is_floating_point:
+                sizes[entry.info.dtype] += entry.nbytes
+        dtype = sizes.most_common(1)[0][0] if sizes else torch.float32
+    if dtype is not None:
+        parts = [getattr(plan.config, name, None) for name in plan.config.sub_configs]
+        for config in (plan.config, *parts):
+            if config is not None:
+                config.dtype = dtype
+
+
+def _describe(
+    arch: str, plan: Plan, resolution: Resolution, sources: dict[str, Source], shards: list[Shard]
+) -> Report:
+    import safetensors
+    import transformers
+
+    file_of = {entry.target: shard.name for shard in shards for entry in shard.entries}
+    return Report(
+        architecture=arch,
+        model_class=plan.model_class.__name__,
+        sources=[
+            {
+                "name": source.name,
+                # A local path is of no use to readers of the report, and none of their business.
+                "location": Path(source.location).name if Path(source.location).exists() else source.location,
+                "files": [{"name": p.name, "bytes": p.stat().st_size, "sha256": None} for p in source.files],
+            }
+            for source in sources.values()
+        ],
+        tensors={
+            entry.target: {
+                "action": entry.action,
+                "from": entry.origin,
+                "shape": list(entry.info.shape),
+                "dtype": str(entry.info.dtype).removeprefix("torch."),
+                "file": file_of[entry.target],
+            }
+            for entry in resolution.entries.values()
+        },
+        tied=resolution.tied,
+        dropped=resolution.dropped,
+        notes=list(plan.notes),
+        versions={
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "safetensors": safetensors.__version__,
+        },
+    )
+
+
+def _fingerprint(arch, module, plan, resolution, sources, shards) -> str:
+    """Of all that determines the weight files: an interrupted run is continued only if nothing of it changed."""
+    content = {
+        "arch": arch,
+        "recipe": inspect.getsource(module),
+        "config": plan.config.to_json_string(use_diff=False),
+        "seed": plan.seed,
+        "files": [
+            [source.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+            for source in sources.values()
+            for path in source.files
+        ],
+        "tensors": [[entry.target, entry.origin] for entry in resolution.entries.values()],
+        "shards": [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_space(staging: Staging, shards: list[Shard]) -> None:
+    needed = OTHER_FILES + sum(shard.nbytes for shard in shards if shard.name not in staging.finished)
+    free = shutil.disk_usage(staging.folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free", str(staging.output)
+        )
+
+
+def _write_weights(
+    staging: Staging,
+    shards: list[Shard],
+    sources: dict[str, Source],
+    plan: Plan,
+    report: Report,
+    progress: bool,
+) -> None:
+    """Write the shards that are not finished yet, hashing the source files in threads beside it."""
+    from tqdm.auto import tqdm
+
+    total = sum(shard.nbytes for shard in shards)
+    done = sum(shard.nbytes for shard in shards if shard.name in staging.finished)
+    bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="converting", disable=not progress)
+    stop = threading.Event()
+    with bar, ThreadPoolExecutor(2, thread_name_prefix="sha256") as pool:
+        try:
+            hashes = [
+                (record, pool.submit(_source_hash, staging, path, stop))
+                for source, description in zip(sources.values(), report.sources)
+                for path, record in zip(source.files, description["files"])
+            ]
+            with ShardWriter(staging.folder, lambda s, digest: staging.finish(s.name, sha256=digest), bar.update) as writer:
+                for shard in shards:
+                    if shard.name not in staging.finished:
+                        writer.write(shard, partial(pieces, sources=sources, seed=plan.seed))
+            bar.set_description("hashing sources")
+            for record, future in hashes:
+                record["sha256"] = future.result()
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise OSError(error.errno, f"{error.strerror} while writing the weights", str(staging.output)) from error
+            raise
+        finally:
+            stop.set()
+
+
+def _source_hash(staging: Staging, path: Path, stop: threading.Event) -> str:
+    fact = f"sha256 of {path.resolve()}"
+    if fact not in staging.facts:
+        digest = sha256_of(path, stop)
+        if stop.is_set():
+            return ""
+        staging.remember(fact, digest)
+    return staging.facts[fact]
+
+
+def _write_other_files(
+    folder: Path, module: ModuleType, plan: Plan, sources: dict[str, Source], shards: list[Shard]
+) -> list[str]:
+    """Index, configuration, generation configuration, processor and code; returns the processor's notes."""
+    if len(shards) > 1:
+        (folder / INDEX_NAME).write_text(json.dumps(index_of(shards), indent=2) + "\n")
+    plan.config.save_pretrained(folder)
+    if plan.generation_config is not None:
+        from transformers import GenerationConfig
+
+        GenerationConfig.from_dict(plan.generation_config).save_pretrained(folder)
+    notes = module.write_processor(sources, plan.config, folder)
+    copy_code(folder)
+    return notes
+
+
+def _hash_outputs(report: Report, staging: Staging) -> None:
+    for path in sorted(staging.folder.rglob("*")):
+        if path.is_file() and path.name != REPORT_NAME:
+            name = path.relative_to(staging.folder).as_posix()
+            known = staging.finished.get(name)
+            digest = known["sha256"] if known else sha256_of(path)
+            report.outputs[name] = {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,0 +1,142 @@
+"""`verify`: does a converted folder still hold what the conversion wrote, and does this library load it?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from .recipe import skeleton
+from .registry import model_class
+from .remote_code import code_files
+from .report import REPORT_NAME, Report
+from .sources import PICKLES, SafetensorsFile
+from .streams import PIECE, is_finite
+from .writer import INDEX_NAME, sha256_of
+
+CHECKED_SUFFIXES = (".safetensors", ".py", *PICKLES)  # files of these kinds must not appear out of nowhere
+
+
+def verify(folder: str | Path, *, progress: bool = True) -> list[str]:
+    """
+    Check a converted folder.
+
+    Hashes and sizes of all files against the conversion report; names, shapes and dtypes of tensors, every number
+    finite; the index; the code against this library; the model that `config.json` describes, built without storage,
+    against the tensors.
+
+    Returns:
+        What is wrong, one line each, naming file and key; empty if all is well.
+
+    Raises:
+        FileNotFoundError: the folder has no conversion report.
+    """
+    from tqdm.auto import tqdm
+
+    folder = Path(folder)
+    report = Report.load(folder)
+    problems: list[str] = []
+    files: dict[str, SafetensorsFile] = {}
+    total = sum(facts["bytes"] for facts in report.outputs.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=not progress) as bar:
+        for name, facts in report.outputs.items():
+            problems += _check_file(folder / name, facts, files)
+            bar.update(facts["bytes"])
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in CHECKED_SUFFIXES and name not in report.outputs:
+            problems.append(f"{path}: not in {REPORT_NAME}.")
+    problems += _check_tensors(folder, report, files)
+    problems += _check_code(folder, report)
+    problems += _check_layout(folder, report, files)
+    return problems
+
+
+def _check_file(path: Path, facts: dict, files: dict[str, SafetensorsFile]) -> list[str]:
+    """Size and hash; of weights also the header, and that every number is finite. Weights are read once."""
+    if not path.is_file():
+        return [f"{path}: missing."]
+    problems = []
+    if path.suffix != ".safetensors":
+        digest = sha256_of(path)
+    else:
+        try:
+            files[path.name] = file = SafetensorsFile(path)
+        except ValueError as error:
+            return [str(error)]
+        digest, problems = _read_weights(file)
+    if path.stat().st_size != facts["bytes"]:
+        problems.append(f"{path}: {path.stat().st_size} bytes, expected {facts['bytes']}.")
+    elif digest != facts["sha256"]:
+        problems.append(f"{path}: sha256 is {digest}, expected {facts['sha256']}.")
+    return problems
+
+
+def _read_weights(file: SafetensorsFile) -> tuple[str, list[str]]:
+    """sha256 and non-finite tensors, piece by piece and in the order of the file."""
+    digest, problems = hashlib.sha256(), []
+    with open(file.path, "rb") as handle:
+        digest.update(handle.read(file.data_start))
+    for key in file.tensors:
+        flat = file.read(key).reshape(-1)
+        pieces = flat.split(max(1, PIECE // flat.dtype.itemsize)) if flat.numel() else ()
+        finite = True
+        for piece in pieces:
+            digest.update(piece.view(torch.uint8).numpy())
+            finite = finite and is_finite(piece)
+        if not finite:
+            problems.append(f"{file.path}: `{key}` holds NaN or infinite values.")
+    return digest.hexdigest(), problems
+
+
+def _check_tensors(folder: Path, report: Report, files: dict[str, SafetensorsFile]) -> list[str]:
+    """Names, shapes and dtypes in the headers, against the report and the index."""
+    problems, found = [], {}
+    for name, file in files.items():
+        for key, info in file.tensors.items():
+            found[key] = (name, list(info.shape), str(info.dtype).removeprefix("torch."))
+    for key, tensor in report.tensors.items():
+        expected = (tensor["file"], tensor["shape"], tensor["dtype"])
+        if tensor["file"] in files and found.get(key) != expected:
+            problems.append(f"{folder / tensor['file']}: `{key}` is {found.get(key, 'missing')}, expected {expected}.")
+    for key in sorted(found.keys() - report.tensors.keys()):
+        problems.append(f"{folder / found[key][0]}: `{key}` is not in {REPORT_NAME}.")
+    index = folder / INDEX_NAME
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            return [*problems, f"{index}: no checkpoint index ({error!r})."]
+        if weight_map != {key: tensor["file"] for key, tensor in report.tensors.items()}:
+            problems.append(f"{index}: does not list the tensors of {REPORT_NAME}.")
+    elif len({tensor["file"] for tensor in report.tensors.values()}) > 1:
+        problems.append(f"{index}: missing.")
+    return problems
+
+
+def _check_code(folder: Path, report: Report) -> list[str]:
+    problems = []
+    for name, path in code_files().items():
+        if not (folder / name).is_file():
+            problems.append(f"{folder / name}: missing.")
+        elif (folder / name).read_bytes() != path.read_bytes():
+            problems.append(f"{folder / name}: differs from this library's.")
+    return problems
+
+
+def _check_layout(folder: Path, report: Report, files: dict[str, SafetensorsFile]) -> list[str]:
+    """The tensors against the model that the configuration describes."""
+    try:
+        model = model_class(report.architecture, report.model_class)
+        layout = skeleton(model, model.config_class.from_pretrained(folder))
+    except (OSError, ValueError, TypeError) as error:
+        return [f"{folder / 'config.json'}: does not make a {report.model_class} ({error})."]
+    found = {key: info.shape for file in files.values() for key, info in file.tensors.items()}
+    problems = [f"`{key}`: the model has no such tensor." for key in sorted(found.keys() - layout.tensors.keys())]
+    problems += [f"`{key}`: the model needs it." for key in layout.tensors if key not in found]
+    for key, info in layout.tensors.items():
+        if key in found and found[key] != info.shape:
+            problems.append(f"`{key}` is {list(found[key])}, the model expects {list(info.shape)}.")
+    return [f"{folder}: {problem}" for problem in problems]
