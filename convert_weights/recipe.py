@@ -322,6 +322,25 @@ def merge_config(config: dict, overrides: dict) -> dict:
     return merged
 
 
+def build_config(config_class: type[PreTrainedConfig], content: dict, overrides: dict) -> PreTrainedConfig:
+    """A configuration of `content` with the user's overrides.
+
+    Raises:
+        ValueError: an override names no field of the class or of its sub-configurations.
+    """
+    known = config_class(**content).to_dict()
+    unknown = [key for key in overrides if key not in known]
+    for name in config_class.sub_configs:
+        if isinstance(overrides.get(name), dict):
+            unknown += [f"{name}.{key}" for key in overrides[name] if key not in known[name]]
+    if unknown:
+        raise ValueError(
+            f"Configuration overrides {unknown} are no fields of {config_class.__name__}; it has {sorted(known)}, "
+            "those of its parts nested below their names."
+        )
+    return config_class.from_dict(merge_config(known, overrides))
+
+
 def resolve(plan: Plan, sources: dict[str, Source], dtype: torch.dtype | None = None) -> Resolution:
     """Apply the rules of `plan` to the keys of `sources`.
 
