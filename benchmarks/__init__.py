@@ -1,0 +1,1 @@
+"""Ratios of the library against a stated baseline: `python -m benchmarks`."""

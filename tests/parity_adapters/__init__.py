@@ -1,0 +1,1 @@
+"""One module per architecture: how its reference cases are run. `tests.parity` explains what a module provides."""

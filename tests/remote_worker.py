@@ -1,0 +1,173 @@
+"""Isolated half of `tests/model_checks.py`: an exported model, used where the source tree cannot be imported.
+
+Run as `python -P remote_worker.py job.json` from `/`. Imports nothing of the library; writes {check: "" or what went
+wrong} to answer.json.
+"""
+
+import importlib.abc
+import json
+import sys
+import traceback
+from pathlib import Path
+
+SOURCE_MODULES = ("configuration_dsr", "processing_dsr", "modeling_dsr", "convert_weights", "dsr_toolkit", "tests")
+
+
+class NoSourceTree(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] in SOURCE_MODULES:
+            raise ImportError(f"{fullname} belongs to the source tree")
+        return None
+
+
+sys.meta_path.insert(0, NoSourceTree())
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+JOB = json.loads(Path(sys.argv[1]).read_text())
+WORK = Path(JOB["work"])
+REPOSITORY = WORK / "repository"
+EXPECTED = load_file(WORK / "expected.safetensors")
+SAVED_INPUTS = torch.load(WORK / "inputs.pt", weights_only=True)
+AUTO = getattr(transformers, JOB["auto_class"])
+
+
+def load(source, auto=AUTO, **kwargs):
+    model, info = auto.from_pretrained(source, trust_remote_code=True, output_loading_info=True, **kwargs)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    return model.eval(), {kind: sorted(names) for kind, names in info.items() if names}
+
+
+def outputs(model):
+    with torch.no_grad():
+        result = model(**SAVED_INPUTS["inputs"])
+    return {name: value for name, value in result.items() if isinstance(value, torch.Tensor)}
+
+
+def difference(found, expected):
+    shared = found.keys() & expected.keys()
+    assert shared, (sorted(found), sorted(expected))
+    return max((found[name].double() - expected[name].double()).abs().max().item() for name in shared)
+
+
+def code_of(folder):
+    return {path.name: path.read_text() for path in Path(folder).glob("*.py")}
+
+
+def loss_of(result):
+    if getattr(result, "loss", None) is not None:
+        return result.loss
+    return sum(v.float().square().mean() for v in result.values() if isinstance(v, torch.Tensor) and v.requires_grad)
+
+
+def local():
+    model, info = load(REPOSITORY)
+    assert info == {}, info
+    assert difference(outputs(model), EXPECTED) <= 1e-5
+
+
+def base():
+    model, info = load(REPOSITORY, getattr(transformers, JOB["base"]))
+    assert not info.get("missing_keys"), info
+    assert type(model).__name__ != JOB["auto_class"]
+
+
+def resave():
+    model, _ = load(REPOSITORY)
+    model.save_pretrained(WORK / "resaved")
+    assert code_of(WORK / "resaved").items() <= code_of(REPOSITORY).items()
+    again, info = load(WORK / "resaved")
+    assert info == {} and difference(outputs(again), EXPECTED) <= 1e-5
+    again.save_pretrained(WORK / "resaved_twice")  # the second generation has only what the first one saved
+    third, info = load(WORK / "resaved_twice")
+    assert info == {} and difference(outputs(third), EXPECTED) <= 1e-5
+
+
+def hub():
+    model, info = load("org/name")
+    assert info == {} and difference(outputs(model), EXPECTED) <= 1e-5
+    assert type(model.config) is type(model).config_class
+
+
+def hub_subfolder():
+    model, info = load("org/name", subfolder="inside")
+    assert info == {} and difference(outputs(model), EXPECTED) <= 1e-5
+    if JOB["processor"]:
+        transformers.AutoProcessor.from_pretrained("org/name", subfolder="inside", trust_remote_code=True)
+
+
+def trainer():
+    model, _ = load(REPOSITORY)
+
+    class Step(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            result = model(**inputs)
+            return (loss_of(result), result) if return_outputs else loss_of(result)
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(WORK / "training"), max_steps=1, per_device_train_batch_size=1, learning_rate=1e-3, use_cpu=True,
+        report_to=[], save_strategy="no", remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    processing = None
+    if JOB["processor"]:
+        processing = transformers.AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)
+    step = Step(
+        model=model, args=arguments, train_dataset=[SAVED_INPUTS["training"]], data_collator=lambda items: items[0],
+        processing_class=processing,
+    )  # fmt: skip
+    loss = step.train().training_loss
+    assert loss == loss and abs(loss) < 1e6, loss
+    changed = sum(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    assert changed > len(before) / 2, f"only {changed} of {len(before)} parameters moved"
+    step.save_model(str(WORK / "trained"))
+    assert code_of(WORK / "trained").keys() >= code_of(WORK / "resaved").keys()
+    again, info = load(WORK / "trained")
+    assert info == {} and difference(outputs(again), outputs(model.eval())) <= 1e-5
+    if processing is not None:
+        transformers.AutoProcessor.from_pretrained(WORK / "trained", trust_remote_code=True)
+
+
+def lora():
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    model, _ = load(REPOSITORY)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=JOB["lora_targets"], init_lora_weights=False)).eval()
+    changed = outputs(adapted)
+    assert difference(changed, EXPECTED) > 1e-4  # the adapter does something
+    adapted.save_pretrained(WORK / "adapter")
+    fresh, _ = load(REPOSITORY)
+    reloaded = PeftModel.from_pretrained(fresh, WORK / "adapter").eval()
+    assert difference(outputs(reloaded), changed) == 0
+    merged = reloaded.merge_and_unload()
+    merged.save_pretrained(WORK / "merged")
+    again, info = load(WORK / "merged")
+    assert info == {} and difference(outputs(again), changed) <= 1e-4
+
+
+def processor():
+    first = transformers.AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)
+    assert type(first).__module__.startswith("transformers_modules."), type(first)
+    first.save_pretrained(WORK / "processor")
+    again = transformers.AutoProcessor.from_pretrained(WORK / "processor", trust_remote_code=True)
+    assert again.to_dict() == first.to_dict()
+    assert (WORK / "processor" / "processing_dsr.py").exists()
+
+
+def main():
+    answer = {}
+    checks = [local, resave, hub, hub_subfolder, trainer, lora]
+    checks += [base] if JOB["base"] else []
+    checks += [processor] if JOB["processor"] else []
+    for check in checks:
+        try:
+            check()
+            answer[check.__name__] = ""
+        except Exception:  # each check is reported by a test of its own
+            answer[check.__name__] = traceback.format_exc()[-3000:]
+    (WORK / "answer.json").write_text(json.dumps(answer))
+
+
+main()
