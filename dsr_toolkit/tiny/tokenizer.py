@@ -38,8 +38,10 @@ MARKER_TOKENS = (  # added to the published tokenizer as ordinary text, kept whe
     "<|file_sep|>",
 )
 
-# What the merges are learnt from, so that a random model babbles in words instead of broken bytes.
+# What the merges are learnt from: roles must be one token each, as in Qwen's tokenizer, and a random model should babble
+# in words rather than in broken bytes.
 CORPUS = (
+    *("system\nuser\nassistant\n",) * 20,
     "the camera moves slowly to the left while the red ball rolls towards the blue box",
     "the person walks away from the viewer and the distance between them becomes larger",
     "from the first second to the last the car keeps its speed and then turns right",

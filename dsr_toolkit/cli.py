@@ -1,0 +1,41 @@
+"""`dsr`: the command line of the library.
+
+A subcommand is a module of `dsr_toolkit.commands` with `HELP`, `add_arguments(parser)` and `run(args)`. Importing one
+must be quick, so that `dsr --help` is; torch and transformers are imported when it runs.
+"""
+
+import argparse
+import importlib
+import sys
+
+from .console import say
+
+COMMANDS = ("demo", "ask", "convert")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns 0, or 2 when the input was wrong, which is told in one message without a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, OSError, ImportError) as error:
+        say(f"dsr {args.command}: error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say(f"dsr {args.command}: interrupted")
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsr", description="Spatial models for video and images.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f".commands.{name}", __package__)
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
