@@ -12,18 +12,15 @@ def say(message: str) -> None:
 
 @contextmanager
 def step(what: str):
-    """Announce a piece of work and, when it is done, how long it took."""
-    print(f"{what} …", end=" ", file=sys.stderr, flush=True)
+    """Announce a piece of work and, where it took a while, say how long."""
+    say(f"{what} …")
     start = time.perf_counter()
-    try:
-        yield
-    except BaseException:
-        print(file=sys.stderr, flush=True)
-        raise
-    print(f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+    yield
+    if (seconds := time.perf_counter() - start) >= 1:
+        say(f"  {seconds:.1f} s")
 
 
 RANDOM_WEIGHTS_NOTICE = (
-    "No trained model was given: this is a tiny one with RANDOM WEIGHTS. The whole path runs, but the answer means nothing.\n"
+    "No trained model is loaded: this is a tiny one with RANDOM WEIGHTS. Everything runs, but the answer means nothing.\n"
     "Use --model REPO_OR_DIR for real weights."
 )

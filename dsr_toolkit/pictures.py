@@ -95,6 +95,7 @@ def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
 
 
 def _text_block(text: str, width: int, size: int, colour=INK) -> Image.Image:
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     font = _font(size, text)
     letters = int((width - 2 * MARGIN) / max(font.getlength("n"), 1))
     text = "\n".join(textwrap.wrap(text, letters)) or " "

@@ -75,6 +75,9 @@ def write_qwen2_5_vl(folder: str | Path, seed: int = 0) -> Path:
         for pattern, replacement in PUBLISHED_NAMES:
             name = re.sub(pattern, replacement, name)
         weights[name] = random_tensor(name, tuple(parameter.shape), seed)
+    # Random answers in words: single bytes, control tokens and unused rows are seldom the likeliest.
+    words = range(256, min(ids.values()))
+    weights["lm_head.weight"][[row for row in range(config["vocab_size"]) if row not in words]] *= 0.2
     size = sum(tensor.nbytes for tensor in weights.values())
     save_torch_state_dict(weights, folder, max_shard_size=size * 2 // 3)
     return folder

@@ -19,8 +19,14 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Ten
         return 0.1 * tensor
     if len(shape) == 1:  # norm weights and LayerScales
         return 1 + 0.1 * tensor
-    if "embed_tokens" in name or "pos_embed" in name or name.endswith("token") or name.endswith("tokens"):
+    if "embed_tokens" in name:
+        return 0.3 * tensor  # a word's own vector must not drown its context
+    if "pos_embed" in name or name.endswith(("token", "tokens")):
         return tensor
     fan_in = tensor[0].numel()
-    gain = 4.0 if name.startswith("lm_head") else 1.0  # logits a few units apart
+    gain = 1.0
+    if name.startswith("lm_head"):
+        gain = 4.0  # logits a few units apart
+    elif name.endswith(("q_proj.weight", "k_proj.weight")):
+        gain = 2.5  # attention that prefers some tokens: an even mean over a long prompt would hide the question
     return gain * tensor / fan_in**0.5
