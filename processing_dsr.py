@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.video_utils import VideoMetadata, load_video, make_batched_videos
+from transformers.video_utils import VideoMetadata, make_batched_videos
+
+try:
+    import av
+except ImportError:  # a program that decodes its own videos does without
+    av = None
 
 
 # --------------------------------------------------------------------------------------
@@ -46,36 +51,79 @@ def sample_frame_indices(total_frames: int, num_frames: int = 32, rule: str = "i
 
 def decode_video(path: str | os.PathLike, num_frames: int = 32, rule: str = "inference") -> tuple[np.ndarray, VideoMetadata]:
     """
-    Decode evenly spread frames of a video file (PyAV).
+    Decode evenly spread frames of a video file (PyAV), turned as the file says it was held.
+
+    Args:
+        path: a file, or a URL that FFmpeg can open. num_frames, rule: as in [`sample_frame_indices`].
 
     Returns:
-        uint8 RGB frames `[T, H, W, 3]` and their metadata (fps, indices).
+        uint8 RGB frames `[T, H, W, 3]` and their metadata (fps, duration in seconds, indices).
+
+    Raises:
+        ValueError: no such file, not a video, no video track, no frames, or cut short.
     """
+    if av is None:
+        raise ImportError("Decoding a video needs PyAV: `pip install av`.")
     path = os.fspath(path)
     if "://" not in path and not Path(path).is_file():
         raise ValueError(f"There is no video file at {path!r}.")
     try:
-        frames, metadata = load_video(
-            path,
-            backend="pyav",
-            sample_indices_fn=lambda metadata, **_: _sampled(metadata, path, num_frames, rule),
-        )
-    except (ImportError, ValueError):
-        raise
-    except Exception as error:  # PyAV raises one class per cause, all of them mean an unreadable file
+        total, fps = _count_frames(path)
+        indices = sample_frame_indices(total, num_frames, rule)
+        frames, decoded = _decode_frames(path, indices)
+        if 0.9 * total <= decoded <= indices[-1]:  # containers may announce some frames that an edit list hides
+            total, indices = decoded, sample_frame_indices(decoded, num_frames, rule)
+            frames, decoded = _decode_frames(path, indices)
+    except av.FFmpegError as error:
         raise ValueError(
-            f"{path!r} cannot be decoded as a video ({type(error).__name__}: {error}). It may be cut short or not be a video; "
-            "re-encode it, for example to H.264 in mp4."
+            f"{path!r} cannot be decoded as a video ({error.strerror or error}). It may be cut short or not be a video; fetch "
+            "it again or re-encode it, for example to H.264 in mp4."
         ) from error
-    if not len(frames):
-        raise ValueError(f"{path!r} holds no frame that can be decoded. Re-encode it, for example to H.264 in mp4.")
+    if len(frames) < len(indices):
+        raise ValueError(
+            f"{path!r} is cut short: {decoded} of its {total} frames can be decoded. Fetch it again, or re-encode what is left."
+        )
+    frames = np.stack(frames)
+    metadata = VideoMetadata(
+        total_num_frames=total,
+        fps=fps,
+        duration=total / fps,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        video_backend="pyav",
+        frames_indices=indices,
+    )
     return frames, metadata
 
 
-def _sampled(metadata: VideoMetadata, path: str, num_frames: int, rule: str) -> np.ndarray:
-    if not metadata.total_num_frames or metadata.total_num_frames < 1:
-        raise ValueError(f"{path!r} holds no frame. Re-encode it, for example to H.264 in mp4.")
-    return sample_frame_indices(metadata.total_num_frames, num_frames, rule)
+def _count_frames(path: str) -> tuple[int, float]:
+    """Number of frames of the first video track, and frames per second (1 where the file does not say)."""
+    with av.open(path) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path!r} has no video track. Pass a file with moving pictures.")
+        stream = container.streams.video[0]
+        # Matroska and WebM do not announce a number; their packets are counted, without decoding.
+        total = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+        fps = float(stream.average_rate or stream.guessed_rate or 1)
+    if total < 1:
+        raise ValueError(f"{path!r} holds zero frames. Re-encode it, for example to H.264 in mp4.")
+    return total, fps
+
+
+def _decode_frames(path: str, indices: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """The frames at `indices` that exist, each `[H, W, 3]`, and how many were decoded up to the last of them."""
+    wanted, frames, decoded = set(indices.tolist()), [], 0
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            if decoded in wanted:
+                # `rotation` is the angle, counter-clockwise, that brings the picture upright.
+                frames.append(np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90))
+            decoded += 1
+            if decoded > indices[-1]:
+                break
+    return frames, decoded
 
 
 # --------------------------------------------------------------------------------------

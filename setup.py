@@ -11,7 +11,7 @@ REQUIRED = [
     "peft>=0.18",
     "accelerate>=1.0",
     "datasets>=4.0",
-    "av>=14",
+    "av>=14.1",
     "numpy>=1.26",
     "pillow>=10",
 ]

@@ -1,0 +1,47 @@
+"""`dsr`: the command line of the library.
+
+A subcommand is a module of `dsr_toolkit.commands` with `HELP`, `add_arguments(parser)` and `run(args)`. Importing one
+must be quick, so that `dsr --help` is; torch and transformers are imported when it runs. A module without
+`add_arguments` stands for a program with a parser of its own: its `run` gets the arguments as they are.
+"""
+
+import argparse
+import importlib
+import sys
+
+from .console import say
+
+COMMANDS = ("demo", "ask", "convert")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns 0, or 2 when the input was wrong, which is told in one message without a traceback."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.passes_on:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        return args.run(rest if args.passes_on else args) or 0
+    except (ValueError, OSError, ImportError) as error:
+        say(f"dsr {args.command}: error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say(f"dsr {args.command}: interrupted")
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsr", description="Spatial models for video and images.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = importlib.import_module(f".commands.{name}", __package__)
+        passes_on = not hasattr(module, "add_arguments")
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__, add_help=not passes_on)
+        if not passes_on:
+            module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run, passes_on=passes_on)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Ask DSR about videos and images.
+
+Prints the answers, and writes answer.json and a picture of where the geometry tokens looked. Media are encoded once,
+whatever the number of questions.
+"""
+
+import json
+from pathlib import Path
+
+from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+
+HELP = "ask about a video or image"
+TITLE = "Where the {} geometry tokens looked"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("questions", nargs="+", metavar="QUESTION", help="one or more questions")
+    parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; may be repeated")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
+    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted DSR model; default: a tiny random one")
+    parser.add_argument("--frames", type=int, metavar="N", help="frames taken from each video (default: the model's, 32)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    parser.add_argument("--device", help='"cpu", "cuda", "cuda:1", or "auto" for all GPUs (default: a GPU if there is one)')
+    parser.add_argument("--attn", metavar="NAME", help="attention implementation: sdpa, eager, flash_attention_2, …")
+    parser.add_argument("-o", "--output", default="dsr-ask", metavar="DIR", help="where to write (default: dsr-ask)")
+
+
+def run(args) -> None:
+    if not args.video and not args.image:
+        raise ValueError("give at least one --video FILE or --image FILE to ask about.")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}.")
+    for path in args.video + args.image:
+        if not Path(path).is_file():
+            raise ValueError(f"there is no file at {path!r}.")
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+
+    with step("Loading libraries"):
+        from ..loading import load, resolve
+    source, is_random = resolve(args.model, "dsr")
+    with step(f"Loading {source}"):
+        model, processor = load(source, "dsr", dtype=args.dtype, device=args.device, attn_implementation=args.attn)
+    if is_random:
+        say(RANDOM_WEIGHTS_NOTICE)
+
+    media = read_media(args.video, args.image, args.frames or processor.num_frames)
+    results = answer(model, processor, media, args.questions, args.max_new_tokens)
+    report = {"model": str(source), "random_weights": is_random, "media": describe(media), "answers": []}
+    for number, result in enumerate(results, 1):
+        name = "attention" if len(args.questions) == 1 else f"attention-{number}"
+        pictures = draw(processor, media, result, output / name)
+        print(f"Q: {result['question']}\nA: {result['answer']}")
+        for picture in pictures:
+            print(f"   {picture}")
+        report["answers"].append(
+            {key: result[key] for key in ("question", "answer", "seconds", "next_tokens")}
+            | {"pictures": [picture.name for picture in pictures]}
+        )
+    if is_random:
+        print("(random weights: the answer means nothing)")
+    (output / "answer.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"   {output / 'answer.json'}")
+
+
+def read_media(videos: list[str], images: list[str], num_frames: int) -> list[dict]:
+    """Decode images, then videos, in the order they will stand in the prompt."""
+    from PIL import Image, ImageOps
+
+    from processing_dsr import decode_video
+
+    media = []
+    for path in images:
+        try:
+            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        except OSError as error:
+            raise ValueError(f"{path!r} cannot be read as an image: {error}. Expected a complete jpg, png or the like.") from error
+        media.append({"kind": "image", "path": path, "image": image})
+    for path in videos:
+        with step(f"Reading {path}"):
+            frames, metadata = decode_video(path, num_frames)
+        media.append({"kind": "video", "path": path, "frames": frames, "metadata": metadata})
+    return media
+
+
+def answer(model, processor, media: list[dict], questions: list[str], max_new_tokens: int = 128):
+    """
+    Answer each question about the same media, greedily.
+
+    The vision tower and the geometry encoder run once. For each question one pass over the prompt records where its
+    geometry tokens look and which words may come first; then the answer is generated.
+
+    Yields:
+        For each question a dict with `question`, `answer`, `seconds`, `next_tokens` (the likeliest first tokens and their
+        probabilities), `logits` of the first token `[vocabulary]`, and `geometry_attentions` (None without geometry).
+    """
+    import time
+
+    import torch
+
+    features = None
+    for question in questions:
+        start = time.perf_counter()
+        inputs = prepare(processor, media, question).to(model.device)
+        pixels = {name: inputs.pop(name, None) for name in ("pixel_values", "pixel_values_videos")}
+        with torch.no_grad():
+            if features is None:
+                with step("Looking"):
+                    features = encode(model, pixels, inputs)
+            with step("Answering"):
+                first = model(
+                    **inputs, mm_encoder_outputs=features, output_geometry_attentions=True, logits_to_keep=1, use_cache=False
+                )
+                tokens = model.generate(
+                    **inputs, mm_encoder_outputs=features, max_new_tokens=max_new_tokens, do_sample=False
+                )
+        logits = first.logits[0, -1].float().cpu()
+        likeliest = logits.softmax(-1).topk(5)
+        yield {
+            "question": question,
+            "answer": processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip(),
+            "seconds": round(time.perf_counter() - start, 2),
+            "next_tokens": {
+                processor.decode([token]): round(probability, 5)
+                for token, probability in zip(likeliest.indices.tolist(), likeliest.values.tolist())
+            },
+            "logits": logits,
+            "geometry_attentions": first.geometry_attentions,
+        }
+
+
+def prepare(processor, media: list[dict], question: str):
+    """The model's inputs for one question about all media."""
+    content = [{"type": medium["kind"]} for medium in media] + [{"type": "text", "text": question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    images = [medium["image"] for medium in media if medium["kind"] == "image"]
+    videos = [medium for medium in media if medium["kind"] == "video"]
+    return processor(
+        text=[prompt],
+        images=images or None,
+        videos=[video["frames"] for video in videos] or None,
+        video_metadata=[video["metadata"] for video in videos] or None,
+        return_tensors="pt",
+    )
+
+
+def encode(model, pixels: dict, inputs) -> dict:
+    """What the model computes of media before it sees a question."""
+    features = {}
+    if pixels["pixel_values"] is not None:
+        features["image"] = model.get_image_features(pixels["pixel_values"], inputs["image_grid_thw"])
+    if pixels["pixel_values_videos"] is not None:
+        features["video"] = model.get_video_features(pixels["pixel_values_videos"], inputs["video_grid_thw"])
+    return features
+
+
+def draw(processor, media: list[dict], result: dict, path: Path) -> list[Path]:
+    """One picture per medium that geometry tokens read; none where there are no geometry tokens."""
+    import numpy as np
+
+    from ..pictures import attention_sheet
+
+    if result["geometry_attentions"] is None:
+        say("No geometry tokens were used (images need a model with geometry_for_images), so there is no picture.")
+        return []
+    if processor.geometry_for_images:
+        read = media
+    else:
+        read = [medium for medium in media if medium["kind"] == "video"]
+    paths = []
+    for number, (medium, probabilities) in enumerate(zip(read, result["geometry_attentions"]), 1):
+        if medium["kind"] == "image":
+            frames, labels = np.asarray(medium["image"])[None], [Path(medium["path"]).name]
+        else:
+            metadata, frames = medium["metadata"], medium["frames"]
+            labels = [f"{index / metadata.fps:.2f} s" for index in metadata.frames_indices]
+        heat, per_token = heat_of(processor, probabilities, frames)
+        picture = attention_sheet(
+            frames,
+            heat,
+            per_token,
+            labels,
+            TITLE.format(len(per_token)),
+            (Path(medium["path"]).name, f"Question: {result['question']}", f"Answer: {result['answer']}"),
+        )
+        paths.append(path.with_name(f"{path.name}{f'-{number}' if len(read) > 1 else ''}.png"))
+        picture.save(paths[-1])
+    return paths
+
+
+def heat_of(processor, probabilities, frames):
+    """Attention per pixel `[T, H, W]` and per token and frame `[K, T]` of one medium, as numpy arrays."""
+    arguments = {"num_frames": [len(frames)]}
+    heat = processor.post_process_geometry_attentions([probabilities], target_sizes=[frames.shape[1:3]], **arguments)[0]
+    shares = processor.post_process_geometry_attentions([probabilities], [(1, 1)], per_token=True, **arguments)[0]
+    return heat.cpu().numpy(), shares[:, :, 0, 0].cpu().numpy()
+
+
+def describe(media: list[dict]) -> list[dict]:
+    """What was read, for answer.json."""
+    described = []
+    for medium in media:
+        entry = {"kind": medium["kind"], "path": str(medium["path"])}
+        if medium["kind"] == "video":
+            metadata = medium["metadata"]
+            entry |= {"fps": metadata.fps, "frames": [int(index) for index in metadata.frames_indices]}
+        described.append(entry)
+    return described

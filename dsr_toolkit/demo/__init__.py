@@ -1,0 +1,8 @@
+"""What `dsr demo` shows. A section is a module of this package with `TITLE` and `run(folder, model) -> dict`.
+
+`run` works in `folder`, which exists and is empty, prints what it finds, writes something to look at and returns what
+demo.json should record. `model` is what `--model` gave; None means the tiny model, built there by the real converter.
+"""
+
+# Keyed by model type, in the order in which they are shown.
+SECTIONS = {"dsr": "dsr_toolkit.demo.dsr"}

@@ -1,0 +1,59 @@
+"""From `--model` to a model and its processor."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+import modeling_dsr  # noqa: F401  registers this library's classes: the code inside a model's repository is never run
+
+from .console import say
+
+AUTO_CLASS = {"dsr": AutoModelForImageTextToText}
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
+    """
+    Where to load from, and whether those weights are random.
+
+    Nothing given, or a Hub repository that is neither cached nor within reach: the tiny model of `model_type`. A folder
+    or repository that does not exist is an error, never replaced.
+    """
+    if model is None:
+        return _tiny(model_type), True
+    if Path(model).is_dir():
+        return model, False
+    try:
+        hf_hub_download(model, "config.json")
+    except LocalEntryNotFoundError:
+        say(f"The Hub cannot be reached and {model!r} is not in the cache.")
+        return _tiny(model_type), True
+    except HFValidationError as error:
+        raise ValueError(f"--model {model!r} is neither a folder nor the name of a Hub repository (OWNER/NAME).") from error
+    return model, False
+
+
+def load(source: str, model_type: str, dtype: str = "auto", device: str | None = None, attn_implementation: str | None = None):
+    """The model, in evaluation mode, and its processor."""
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type != model_type:
+        raise ValueError(
+            f"{source} holds a {config.model_type!r} model where {model_type!r} is needed. "
+            f"`dsr convert` turns published checkpoints into {model_type!r} folders."
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = AUTO_CLASS.get(model_type, AutoModel).from_pretrained(
+        source, dtype=dtype, device_map=device, attn_implementation=attn_implementation
+    )
+    return model.eval(), AutoProcessor.from_pretrained(source)
+
+
+def _tiny(model_type: str) -> str:
+    from .tiny import hub_folder
+
+    return str(hub_folder(model_type))

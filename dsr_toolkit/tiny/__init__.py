@@ -1,0 +1,79 @@
+"""Small random checkpoints in the layouts of the published ones, and the models that the real converter makes of them.
+
+They let everything run where no real weights are: tests, the demo, and commands without `--model`.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from ..console import step
+
+
+def _dsr_sources(folder: Path):
+    from .pi3 import DSR_OVERRIDES, write_pi3
+    from .qwen2_5_vl import write_qwen2_5_vl
+
+    sources = {
+        "qwen": write_qwen2_5_vl(folder / "Qwen2.5-VL-tiny"),
+        "pi3": write_pi3(folder / "Pi3-tiny" / "model.safetensors"),
+    }
+    return sources, DSR_OVERRIDES
+
+
+# Per model type: folder -> (sources for the converter, its config overrides).
+SOURCES = {"dsr": _dsr_sources}
+
+
+def build(model_type: str, folder: str | Path) -> Path:
+    """Write the tiny sources of `model_type` to `folder/sources`, convert them, and return the result, `folder/hub`."""
+    from convert_weights import convert
+
+    folder = Path(folder)
+    with step(f"Writing tiny checkpoints to {folder / 'sources'}"):
+        sources, overrides = SOURCES[model_type](folder / "sources")
+    with step(f"Converting them to {folder / 'hub'}"):
+        convert(model_type, sources, folder / "hub", config_overrides=overrides, progress=False)
+    return folder / "hub"
+
+
+def hub_folder(model_type: str) -> Path:
+    """
+    The tiny model of `model_type`, built when it is first wanted and kept in Hugging Face's cache folder.
+
+    Its name holds a fingerprint of the code that makes it, so that a new version of the library builds a new one.
+    """
+    if model_type not in SOURCES:
+        raise ValueError(f"There is no tiny {model_type!r} model; there are {', '.join(SOURCES)}.")
+    cache = Path(constants.HF_HOME) / "dsr-tiny"
+    folder = cache / f"{model_type}-{_fingerprint()}"
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=cache))
+        try:
+            os.rename(build(model_type, work), folder)
+        except OSError:
+            if not folder.is_dir():  # another process may have been quicker
+                raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _fingerprint() -> str:
+    import configuration_dsr
+    import convert_weights
+    import modeling_dsr
+    import processing_dsr
+
+    packages = [Path(module.__file__).parent for module in (modeling_dsr, convert_weights)] + [Path(__file__).parent]
+    files = [Path(configuration_dsr.__file__), Path(processing_dsr.__file__)]
+    files += sorted(file for package in packages for file in package.glob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
