@@ -100,10 +100,12 @@ def _check_source_names(arch: str, module: ModuleType, sources: dict) -> None:
 
 
 def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and found not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"`dtype` must be float32, float16 or bfloat16, got {dtype!r}.")
-    return found
+    known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype is None or dtype in known.values():
+        return dtype
+    if dtype not in known:
+        raise ValueError(f"`dtype` must be one of {list(known)}, got {dtype!r}.")
+    return known[dtype]
 
 
 def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | None) -> None:
@@ -135,8 +137,7 @@ def _describe(
         sources=[
             {
                 "name": source.name,
-                # A local path is of no use to readers of the report, and none of their business.
-                "location": Path(source.location).name if Path(source.location).exists() else source.location,
+                "location": source.location,
                 "files": [{"name": p.name, "bytes": p.stat().st_size, "sha256": None} for p in source.files],
             }
             for source in sources.values()
@@ -164,9 +165,10 @@ def _describe(
 
 def _fingerprint(arch, module, plan, resolution, sources, shards) -> str:
     """Of all that determines the weight files: an interrupted run is continued only if nothing of it changed."""
+    converter = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     content = {
         "arch": arch,
-        "recipe": inspect.getsource(module),
+        "recipe": [inspect.getsource(module), *converter],
         "config": plan.config.to_json_string(use_diff=False),
         "seed": plan.seed,
         "files": [

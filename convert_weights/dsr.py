@@ -42,19 +42,17 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
     trained = sources.get("dsr")
-    content, question_scope = (_trained_config(trained, overrides), "published") if trained else (
-        _new_config(sources["qwen"], sources["pi3"], overrides),
-        "question",
-    )
-    content.setdefault("question_scope", question_scope)
-    content |= _token_ids(trained or sources["qwen"], content, overrides)
+    main = trained or sources["qwen"]
+    content = _trained_config(trained, overrides) if trained else _new_config(main, sources["pi3"], overrides)
+    content.setdefault("question_scope", "published" if trained else "question")
+    content |= _token_ids(main, content, overrides)
     config = build_config(DSRConfig, content, overrides)
     return Plan(
         config=config,
         model_class=DSRForConditionalGeneration,
         load={"dsr": _trained_rules(trained)} if trained else {"qwen": QWEN_RULES, "pi3": PI3_RULES},
         fill=encoder_fill(ENCODER) if trained else [*encoder_fill(ENCODER), *NEW_MODULE],
-        generation_config=(trained or sources["qwen"]).json("generation_config.json") or _generation_ids(config),
+        generation_config=main.json("generation_config.json") or _generation_ids(config),
     )
 
 
@@ -133,10 +131,9 @@ def _qwen_config(source: Source) -> dict:
         content.pop(key, None)
     # The published module leaves a reference to the whole configuration here; it says nothing.
     content["vision_config"] = {k: v for k, v in content.get("vision_config", {}).items() if k != "config_all"}
-    if "text_config" in content:
-        return content
-    nested = Qwen2_5_VLConfig(**content).to_dict()
-    return {key: value for key, value in nested.items() if key not in ("model_type", "transformers_version")}
+    if "text_config" not in content:
+        content = Qwen2_5_VLConfig(**content).to_dict()
+    return {key: value for key, value in content.items() if key not in ("model_type", "transformers_version")}
 
 
 def _token_ids(source: Source, content: dict, overrides: dict) -> dict:
@@ -150,6 +147,12 @@ def _token_ids(source: Source, content: dict, overrides: dict) -> dict:
         missing = [token for token in TOKENS.values() if token not in vocabulary]
         if missing:
             raise ValueError(f"The tokenizer of source `{source.name}` ({source.location}) lacks {missing}.")
+        largest = max(vocabulary[token] for token in TOKENS.values())
+        if largest >= content["text_config"]["vocab_size"]:
+            raise ValueError(
+                f"The tokenizer of source `{source.name}` ({source.location}) has special ids up to {largest}, the model a "
+                f"vocabulary of {content['text_config']['vocab_size']}: it belongs to another model."
+            )
         return {name: vocabulary[token] for name, token in TOKENS.items()}
     from configuration_dsr import DSRConfig
 

@@ -1,4 +1,4 @@
-"""How an architecture says where its weights come from.
+r"""How an architecture says where its weights come from.
 
 An architecture is a module `convert_weights/NAME.py` with
 

@@ -19,6 +19,7 @@ import json
 import math
 import mmap
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,9 @@ WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 
 PICKLES = (".pth", ".pt", ".bin")
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
+# Private pages: nothing written through a tensor could reach the file. Without a reservation of memory for such
+# writes (0x4000 is MAP_NORESERVE), which Linux would refuse for a file larger than its memory.
+MAP_FLAGS = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)
 HUB_ID = re.compile(r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<path>.+))?")
 # What the Hub's repositories hold beside the weights and a conversion may need.
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
@@ -121,8 +125,7 @@ class SafetensorsFile:
             return torch.empty(info.shape, dtype=info.dtype)
         if self._map is None:
             with open(self.path, "rb") as file:
-                # Private pages: nothing written through a tensor could reach the file.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._map = mmap.mmap(file.fileno(), 0, flags=MAP_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         data = torch.frombuffer(
             self._map, dtype=torch.uint8, offset=self._offsets[key], count=count * info.dtype.itemsize
         )
@@ -144,8 +147,6 @@ class PickleFile:
         try:
             # Files of torch < 1.6 are no zip archives and cannot be mapped; those in use are small.
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
-        except OSError:
-            raise
         except Exception as error:  # torch reports damage and refused classes through half a dozen types
             refused = re.search(r"GLOBAL (\S+)", str(error))
             if refused:
@@ -203,7 +204,7 @@ class KeyList:
     def __init__(self, path: Path, entry: str | None = None):
         self.path = path
         self.ignored: dict[str, str] = {}
-        loaded = json.loads(path.read_text())
+        loaded = _read_json(path)
         entries = loaded.get(entry or "keys")
         if not isinstance(entries, dict):
             names = [name for name, value in loaded.items() if isinstance(value, dict)]
@@ -223,7 +224,7 @@ class Source:
 
     Attributes:
         name: the name.
-        location: where it was found, as given.
+        location: the Hub id, or the name of the file or folder. It says nothing of the machine.
         folder: the folder of the weights, or None.
         files: the files that hold weights.
         config: `config.json` beside the weights, `{}` if there is none.
@@ -281,14 +282,21 @@ class Source:
         path = self.path(filename)
         if path is None:
             return {}
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}.") from None
+        return _read_json(path)
 
     def describe(self) -> str:
         names = ", ".join(f"`{key}`" for key in self.keys()[:3])
         return f"It holds {len(self._container)} tensors: {names} …"
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}.")
+    return content
 
 
 def open_source(name: str, location: str | Path) -> Source:
@@ -308,6 +316,8 @@ def open_source(name: str, location: str | Path) -> Source:
         if not hub_id:
             raise FileNotFoundError(f"Source `{name}`: {path} does not exist and is no Hub id of the form OWNER/NAME.")
         path = _download(name, hub_id)
+    else:
+        location = path.absolute().name
     if path.is_dir():
         return Source(name, location, _open_folder(path, entry), path)
     return Source(name, location, [_open_file(path, entry)], path.parent)
@@ -341,10 +351,9 @@ def _open_folder(folder: Path, entry: str | None) -> list:
 
 
 def _open_shards(folder: Path, index: Path) -> list:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{index} is no checkpoint index: {error!r}.") from None
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} is no checkpoint index: it has no `weight_map`.")
     missing = {shard: key for key, shard in reversed(weight_map.items()) if not (folder / shard).is_file()}
     if missing:
         shard, key = next(iter(sorted(missing.items())))
