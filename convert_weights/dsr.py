@@ -211,13 +211,14 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
         if source.path("preprocessor_config.json")
         else Qwen2VLImageProcessor(**sizes)
     )
-    # Not from preprocessor_config.json: its bounds are those of images. The defaults of the class, 128 to 768 tokens a
-    # frame, are what DSR was evaluated with.
-    video_processor = (
-        Qwen2VLVideoProcessor.from_pretrained(source.folder)
-        if source.path("video_preprocessor_config.json")
-        else Qwen2VLVideoProcessor(**sizes)
-    )
+    if source.path("video_preprocessor_config.json"):
+        video_processor = Qwen2VLVideoProcessor.from_pretrained(source.folder)
+    else:
+        # The defaults of the class, 128 to 768 tokens a frame, are what DSR was evaluated with. Qwen publishes bounds for
+        # images alone, 16 times as large; bounds below are meant.
+        video_processor = Qwen2VLVideoProcessor(**sizes)
+        if image_processor.size["longest_edge"] < video_processor.size["longest_edge"]:
+            video_processor = Qwen2VLVideoProcessor(**sizes, size=dict(image_processor.size))
     tokenizer = _tokenizer(source)
     chat_template = source.json("chat_template.json").get("chat_template") or tokenizer.chat_template
     processor = DSRProcessor(

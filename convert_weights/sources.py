@@ -317,7 +317,7 @@ def open_source(name: str, location: str | Path) -> Source:
             raise FileNotFoundError(f"Source `{name}`: {path} does not exist and is no Hub id of the form OWNER/NAME.")
         path = _download(name, hub_id)
     else:
-        location = path.absolute().name
+        location = path.absolute().name if path.is_dir() else f"{path.absolute().parent.name}/{path.name}"
     if path.is_dir():
         return Source(name, location, _open_folder(path, entry), path)
     return Source(name, location, [_open_file(path, entry)], path.parent)
