@@ -13,16 +13,15 @@ import processing_dsr
 from tests.model_checks import ROOT, check_remote_code
 
 ALIAS = ROOT / "modeling_dsr" / "configuration_dsr.py"
-CONFIGS = [
-    value
-    for value in vars(configuration_dsr).values()
-    if inspect.isclass(value) and issubclass(value, PreTrainedConfig) and value.__module__ == "configuration_dsr"
-]
-PROCESSORS = [
-    value
-    for value in vars(processing_dsr).values()
-    if inspect.isclass(value) and issubclass(value, ProcessorMixin) and value.__module__ == "processing_dsr"
-]
+
+
+def defined_in(module, base) -> list[type]:
+    classes = {value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, base)}
+    return sorted((c for c in classes if c.__module__ == module.__name__), key=lambda c: c.__name__)
+
+
+CONFIGS = defined_in(configuration_dsr, PreTrainedConfig)
+PROCESSORS = defined_in(processing_dsr, ProcessorMixin)
 
 
 def shipped() -> list[Path]:
