@@ -65,7 +65,8 @@ def sample(
         seconds: time per grid step of each video, default 0.5, 0.75, 1.0, …
     """
     generator = torch.Generator().manual_seed(seed)
-    noise = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    pixels = torch.Generator().manual_seed(seed + 1000)  # the same media whatever is asked or answered
+    noise = lambda *shape: torch.randn(*shape, generator=pixels)  # noqa: E731
     text = lambda n: torch.randint(0, 100, (n,), generator=generator).tolist()  # noqa: E731
     ids = [IM_START, *text(1), *text(1)]
     for t, h, w in images:
