@@ -20,6 +20,7 @@ def step(what: str):
         say(f"  {seconds:.1f} s")
 
 
+RANDOM_WEIGHTS = "(random weights: neither answer nor picture means anything)"
 RANDOM_WEIGHTS_NOTICE = (
     "No trained model is loaded: this is a tiny one with RANDOM WEIGHTS. Everything runs, but the answer means nothing.\n"
     "Use --model REPO_OR_DIR for real weights."

@@ -1,6 +1,7 @@
 """Pictures of what a model looked at, drawn with Pillow alone."""
 
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,15 +21,15 @@ def attention_sheet(
     per_token: np.ndarray,
     labels: list[str],
     title: str,
-    lines: tuple[str, ...] = (),
+    lines: Sequence[str] = (),
 ) -> Image.Image:
     """
     A contact sheet of frames under the attention they received, and below it the share of every token in every frame.
 
     Args:
         frames: uint8 RGB `[T, H, W, 3]`.
-        heat: `[T, H, W]`, attention probability of each pixel; all together sum to 1.
-        per_token: `[K, T]`, the share of each frame in each token's attention; rows sum to 1.
+        heat: `[T, H, W]`, attention of each pixel; scaled here so that all together sum to 1.
+        per_token: `[K, T]`, the attention of each token to each frame; scaled here so that each row sums to 1.
         labels: a caption for each frame, such as its time.
         title: the heading.
         lines: further text below the heading; long lines are wrapped.
@@ -37,7 +38,7 @@ def attention_sheet(
         An RGB image. Colours run from the 1st to the 99.5th percentile of the pixels and are labelled as multiples of
         the even share, 1 / (T·H·W).
     """
-    density = heat * heat.size  # 1 where attention is spread evenly
+    density = heat * (heat.size / heat.sum())  # 1 where attention is spread evenly
     low, high = np.percentile(density, [1, 99.5])
     shown = np.unique(np.round(np.linspace(0, len(frames) - 1, min(len(frames), MAX_FRAMES))).astype(int))
     columns = min(MAX_COLUMNS, len(shown))
@@ -65,6 +66,15 @@ def attention_sheet(
         sheet.paste(block, (0, top))
         top += block.height
     return sheet
+
+
+def shrink(frames, width: int = 2 * CELL_WIDTH) -> np.ndarray:
+    """Frames (arrays `[H, W, 3]` or PIL images) at most `width` wide, uint8 `[T, H', W', 3]`: all that a sheet shows."""
+    images = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames]
+    height = max(1, round(images[0].height * width / images[0].width))
+    if images[0].width > width:
+        images = [image.resize((width, height), Image.LANCZOS) for image in images]
+    return np.stack([np.asarray(image) for image in images])
 
 
 def overlay(frame: np.ndarray, values: np.ndarray, low: float, high: float) -> Image.Image:
@@ -122,7 +132,7 @@ def _scale_block(low: float, high: float, caption: str, width: int) -> Image.Ima
 def _token_block(per_token: np.ndarray, labels: list[str], width: int) -> Image.Image:
     """One row per token, one column per frame; colours as multiples of the even share of a frame."""
     tokens, frames = per_token.shape
-    relative = per_token * frames
+    relative = per_token * (frames / per_token.sum(1, keepdims=True))
     low, high = float(relative.min()), float(relative.max())
     left, cell_height = MARGIN + 30, 9
     cells = heat_colours((relative - low) / max(high - low, 1e-12)).astype(np.uint8)

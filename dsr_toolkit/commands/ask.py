@@ -5,12 +5,14 @@ whatever the number of questions.
 """
 
 import json
+import time
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, say, step
 
 HELP = "ask about a video or image"
 TITLE = "Where the {} geometry tokens looked"
+PIXELS = ("pixel_values", "pixel_values_videos")  # replaced by the features that the towers make of them
 
 
 def add_arguments(parser) -> None:
@@ -50,7 +52,7 @@ def run(args) -> None:
     report = {"model": str(source), "random_weights": is_random, "media": describe(media), "answers": []}
     for number, result in enumerate(results, 1):
         name = "attention" if len(args.questions) == 1 else f"attention-{number}"
-        pictures = draw(processor, media, result, output / name)
+        pictures = draw(processor, media, result, output / name, RANDOM_WEIGHTS if is_random else None)
         print(f"Q: {result['question']}\nA: {result['answer']}")
         for picture in pictures:
             print(f"   {picture}")
@@ -59,7 +61,7 @@ def run(args) -> None:
             | {"pictures": [picture.name for picture in pictures]}
         )
     if is_random:
-        print("(random weights: the answer means nothing)")
+        print(RANDOM_WEIGHTS)
     (output / "answer.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"   {output / 'answer.json'}")
 
@@ -95,45 +97,46 @@ def answer(model, processor, media: list[dict], questions: list[str], max_new_to
         For each question a dict with `question`, `answer`, `seconds`, `next_tokens` (the likeliest first tokens and their
         probabilities), `logits` of the first token `[vocabulary]`, and `geometry_attentions` (None without geometry).
     """
-    import time
-
     import torch
 
-    features = None
-    for question in questions:
+    prompts = [prompt_of(processor, media, question) for question in questions]
+    with step(f"Encoding {len(media)} file(s)"), torch.no_grad():
+        encoded = process(processor, media, prompts[0]).to(model.device)
+        features = encode(model, encoded)
+    for number, (question, prompt) in enumerate(zip(questions, prompts), 1):
         start = time.perf_counter()
-        inputs = prepare(processor, media, question).to(model.device)
-        pixels = {name: inputs.pop(name, None) for name in ("pixel_values", "pixel_values_videos")}
-        with torch.no_grad():
-            if features is None:
-                with step("Looking"):
-                    features = encode(model, pixels, inputs)
-            with step("Answering"):
-                first = model(
-                    **inputs, mm_encoder_outputs=features, output_geometry_attentions=True, logits_to_keep=1, use_cache=False
-                )
-                tokens = model.generate(
-                    **inputs, mm_encoder_outputs=features, max_new_tokens=max_new_tokens, do_sample=False
-                )
+        with step(f"Answering question {number} of {len(questions)}"), torch.no_grad():
+            inputs = encoded if number == 1 else reprocess(processor, media, prompt, encoded).to(model.device)
+            inputs = {name: value for name, value in inputs.items() if name not in PIXELS}
+            first = model(
+                **inputs, mm_encoder_outputs=features, output_geometry_attentions=True, logits_to_keep=1, use_cache=False
+            )
+            tokens = model.generate(
+                **inputs, mm_encoder_outputs=features, max_new_tokens=max_new_tokens, do_sample=False
+            )
         logits = first.logits[0, -1].float().cpu()
         likeliest = logits.softmax(-1).topk(5)
         yield {
             "question": question,
             "answer": processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip(),
             "seconds": round(time.perf_counter() - start, 2),
-            "next_tokens": {
-                processor.decode([token]): round(probability, 5)
+            "next_tokens": [
+                (processor.decode([token]), round(probability, 5))
                 for token, probability in zip(likeliest.indices.tolist(), likeliest.values.tolist())
-            },
+            ],
             "logits": logits,
             "geometry_attentions": first.geometry_attentions,
         }
 
 
-def prepare(processor, media: list[dict], question: str):
-    """The model's inputs for one question about all media."""
+def prompt_of(processor, media: list[dict], question: str) -> str:
+    """One user turn that shows all media and asks."""
     content = [{"type": medium["kind"]} for medium in media] + [{"type": "text", "text": question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def process(processor, media: list[dict], prompt: str):
+    """The model's inputs for a prompt about all media."""
     images = [medium["image"] for medium in media if medium["kind"] == "image"]
     videos = [medium for medium in media if medium["kind"] == "video"]
     return processor(
@@ -145,45 +148,45 @@ def prepare(processor, media: list[dict], question: str):
     )
 
 
-def encode(model, pixels: dict, inputs) -> dict:
+def reprocess(processor, media: list[dict], prompt: str, encoded):
+    """The inputs for a further prompt; videos, which take long to resize, are described by what is known of them."""
+    if any(medium["kind"] == "image" for medium in media):
+        return process(processor, media, prompt)
+    known = {name: encoded[name] for name in ("video_grid_thw", "second_per_grid_ts")}
+    return processor(text=[prompt], **known, return_tensors="pt")
+
+
+def encode(model, inputs) -> dict:
     """What the model computes of media before it sees a question."""
     features = {}
-    if pixels["pixel_values"] is not None:
-        features["image"] = model.get_image_features(pixels["pixel_values"], inputs["image_grid_thw"])
-    if pixels["pixel_values_videos"] is not None:
-        features["video"] = model.get_video_features(pixels["pixel_values_videos"], inputs["video_grid_thw"])
+    if "pixel_values" in inputs:
+        features["image"] = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    if "pixel_values_videos" in inputs:
+        features["video"] = model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
     return features
 
 
-def draw(processor, media: list[dict], result: dict, path: Path) -> list[Path]:
+def draw(processor, media: list[dict], result: dict, path: Path, remark: str | None = None) -> list[Path]:
     """One picture per medium that geometry tokens read; none where there are no geometry tokens."""
-    import numpy as np
-
-    from ..pictures import attention_sheet
+    from ..pictures import attention_sheet, shrink
 
     if result["geometry_attentions"] is None:
         say("No geometry tokens were used (images need a model with geometry_for_images), so there is no picture.")
         return []
-    if processor.geometry_for_images:
-        read = media
-    else:
-        read = [medium for medium in media if medium["kind"] == "video"]
+    read = [medium for medium in media if medium["kind"] == "video" or processor.geometry_for_images]
     paths = []
     for number, (medium, probabilities) in enumerate(zip(read, result["geometry_attentions"]), 1):
         if medium["kind"] == "image":
-            frames, labels = np.asarray(medium["image"])[None], [Path(medium["path"]).name]
+            frames, labels = shrink([medium["image"]]), [Path(medium["path"]).name]
         else:
-            metadata, frames = medium["metadata"], medium["frames"]
+            metadata, frames = medium["metadata"], shrink(medium["frames"])
             labels = [f"{index / metadata.fps:.2f} s" for index in metadata.frames_indices]
         heat, per_token = heat_of(processor, probabilities, frames)
-        picture = attention_sheet(
-            frames,
-            heat,
-            per_token,
-            labels,
-            TITLE.format(len(per_token)),
-            (Path(medium["path"]).name, f"Question: {result['question']}", f"Answer: {result['answer']}"),
-        )
+        lines = [Path(medium["path"]).name, f"Question: {result['question']}", f"Answer: {result['answer']}"]
+        lines += [remark] if remark else []
+        if len(read) > 1:
+            lines.insert(1, f"{heat.sum():.1%} of the attention fell on this file; the colours show how it spread inside.")
+        picture = attention_sheet(frames, heat, per_token, labels, TITLE.format(len(per_token)), lines)
         paths.append(path.with_name(f"{path.name}{f'-{number}' if len(read) > 1 else ''}.png"))
         picture.save(paths[-1])
     return paths

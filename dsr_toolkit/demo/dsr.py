@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import say, step
+from ..console import RANDOM_WEIGHTS, say, step
 from ..pictures import attention_sheet
 from ..tiny import build
 from .clip import CLIP
@@ -34,11 +34,11 @@ def run(folder: Path, model: str | None = None) -> dict:
         result["per_token"],
         result["labels"],
         f"Where the {len(result['per_token'])} geometry tokens looked",
-        (f"Question: {QUESTION}", f"Answer: {result['answer']}"),
+        (f"Question: {QUESTION}", f"Answer: {result['answer']}", *([RANDOM_WEIGHTS] if random_weights else [])),
     ).save(picture)
     print(f"Q: {QUESTION}\nA: {result['answer']}")
     if random_weights:
-        print("(random weights: the answer means nothing)")
+        print(RANDOM_WEIGHTS)
     print(f"   {picture}\n   {model}  loads with AutoModelForImageTextToText.from_pretrained(…, trust_remote_code=True)")
     return {
         "model": str(model),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from ..console import step
+from ..console import say, step
 
 
 def _dsr_sources(folder: Path):
@@ -37,7 +37,8 @@ def build(model_type: str, folder: str | Path) -> Path:
     with step(f"Writing tiny checkpoints to {folder / 'sources'}"):
         sources, overrides = SOURCES[model_type](folder / "sources")
     with step(f"Converting them to {folder / 'hub'}"):
-        convert(model_type, sources, folder / "hub", config_overrides=overrides, progress=False)
+        report = convert(model_type, sources, folder / "hub", config_overrides=overrides, progress=False)
+    say(report.table())
     return folder / "hub"
 
 
