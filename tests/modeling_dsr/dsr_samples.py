@@ -9,10 +9,10 @@ NUM_GEOMETRY_TOKENS = 5
 
 
 def tiny_config(**overrides) -> DSRConfig:
-    """About 140 000 parameters; grouped heads, windowed and full vision attention, an odd number of queries."""
+    """About 170 000 parameters; grouped heads, windowed and full vision attention, an odd number of queries."""
     values = dict(
         text_config=dict(
-            vocab_size=120,
+            vocab_size=512,  # the tiny tokenizer of the toolkit fits in
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,

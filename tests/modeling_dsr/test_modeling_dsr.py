@@ -1,5 +1,14 @@
 """DSR: the checks common to all models."""
 
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+from dsr_toolkit.tiny.tokenizer import write_tokenizer
+from processing_dsr import DSRProcessor
 from tests.model_checks import ModelChecks
 from tests.modeling_dsr.dsr_samples import NUM_GEOMETRY_TOKENS, collate, sample, tiny_config
 
@@ -11,6 +20,20 @@ CONVERSATIONS = (
     dict(videos=((1, 6, 4), (3, 4, 4)), words=9),
     dict(videos=((1, 4, 4),), images=((1, 4, 8),), words=4),
 )
+
+
+@functools.cache
+def processor() -> DSRProcessor:
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return DSRProcessor(
+        Qwen2VLImageProcessor(),
+        tokenizer,
+        Qwen2VLVideoProcessor(),
+        chat_template=tokenizer.chat_template,
+        num_geometry_tokens=NUM_GEOMETRY_TOKENS,
+    )
 
 
 class TestDSR(ModelChecks):
@@ -31,9 +54,10 @@ class TestDSR(ModelChecks):
         samples = [sample(i, answer=4, **CONVERSATIONS[i]) for i in range(batch)]
         return collate(samples, "right", with_labels=True)
 
-    def compile_pieces(self, model, inputs):
-        import torch
+    def processor(self):
+        return processor()
 
+    def compile_pieces(self, model, inputs):
         embeds = torch.randn(2, 7, 32)
         positions = torch.arange(7).expand(3, 2, 7)
         text = dict(inputs_embeds=embeds, position_ids=positions, use_cache=False)
