@@ -51,7 +51,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
         config=config,
         model_class=DSRForConditionalGeneration,
         load={"dsr": _trained_rules(trained)} if trained else {"qwen": QWEN_RULES, "pi3": PI3_RULES},
-        fill=encoder_fill(ENCODER) if trained else [*encoder_fill(ENCODER), *NEW_MODULE],
+        fill=encoder_fill(ENCODER) if trained else [*encoder_fill(ENCODER), *_new_module(config)],
         generation_config=main.json("generation_config.json") or _generation_ids(config),
     )
 
@@ -98,12 +98,15 @@ PI3_RULES = [
     drop(r".+", "π³'s decoder, heads and conditioning are no part of DSR"),
 ]
 
-NEW_MODULE = [
-    init(rf"{SELECTION}q_former_queries", normal(1.0)),
-    init(rf"{SELECTION}.*(?:norm\d?|ln_q)\.weight", ones),
-    init(rf"{SELECTION}.+\.weight", normal(0.02)),
-    init(rf"{SELECTION}.+\.bias", zeros),
-]
+
+def _new_module(config) -> list:
+    """Initial values of a Geometry Selection Module; projections as Qwen's configuration says (published: 0.02)."""
+    return [
+        init(rf"{SELECTION}q_former_queries", normal(1.0)),
+        init(rf"{SELECTION}.*(?:norm\d?|ln_q)\.weight", ones),
+        init(rf"{SELECTION}.+\.weight", normal(config.text_config.initializer_range)),
+        init(rf"{SELECTION}.+\.bias", zeros),
+    ]
 
 
 def _new_config(qwen: Source, pi3: Source, overrides: dict) -> dict:

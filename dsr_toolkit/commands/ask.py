@@ -31,6 +31,9 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     if not args.video and not args.image:
         raise ValueError("give at least one --video FILE or --image FILE to ask about.")
+    for question in args.questions:
+        if not question.strip():
+            raise ValueError("a question is empty; write what you want to know, in quotes.")
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}.")
     for path in args.video + args.image:
@@ -47,7 +50,7 @@ def run(args) -> None:
     if is_random:
         say(RANDOM_WEIGHTS_NOTICE)
 
-    media = read_media(args.video, args.image, args.frames or processor.num_frames)
+    media = read_media(args.video, args.image, processor.num_frames if args.frames is None else args.frames)
     results = answer(model, processor, media, args.questions, args.max_new_tokens)
     report = {"model": str(source), "random_weights": is_random, "media": describe(media), "answers": []}
     for number, result in enumerate(results, 1):

@@ -101,7 +101,8 @@ def published_config(ids: dict[str, int]) -> dict:
         "video_token_id": ids["<|video_pad|>"],
         "hidden_act": "silu",
         **TEXT,
-        "initializer_range": 0.02,
+        # Published: 0.02, about the inverse root of the width, as here. What is added to the model starts with this.
+        "initializer_range": TEXT["hidden_size"] ** -0.5,
         "max_position_embeddings": 128000,
         "model_type": "qwen2_5_vl",
         "rms_norm_eps": 1e-06,

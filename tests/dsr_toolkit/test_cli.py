@@ -1,0 +1,225 @@
+"""The `dsr` command, end to end on the tiny model: nothing it shows is canned, and bad input is told kindly."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+
+from dsr_toolkit.cli import main
+from dsr_toolkit.commands.ask import answer, heat_of, read_media
+from dsr_toolkit.demo.clip import CLIP, render
+from dsr_toolkit.loading import load
+from dsr_toolkit.pictures import attention_sheet
+
+QUESTIONS = ["Does the red ball come nearer?", "What moves away from the camera?"]
+
+
+@pytest.fixture(scope="module")
+def model_and_processor(tiny_dsr):
+    return load(str(tiny_dsr), "dsr", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def other_video(tmp_path_factory) -> Path:
+    """The clip backwards, in mirror image."""
+    path = tmp_path_factory.mktemp("videos") / "other.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=12)
+        frames = render(12)[::-1, :, ::-1]
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(model_and_processor, other_video):
+    """Both questions about both videos, by (video, question)."""
+    found = {}
+    for path in (CLIP, other_video):
+        media = read_media([str(path)], [], 12)
+        for result in answer(*model_and_processor, media, QUESTIONS, max_new_tokens=8):
+            heat, per_token = heat_of(model_and_processor[1], result["geometry_attentions"][0], media[0]["frames"])
+            found[path, result["question"]] = {**result, "heat": heat, "per_token": per_token, **media[0]}
+    return found
+
+
+def picture(result) -> np.ndarray:
+    """The sheet of a result over blank frames and without its words: what is left is where the tokens looked."""
+    frames = np.full_like(result["frames"], 128)
+    return np.asarray(attention_sheet(frames, result["heat"], result["per_token"], [""] * len(frames), "")).astype(float)
+
+
+def test_another_question_changes_logits_answer_and_picture(results):
+    one, other = (results[CLIP, question] for question in QUESTIONS)
+    assert (one["logits"].softmax(-1) - other["logits"].softmax(-1)).abs().sum() > 0.1
+    assert one["answer"] != other["answer"]
+    assert np.abs(picture(one) - picture(other)).mean() > 1
+
+
+def test_another_video_changes_logits_answer_and_picture(results, other_video):
+    one, other = results[CLIP, QUESTIONS[0]], results[other_video, QUESTIONS[0]]
+    assert (one["logits"].softmax(-1) - other["logits"].softmax(-1)).abs().sum() > 0.1
+    assert one["answer"] != other["answer"]
+    assert np.abs(picture(one) - picture(other)).mean() > 1
+
+
+def test_the_same_question_again_changes_nothing(model_and_processor, results):
+    again = next(answer(*model_and_processor, read_media([str(CLIP)], [], 12), QUESTIONS[:1], max_new_tokens=8))
+    assert again["answer"] == results[CLIP, QUESTIONS[0]]["answer"]
+    assert torch.equal(again["logits"], results[CLIP, QUESTIONS[0]]["logits"])
+
+
+def test_a_question_asked_second_gets_the_answer_it_gets_alone(model_and_processor, results):
+    alone = next(answer(*model_and_processor, read_media([str(CLIP)], [], 12), QUESTIONS[1:], max_new_tokens=8))
+    assert alone["answer"] == results[CLIP, QUESTIONS[1]]["answer"]
+    assert torch.allclose(alone["logits"], results[CLIP, QUESTIONS[1]]["logits"], atol=1e-4)
+
+
+def test_heat_sums_to_one(results):
+    for result in results.values():
+        assert result["heat"].shape == result["frames"].shape[:3]
+        assert abs(result["heat"].sum() - 1) < 1e-3
+        assert np.allclose(result["per_token"].sum(1), 1, atol=1e-4)
+
+
+def test_ask_prints_the_answer_and_writes_picture_and_report(tiny_dsr, tmp_path, capsys):
+    arguments = ["--frames", "8", "--max-new-tokens", "4", "--device", "cpu", "-o", str(tmp_path)]
+    assert main(["ask", "--model", str(tiny_dsr), "--video", str(CLIP), QUESTIONS[0], *arguments]) == 0
+    report = json.loads((tmp_path / "answer.json").read_text())
+    assert not report["random_weights"] and len(report["media"][0]["frames"]) == 8
+    (entry,) = report["answers"]
+    assert entry["question"] == QUESTIONS[0] and len(entry["next_tokens"]) == 5
+    assert f"A: {entry['answer']}" in capsys.readouterr().out
+    assert Image.open(tmp_path / entry["pictures"][0]).size[0] > 1000
+
+
+def test_ask_about_several_videos_and_an_image(tiny_dsr, tmp_path, other_video):
+    Image.fromarray(render(1)[0]).save(tmp_path / "still.png")
+    files = ["--video", str(CLIP), "--video", str(other_video), "--image", str(tmp_path / "still.png")]
+    options = ["--frames", "4", "--max-new-tokens", "2", "-o", str(tmp_path / "out")]
+    assert main(["ask", "--model", str(tiny_dsr), *files, *QUESTIONS, *options]) == 0
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["answer.json", *(f"attention-{q}-{v}.png" for q in (1, 2) for v in (1, 2))]
+
+
+def test_ask_about_an_image_alone_draws_nothing(tiny_dsr, tmp_path, capsys):
+    Image.fromarray(render(1)[0]).save(tmp_path / "still.png")
+    options = ["--max-new-tokens", "2", "-o", str(tmp_path / "out")]
+    assert main(["ask", "--model", str(tiny_dsr), "--image", str(tmp_path / "still.png"), "What is this?", *options]) == 0
+    assert "no picture" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["answer.json"]
+
+
+def test_ask_without_a_model_says_that_the_weights_are_random(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+    options = ["--frames", "2", "--max-new-tokens", "2", "-o", str(tmp_path / "out")]
+    assert main(["ask", "--video", str(CLIP), QUESTIONS[0], *options]) == 0
+    said = capsys.readouterr()
+    assert "RANDOM WEIGHTS" in said.err and "random weights" in said.out
+    assert json.loads((tmp_path / "out" / "answer.json").read_text())["random_weights"]
+
+
+def test_ask_offline_for_a_repository_falls_back_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    options = ["--frames", "2", "--max-new-tokens", "2", "-o", str(tmp_path / "out")]
+    assert main(["ask", "--model", "nobody/nothing", "--video", str(CLIP), QUESTIONS[0], *options]) == 0
+    said = capsys.readouterr().err
+    assert "'nobody/nothing' is not in the cache" in said and "RANDOM WEIGHTS" in said
+
+
+def broken(tmp_path, content: bytes) -> list[str]:
+    (tmp_path / "broken.mp4").write_bytes(content)
+    return ["--video", str(tmp_path / "broken.mp4"), "Q?"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (lambda path: ["Q?"], "--video FILE or --image FILE"),
+        (lambda path: ["--video", str(path / "gone.mp4"), "Q?"], "no file at .*gone.mp4"),
+        (lambda path: broken(path, b"not a video"), "cannot be decoded"),
+        (lambda path: broken(path, CLIP.read_bytes()[:40_000]), "cannot be decoded"),
+        (lambda path: ["--image", __file__, "Q?"], "cannot be read as an image"),
+        (lambda path: ["--video", str(CLIP), "--frames", "0", "Q?"], "`num_frames` must be at least 1"),
+        (lambda path: ["--video", str(CLIP), "--max-new-tokens", "0", "Q?"], "--max-new-tokens must be at least 1"),
+        (lambda path: ["--video", str(CLIP), "--dtype", "int8", "Q?"], "--dtype must be one of"),
+        (lambda path: ["--video", str(CLIP), " "], "a question is empty"),
+    ],
+)
+def test_ask_explains_bad_input_and_exits_with_2(tiny_dsr, tmp_path, capsys, arguments, message):
+    options = ["--model", str(tiny_dsr), "-o", str(tmp_path / "out")]
+    assert main(["ask", *arguments(tmp_path), *options]) == 2
+    said = capsys.readouterr().err
+    assert re.search(f"dsr ask: error: .*{message}", said) and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ("not a name!", "neither a folder nor the name of a Hub repository"),
+        ("sources/Qwen2.5-VL-tiny", "holds a 'qwen2_5_vl' model"),
+    ],
+)
+def test_ask_explains_a_model_that_does_not_fit(tiny_dsr, tmp_path, capsys, model, message):
+    model = str(tiny_dsr.parent / model) if "/" in model else model
+    assert main(["ask", "--model", model, "--video", str(CLIP), "Q?", "-o", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_demo_uses_the_code_of_the_converted_folder(tmp_path, capsys):
+    folder = tmp_path / "demo"
+    assert main(["demo", "-o", str(folder)]) == 0
+    report = json.loads((folder / "demo.json").read_text())["dsr"]
+    assert report["random_weights"] and report["model_class"].startswith("transformers_modules.hub.")
+    assert f"A: {report['answer']}" in capsys.readouterr().out
+    assert Image.open(folder / "dsr" / report["picture"]).size[0] > 1000
+
+
+@pytest.mark.slow
+def test_demo_with_a_model_over_an_earlier_demo(tiny_dsr, tmp_path):
+    reports = []
+    for arguments in ([], ["--model", str(tiny_dsr)]):
+        assert main(["demo", *arguments, "-o", str(tmp_path)]) == 0
+        reports.append(json.loads((tmp_path / "demo.json").read_text())["dsr"])
+    assert reports[0]["answer"] == reports[1]["answer"]
+    assert reports[1]["model"] == str(tiny_dsr) and not reports[1]["random_weights"]
+    assert [path.name for path in (tmp_path / "dsr").iterdir()] == ["attention.png"]  # the earlier model is gone
+
+
+def test_demo_leaves_a_folder_of_somebody_else_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main(["demo", "-o", str(tmp_path)]) == 2
+    assert "not an earlier demo" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_demo_of_an_unknown_section(tmp_path, capsys):
+    assert main(["demo", "cooking", "-o", str(tmp_path / "out")]) == 2
+    assert "no section cooking" in capsys.readouterr().err
+
+
+def test_convert_passes_everything_on(tiny_dsr, capsys):
+    assert main(["convert", "verify", str(tiny_dsr)]) == 0
+    assert "complete and unchanged" in capsys.readouterr().out
+
+
+def test_unknown_arguments_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["ask", "--colour", "red", "Q?"])
+    assert exit.value.code == 2 and "unrecognized arguments: --colour" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, dsr_toolkit.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

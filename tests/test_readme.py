@@ -1,0 +1,37 @@
+"""The examples of README.md and model_card.md run as they stand, with a tiny model and the carried clip."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dsr_toolkit.demo.clip import CLIP
+from dsr_toolkit.tiny import build
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def tiny_dsr(tmp_path_factory):
+    return build("dsr", tmp_path_factory.mktemp("readme"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "model_card.md"])
+def test_python_examples_run_in_order(page, tiny_dsr, capsys):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert examples
+    names = {}
+    for example in examples:
+        exec(example.replace("OWNER/dsr", str(tiny_dsr)).replace("video.mp4", str(CLIP)), names)
+    assert len(capsys.readouterr().out.splitlines()) >= len(examples)
+
+
+@pytest.mark.parametrize("page", ["README.md", "model_card.md"])
+def test_links_inside_the_repository_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in text.splitlines() if line[:1] == "#"}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings
+        elif "://" not in target:
+            assert (ROOT / target).exists()
