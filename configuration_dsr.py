@@ -311,5 +311,231 @@ class Pi3Config(PreTrainedConfig):
         return self.encoder_config.hidden_size
 
 
-for _config_class in (DSRConfig, Pi3Config):
+# --------------------------------------------------------------------------------------
+# PAGE-4D
+# --------------------------------------------------------------------------------------
+
+DENSE_ACTIVATIONS = ("exp", "inv_log", "norm_exp", "norm", "xy_inv_log", "relu", "sigmoid", "linear")
+CONFIDENCE_ACTIVATIONS = ("expp1", "expp0", "sigmoid")
+SPATIAL_MASK_VARIANTS = (None, "page4d")
+PAGE4D_FREEZE_POLICIES = (None, "page4d")
+
+
+def page4d_image_size(width: int, height: int, img_size: int = 518, patch_size: int = 14, mode: str = "crop") -> tuple[int, int]:
+    """
+    (width, height) that PAGE-4D resizes an image to, before it crops or pads.
+
+    Args:
+        mode: `"crop"`: width `img_size`, height by the aspect ratio (what exceeds `img_size` is cut off later).
+            `"pad"`: longer side `img_size` (the shorter one is padded later).
+    """
+
+    def multiple(side: float) -> int:
+        return max(1, round(side / patch_size)) * patch_size  # half to even, as published
+
+    if mode == "pad" and height > width:
+        return multiple(width * (img_size / height)), img_size
+    return img_size, multiple(height * (img_size / width))
+
+
+@strict
+class Page4DConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`Page4DModel`]: cameras, depth and points of dynamic scenes (arXiv 2510.17568), on the layout of
+    VGGT-1B.
+
+    Args:
+        encoder_config (`dict` or `Dinov2WithRegistersConfig`, *optional*):
+            Image encoder. Default: DINOv2 ViT-L/14 with four registers and a 37×37 position table.
+        patch_size (`int`, *optional*, defaults to 14):
+            Side of a patch in pixels; the encoder's.
+        img_size (`int`, *optional*, defaults to 518):
+            Width that images are resized to, and side of the grid of the encoder's position table in pixels.
+        embed_dim (`int`, *optional*, defaults to 1024):
+            Width of the tokens; the heads read twice as much.
+        depth (`int`, *optional*, defaults to 24):
+            Layers, each a block inside the frames and a block over all frames.
+        num_heads, mlp_ratio:
+            Of those blocks.
+        num_register_tokens (`int`, *optional*, defaults to 4):
+            Register tokens per frame, beside one camera token. The encoder has registers of its own.
+        rope_freq (`float`, *optional*, defaults to 100.0):
+            Base of the rotary positions.
+        layer_norm_eps, modulated_norm_eps:
+            Epsilon of the layer norms, and of the modulated norm of the camera head.
+        layer_scale_init (`float`, *optional*, defaults to 0.01):
+            Initial LayerScale of the blocks.
+        spatial_mask_variant (`str` or `None`, *optional*, defaults to `"page4d"`):
+            Layout of the spatial mask head in the weights. `None`: there is none (VGGT-1B).
+        mask_alpha (`float`, *optional*, defaults to 0.0):
+            Strength of the mask, 0…1. The two published variants: 0 for the "non-mask" checkpoint, whose mask was faded
+            out in training, and 1 for the "mask" checkpoint.
+        mask_layer (`int`, *optional*, defaults to 9):
+            The mask is computed from the output of this frame block.
+        masked_layers (`list[int]`, *optional*, defaults to 10…19):
+            Global blocks whose special tokens see patches through the mask.
+        mask_scale (`float`, *optional*, defaults to 64.0):
+            Logits that a mask value of 1 adds at full strength.
+        mask_hidden_channels (`int`, *optional*, defaults to 256):
+            Width inside the mask head.
+        enable_camera, enable_depth, enable_point, enable_track (`bool`):
+            Which heads exist. Weights of PAGE-4D's training have no track head, VGGT-1B has one.
+        camera_depth, camera_num_heads, camera_mlp_ratio, camera_iterations:
+            Transformer of the camera head and the number of refinements.
+        dpt_layers (`list[int]`, *optional*, defaults to `[4, 11, 17, 23]`):
+            Layers that the dense heads read.
+        dpt_features, dpt_out_channels, dpt_hidden_channels:
+            Widths of the dense heads.
+        depth_activation, point_activation (`str`):
+            One of "exp", "inv_log", "norm_exp", "norm", "xy_inv_log", "relu", "sigmoid", "linear".
+        confidence_activation (`str`, *optional*, defaults to `"expp1"`):
+            "expp1" (1 + exp), "expp0" (exp) or "sigmoid".
+        track_features, track_out_channels, track_stride, track_hidden_size, track_depth, track_num_heads,
+        track_mlp_ratio, track_num_virtual, track_correlation_levels, track_correlation_radius, track_max_scale,
+        track_iterations:
+            The track head.
+        image_mean, image_std (`list[float]`):
+            Normalisation of the images, which happens inside the model.
+        encoder_chunk_size, head_chunk_size (`int`, *optional*, default to 8 and 2):
+            Frames that pass the encoder, and the dense heads, at a time. Peak memory grows with them, results do not
+            depend on them.
+        trunk_chunk_size (`int`, *optional*, defaults to 8):
+            Frames whose tokens pass a frame block or an MLP at a time, without gradients. 0 means all.
+        freeze (`str` or `None`, *optional*):
+            What does not train. `"page4d"`: the paper's policy, where frame and global blocks of `masked_layers` and the
+            mask head train and all else is fixed. `None`: everything trains.
+        camera_loss_weight, depth_loss_weight, point_loss_weight, camera_loss_type, camera_stage_decay, camera_fov_weight,
+        depth_loss_gamma, depth_loss_alpha, point_loss_gamma, point_loss_alpha, depth_gradient_loss, point_gradient_loss,
+        loss_valid_range:
+            The training loss, see `page4d_losses`.
+    """
+
+    model_type = "page4d"
+    sub_configs = {"encoder_config": Dinov2WithRegistersConfig}
+    attribute_map = {"hidden_size": "embed_dim", "num_hidden_layers": "depth", "num_attention_heads": "num_heads"}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    patch_size: int = 14
+    img_size: int = 518
+    embed_dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: float | int = 4.0
+    num_register_tokens: int = 4
+    rope_freq: float | int = 100.0
+    layer_norm_eps: float = 1e-5
+    modulated_norm_eps: float = 1e-6
+    layer_scale_init: float = 0.01
+    initializer_range: float = 0.02
+    spatial_mask_variant: str | None = "page4d"
+    mask_alpha: float | int = 0.0
+    mask_layer: int = 9
+    masked_layers: list[int] | tuple[int, ...] = (10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
+    mask_scale: float | int = 64.0
+    mask_hidden_channels: int = 256
+    enable_camera: bool = True
+    enable_depth: bool = True
+    enable_point: bool = True
+    enable_track: bool = False
+    camera_depth: int = 4
+    camera_num_heads: int = 16
+    camera_mlp_ratio: float | int = 4.0
+    camera_iterations: int = 4
+    dpt_layers: list[int] | tuple[int, ...] = (4, 11, 17, 23)
+    dpt_features: int = 256
+    dpt_out_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    dpt_hidden_channels: int = 32
+    depth_activation: str = "exp"
+    point_activation: str = "inv_log"
+    confidence_activation: str = "expp1"
+    track_features: int = 128
+    track_out_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    track_stride: int = 2
+    track_hidden_size: int = 384
+    track_depth: int = 6
+    track_num_heads: int = 8
+    track_mlp_ratio: float | int = 4.0
+    track_num_virtual: int = 64
+    track_correlation_levels: int = 7
+    track_correlation_radius: int = 4
+    track_max_scale: float | int = 518
+    track_iterations: int = 4
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    encoder_chunk_size: int = 8
+    trunk_chunk_size: int = 8
+    head_chunk_size: int = 2
+    freeze: str | None = None
+    camera_loss_weight: float | int = 5.0
+    depth_loss_weight: float | int = 1.0
+    point_loss_weight: float | int = 1.0
+    camera_loss_type: str = "l1"
+    camera_stage_decay: float = 0.6
+    camera_fov_weight: float = 0.5
+    depth_loss_gamma: float | int = 0.3
+    depth_loss_alpha: float | int = 0.06
+    point_loss_gamma: float | int = 1.0
+    point_loss_alpha: float | int = 0.2
+    depth_gradient_loss: str | None = "grad"
+    point_gradient_loss: str | None = "normal"
+    loss_valid_range: float | int = 0.98
+
+    def __post_init__(self, **kwargs):
+        encoder = self.encoder_config if isinstance(self.encoder_config, dict) else {}
+        if self.encoder_config is None or isinstance(self.encoder_config, dict):
+            # The same encoder as π³'s.
+            sizes = dict(hidden_size=self.embed_dim, image_size=self.img_size, patch_size=self.patch_size)
+            self.encoder_config = pi3_encoder_config(**{**sizes, **encoder})
+        for name, found, allowed in (
+            ("spatial_mask_variant", self.spatial_mask_variant, SPATIAL_MASK_VARIANTS),
+            ("freeze", self.freeze, PAGE4D_FREEZE_POLICIES),
+            ("depth_activation", self.depth_activation, DENSE_ACTIVATIONS),
+            ("point_activation", self.point_activation, DENSE_ACTIVATIONS),
+            ("confidence_activation", self.confidence_activation, CONFIDENCE_ACTIVATIONS),
+            ("camera_loss_type", self.camera_loss_type, ("l1", "l2")),
+            ("depth_gradient_loss", self.depth_gradient_loss, (None, "grad", "grad_conf", "normal", "normal_conf")),
+            ("point_gradient_loss", self.point_gradient_loss, (None, "grad", "grad_conf", "normal", "normal_conf")),
+        ):
+            if found not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {found!r}.")
+        if not 0 <= self.mask_alpha <= 1:
+            raise ValueError(f"`mask_alpha` must lie in 0…1, got {self.mask_alpha}.")
+        if self.mask_alpha > 0 and self.spatial_mask_variant is None:
+            raise ValueError("`mask_alpha` > 0 needs a mask head, but `spatial_mask_variant` is None.")
+        for name, layers in (
+            ("dpt_layers", self.dpt_layers),
+            ("masked_layers", self.masked_layers),
+            ("mask_layer", [self.mask_layer]),
+        ):
+            wrong = [layer for layer in layers if not 0 <= layer < self.depth]
+            if wrong and (name == "dpt_layers" or self.spatial_mask_variant is not None):
+                raise ValueError(f"`{name}` names layer {wrong[0]}, but `depth` is {self.depth}: layers are 0…{self.depth - 1}.")
+        if len(self.dpt_layers) != 4 or list(self.dpt_layers) != sorted(self.dpt_layers):
+            raise ValueError(f"`dpt_layers` must be four layers in increasing order, got {list(self.dpt_layers)}.")
+        if self.spatial_mask_variant is not None and any(layer < self.mask_layer for layer in self.masked_layers):
+            raise ValueError(
+                f"`masked_layers` {list(self.masked_layers)} begin before `mask_layer` {self.mask_layer}, where the mask is made."
+            )
+        for name in ("encoder_chunk_size", "head_chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.trunk_chunk_size < 0:
+            raise ValueError(f"`trunk_chunk_size` must be 0 (all) or positive, got {self.trunk_chunk_size}.")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(
+                f"`embed_dim` {self.embed_dim} must be a multiple of 4·`num_heads` = {4 * self.num_heads} (rotary positions)."
+            )
+        if self.encoder_config.hidden_size != self.embed_dim or self.encoder_config.patch_size != self.patch_size:
+            raise ValueError(
+                f"`encoder_config` has hidden_size {self.encoder_config.hidden_size} and patch_size "
+                f"{self.encoder_config.patch_size}; `embed_dim` {self.embed_dim} and `patch_size` {self.patch_size} must equal them."
+            )
+        super().__post_init__(**kwargs)
+        _default_auto_map(
+            self,
+            {"AutoConfig": "configuration_dsr.Page4DConfig", "AutoModel": "modeling_page4d.Page4DModel"},
+        )
+
+
+for _config_class in (DSRConfig, Pi3Config, Page4DConfig):
     _config_class.register_for_auto_class()

@@ -9,6 +9,7 @@ from types import ModuleType
 ARCHITECTURES = {
     "dsr": "convert_weights.dsr",
     "pi3": "convert_weights.pi3",
+    "page4d": "convert_weights.page4d",
 }
 
 
