@@ -22,9 +22,9 @@ except ImportError:  # a program that decodes its own videos does without
     av = None
 
 try:
-    from .configuration_dsr import intrinsics_problem, pi3_image_size, pose_problem
+    from .configuration_dsr import intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
 except ImportError:  # in the source tree both files lie at the root
-    from configuration_dsr import intrinsics_problem, pi3_image_size, pose_problem
+    from configuration_dsr import intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
 
 
 # --------------------------------------------------------------------------------------
@@ -492,7 +492,72 @@ def fit_pi3(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tu
     return frames, boxes
 
 
-RESIZE_RULES = {"pi3": fit_pi3}
+def fit_page4d_crop(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
+    """PAGE-4D's rule: every image to the width `image_size`; of a taller one the middle. Returns as [`fit_pi3`] does."""
+    side, frames, boxes = processor.image_size, [], []
+    for image in images:
+        image = _on_white(image)
+        width, height = page4d_image_size(*image.size, side, processor.patch_size)
+        frame = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        top = max(0, (height - side) // 2)
+        frames.append(frame[top : top + side])
+        boxes.append((0, -top, width, height - top))
+    return _pad_alike(frames, boxes)
+
+
+def fit_page4d_pad(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
+    """PAGE-4D's other rule: the longer side to `image_size`, the shorter one padded with white. Returns as [`fit_pi3`]."""
+    side, frames, boxes = processor.image_size, [], []
+    for image in images:
+        image = _on_white(image)
+        size = page4d_image_size(*image.size, side, processor.patch_size, mode="pad")
+        frames.append(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
+        boxes.append((0, 0, *size))
+    return _pad_alike(frames, boxes, side)
+
+
+def fit_page4d_square(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
+    """PAGE-4D's rule for high resolution: padded with black to a square, then to `image_size`. Returns as [`fit_pi3`]."""
+    side, frames, boxes = processor.image_size, [], []
+    for image in images:
+        image = _on_white(image)
+        width, height = image.size
+        longest = max(width, height)
+        left, top = (longest - width) // 2, (longest - height) // 2
+        square = Image.new("RGB", (longest, longest))
+        square.paste(image, (left, top))
+        frames.append(np.asarray(square.resize((side, side), Image.Resampling.BICUBIC)))
+        scale = side / longest
+        boxes.append((left * scale, top * scale, (left + width) * scale, (top + height) * scale))
+    return frames, boxes
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent lies on white."""
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def _pad_alike(frames: list[np.ndarray], boxes: list[tuple], side: int = 0) -> tuple[list[np.ndarray], list[tuple]]:
+    """Pad frames with white to the largest height and width among them, at least `side`; images stay in the middle."""
+    height, width = (max(side, *(frame.shape[axis] for frame in frames)) for axis in (0, 1))
+    padded, moved = [], []
+    for frame, (x1, y1, x2, y2) in zip(frames, boxes):
+        down, right = height - frame.shape[0], width - frame.shape[1]
+        top, left = down // 2, right // 2
+        padding = ((top, down - top), (left, right - left), (0, 0))
+        padded.append(np.pad(frame, padding, constant_values=255))
+        moved.append((x1 + left, y1 + top, x2 + left, y2 + top))
+    return padded, moved
+
+
+RESIZE_RULES = {
+    "pi3": fit_pi3,
+    "page4d": fit_page4d_crop,
+    "page4d_pad": fit_page4d_pad,
+    "page4d_square": fit_page4d_square,
+}
 
 
 @dataclass
@@ -510,6 +575,7 @@ class SceneGeometry:
         mask: bool `[N, H, W]`, confident enough and not at an edge.
         intrinsics: `[N, 3, 3]` in pixels of the original images.
         camera_poses: `[N, 4, 4]` camera-to-world. extrinsics: `[N, 4, 4]` world-to-camera.
+        dynamic_mask: `[N, H, W]`, 0 … 1, 1 where things move by themselves; of PAGE-4D with its mask on, else None.
     """
 
     depth: torch.Tensor | list[torch.Tensor]
@@ -519,26 +585,36 @@ class SceneGeometry:
     intrinsics: torch.Tensor
     camera_poses: torch.Tensor
     extrinsics: torch.Tensor
+    dynamic_mask: torch.Tensor | list[torch.Tensor] | None = None
 
 
 class GeometryProcessor(ProcessorMixin):
     r"""
-    Images, folders and videos to the inputs of [`Pi3Model`], and its outputs back to the original images.
+    Images, folders and videos to the inputs of [`Pi3Model`] and [`Page4DModel`], and their outputs back to the original
+    images.
 
     Args:
         resize_rule (`str`, *optional*, defaults to `"pi3"`):
             Which model's published rule brings images to size. `"pi3"`: all to the size that the first image asks for.
+            `"page4d"`: width `image_size`, of tall images the middle; `"page4d_pad"`: longer side `image_size`, padded with
+            white to a square; `"page4d_square"`: padded with black to a square, then resized.
         pixel_limit (`int`, *optional*, defaults to 255000):
             `"pi3"`: the largest number of pixels of a frame; smaller images are enlarged to it.
         patch_size (`int`, *optional*, defaults to 14): sides of frames are multiples of it.
+        image_size (`int`, *optional*, defaults to 518): PAGE-4D's rules: side of the frames, a multiple of `patch_size`.
     """
 
-    def __init__(self, resize_rule: str = "pi3", pixel_limit: int = 255000, patch_size: int = 14, **kwargs):
+    def __init__(
+        self, resize_rule: str = "pi3", pixel_limit: int = 255000, patch_size: int = 14, image_size: int = 518, **kwargs
+    ):
         if resize_rule not in RESIZE_RULES:
             raise ValueError(f"`resize_rule` must be one of {tuple(RESIZE_RULES)}, got {resize_rule!r}.")
         if pixel_limit < patch_size**2:
             raise ValueError(f"`pixel_limit` must allow one patch of {patch_size}×{patch_size} pixels, got {pixel_limit}.")
+        if image_size < patch_size or image_size % patch_size:
+            raise ValueError(f"`image_size` must be a multiple of `patch_size` {patch_size}, got {image_size}.")
         self.resize_rule = resize_rule
+        self.image_size = image_size
         self.pixel_limit = pixel_limit
         self.patch_size = patch_size
         super().__init__(**kwargs)
@@ -642,6 +718,7 @@ class GeometryProcessor(ProcessorMixin):
         edge_tolerance: float | None = 0.03,
         center_principal_point: bool = True,
         first_camera: bool = False,
+        point_source: str = "depth",
     ) -> list[SceneGeometry]:
         """
         A model's output at the size of the original images, one [`SceneGeometry`] per scene.
@@ -652,11 +729,16 @@ class GeometryProcessor(ProcessorMixin):
             confidence_threshold: pixels below it are masked out.
             edge_tolerance: pixels at steps of more than this part of their depth, where normals bend by more than 5° too, are
                 masked out: between two surfaces lies nothing. None: keep them.
-            center_principal_point: recover intrinsics with the principal point in the middle of the frame.
+            center_principal_point: π³: recover intrinsics with the principal point in the middle of the frame.
             first_camera: express world coordinates in the first camera's frame.
+            point_source: PAGE-4D: `"depth"` takes depth, points and confidence from the depth head, `"points"` from the point
+                head.
         """
         with torch.no_grad():
-            found = _decode_pi3_output(outputs, confidence_threshold, edge_tolerance, center_principal_point)
+            if "pose_enc" in outputs:
+                found = _decode_page4d_output(outputs, confidence_threshold, edge_tolerance, point_source)
+            else:
+                found = _decode_pi3_output(outputs, confidence_threshold, edge_tolerance, center_principal_point)
             batch, frames, height, width = found["local_points"].shape[:4]
             if original_sizes is None:
                 original_sizes = torch.tensor([height, width]).expand(batch, frames, 2)
@@ -674,7 +756,8 @@ class GeometryProcessor(ProcessorMixin):
         poses = found["camera_poses"]
         if first_camera:
             poses = invert_poses(poses[:1]) @ poses
-        maps = torch.cat([found["local_points"], found["confidence"].unsqueeze(-1)], -1)
+        names = ["confidence"] + (["dynamic_mask"] if "dynamic_mask" in found else [])
+        maps = torch.cat([found["local_points"], *(found[name].unsqueeze(-1) for name in names)], -1)
         masks = found["mask"].unsqueeze(-1).float()
         frames = []
         for size, box, values, mask, pose in zip(sizes.tolist(), boxes.tolist(), maps, masks, poses):
@@ -682,8 +765,8 @@ class GeometryProcessor(ProcessorMixin):
             mask = _resample(mask, size, box, "nearest")[0][..., 0] > 0.5
             values = torch.where(seen.unsqueeze(-1), values, 0.0)
             points = values[..., :3] @ pose[:3, :3].mT + pose[:3, 3]
-            frames.append((values[..., 2], points, values[..., 3], mask & seen))
-        depth, points, confidence, mask = (
+            frames.append((values[..., 2], points, mask & seen, *values[..., 3:].unbind(-1)))
+        depth, points, mask, confidence, *dynamic_mask = (
             torch.stack(maps) if len({one.shape for one in maps}) == 1 else list(maps) for maps in zip(*frames)
         )
         scale, offset = (x.to(poses.device) for x in _frame_from_original(sizes, boxes))
@@ -691,7 +774,7 @@ class GeometryProcessor(ProcessorMixin):
         # From frame to original; both count pixel centres from 0, and lengths from the pixels' outer edge.
         intrinsics[:, :2, :2] /= scale.unsqueeze(-1)
         intrinsics[:, :2, 2] = (intrinsics[:, :2, 2] + 0.5 - offset) / scale - 0.5
-        return SceneGeometry(depth, points, confidence, mask, intrinsics, poses, invert_poses(poses))
+        return SceneGeometry(depth, points, confidence, mask, intrinsics, poses, invert_poses(poses), *dynamic_mask)
 
 
 def _is_scene(item) -> bool:
@@ -761,7 +844,50 @@ def _decode_pi3_output(outputs, threshold: float, edge_tolerance: float | None, 
     }
 
 
+def _decode_page4d_output(outputs, threshold: float, edge_tolerance: float | None, source: str) -> dict[str, torch.Tensor]:
+    """Maps and cameras of PAGE-4D at the size of its frames, `[B, N, …]`."""
+    heads = {"depth": ("depth", "depth_conf"), "points": ("world_points", "world_points_conf")}
+    if source not in heads:
+        raise ValueError(f"`point_source` must be one of {tuple(heads)}, got {source!r}.")
+    if any(name not in outputs for name in heads[source]):
+        raise ValueError(f'`point_source="{source}"` needs `{heads[source][0]}` of the model, which has no such head.')
+    values, confidence = (outputs[name].float() for name in heads[source])
+    extrinsics, intrinsics = outputs["extrinsics"].float(), outputs["intrinsics"].float()
+    if source == "depth":
+        local_points = unproject(values.squeeze(-1), intrinsics)
+    else:
+        rotation, translation = extrinsics[..., None, :3, :3], extrinsics[..., None, None, :3, 3]
+        local_points = values @ rotation.mT + translation
+    # 1 + exp(x) to the probability with the same x as logit, so that one scale serves all models.
+    confidence = 1 - 1 / confidence
+    mask = (confidence > threshold) & local_points.isfinite().all(-1) & (local_points[..., 2] > 0)
+    if edge_tolerance is not None:
+        mask = mask & ~depth_normal_edge(local_points, edge_tolerance, mask=mask)
+    bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], device=extrinsics.device).expand(*extrinsics.shape[:-2], 1, 4)
+    found = {
+        "local_points": local_points,
+        "confidence": confidence,
+        "mask": mask,
+        "intrinsics": intrinsics,
+        "camera_poses": invert_poses(torch.cat([extrinsics, bottom], -2)),
+    }
+    if "dynamic_mask" in outputs:
+        found["dynamic_mask"] = torch.nn.functional.interpolate(
+            outputs["dynamic_mask"].float(), size=values.shape[2:4], mode="bilinear"
+        )
+    return found
+
+
 # ---- pure functions ------------------------------------------------------------------
+
+
+def unproject(depth: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
+    """Camera-frame points `[..., H, W, 3]` of depths `[..., H, W]`; pixel centres lie at whole numbers."""
+    height, width = depth.shape[-2:]
+    u = torch.arange(width, device=depth.device)
+    v = torch.arange(height, device=depth.device).unsqueeze(-1)
+    fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    return torch.stack([(u - cx) * depth / fx, (v - cy) * depth / fy, depth], -1)
 
 
 def invert_poses(poses: torch.Tensor) -> torch.Tensor:

@@ -205,9 +205,9 @@ def _track_config(source: Source, prefix: str) -> dict:
 
 
 def write_processor(sources: dict[str, Source], config, folder: Path) -> list[str]:
-    """The processor's settings follow from the configuration alone."""
-    #from processing_dsr import GeometryProcessor
+    """A processor with PAGE-4D's rules."""
+    from processing_dsr import GeometryProcessor
 
-    pass; return []
-    GeometryProcessor.from_model_config(config).save_pretrained(folder)
+    processor = GeometryProcessor(resize_rule="page4d", patch_size=config.patch_size, image_size=config.img_size)
+    processor.save_pretrained(folder)
     return []

@@ -12,6 +12,13 @@ THRESHOLDS = (1.25, 1.25**2, 1.25**3)
 TINY_DEPTH = 1e-5
 
 
+def evaluation_frames(pixel_values: torch.Tensor, size: int = 518) -> torch.Tensor:
+    """Frames `[..., 3, H, W]` as PAGE-4D's published evaluation sees them: squashed to a square, whatever their shape."""
+    frames = pixel_values.reshape(-1, *pixel_values.shape[-3:])
+    frames = torch.nn.functional.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False)
+    return frames.view(*pixel_values.shape[:-2], size, size)
+
+
 # --------------------------------------------------------------------------------------
 # Depth
 # --------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .dpt import DPTHead, activate_dense
 from .geometry_encoder import GeometryEncoder
 from .page4d_heads import CameraHead, GlobalBlock, SpatialMaskHead
 from .page4d_losses import page4d_losses, scene_targets
-from .pose import check_cameras
+from .pose import check_cameras, decode_pose
 from .track_head import TrackHead, Tracker, UpdateTransformer
 from .vision_blocks import VisionBlock, in_chunks, init_layer_scale
 from .vision_rope import axial_rope_tables, patch_positions
@@ -43,9 +43,11 @@ class Page4DOutput(ModelOutput):
         loss (`torch.FloatTensor`, *optional*): weighted sum of `losses`, when targets were given.
         losses (`dict[str, torch.FloatTensor]`, *optional*): the terms.
         pose_enc (`torch.FloatTensor` of shape `(B, S, 9)`): cameras as translation (3) and quaternion (x, y, z, w; any
-            length) of the camera-from-world transform, vertical and horizontal field of view in radians. `decode_pose`
-            of `pose.py` gives extrinsics and intrinsics.
+            length) of the camera-from-world transform, vertical and horizontal field of view in radians.
         pose_enc_list (`tuple[torch.FloatTensor]`): the same after each refinement; the last is `pose_enc`.
+        extrinsics (`torch.FloatTensor` of shape `(B, S, 3, 4)`): camera-from-world transforms of `pose_enc`.
+        intrinsics (`torch.FloatTensor` of shape `(B, S, 3, 3)`): of `pose_enc`, in pixels of the input, principal point in the
+            middle. A field of view of 0, which the head can give, makes the focal length infinite.
         depth (`torch.FloatTensor` of shape `(B, S, H, W, 1)`): along the viewing axis.
         depth_conf (`torch.FloatTensor` of shape `(B, S, H, W)`): above 1, larger is surer.
         world_points (`torch.FloatTensor` of shape `(B, S, H, W, 3)`): of every pixel.
@@ -64,6 +66,8 @@ class Page4DOutput(ModelOutput):
     losses: dict[str, torch.FloatTensor] | None = None
     pose_enc: torch.FloatTensor | None = None
     pose_enc_list: tuple[torch.FloatTensor, ...] | None = None
+    extrinsics: torch.FloatTensor | None = None
+    intrinsics: torch.FloatTensor | None = None
     depth: torch.FloatTensor | None = None
     depth_conf: torch.FloatTensor | None = None
     world_points: torch.FloatTensor | None = None
@@ -328,6 +332,7 @@ class Page4DModel(PreTrainedModel):
             if self.camera_head is not None:
                 estimates = self.camera_head(tokens.camera_tokens.to(self.camera_head.token_norm.weight.dtype))
                 outputs.pose_enc, outputs.pose_enc_list = estimates[-1], tuple(estimates)
+                outputs.extrinsics, outputs.intrinsics = decode_pose(outputs.pose_enc, (height, width))
             if self.depth_head is not None:
                 activation = config.depth_activation
                 outputs.depth, outputs.depth_conf = self._dense(self.depth_head, tokens, grid, activation, (batch, frames))

@@ -12,7 +12,7 @@ import math
 import re
 
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoProcessor
 
 from tests.parity import Case, Models, Result, Tolerance, Value
 
@@ -483,4 +483,37 @@ def run_function_case(case: Case) -> Result | None:
 
 
 def preprocess(case: Case, models: Models) -> Result:
-    raise NotImplementedError
+    """Every run through the processor that the converter wrote; whole results by their hash, stored ones by a grid."""
+    from PIL import Image
+
+    from dsr_toolkit.geometry_metrics import evaluation_frames
+
+    processor, tensors, values = models.load(AutoProcessor), {}, []
+    for name, run in case.meta["runs"].items():
+        images = [Image.fromarray(case.inputs[file].numpy()) for file in run["files"]]
+        side = run["shape"][-1]
+        rule = {"crop": "page4d", "pad": "page4d_pad"}.get(run.get("mode"), "page4d_square")
+        squashed = "interpolate" in run.get("note", "")
+        processor.resize_rule, processor.image_size = ("page4d", 518) if squashed else (rule, side)
+        found = processor(images)
+        pixels = found["pixel_values"][0]
+        stored = case.expected[f"output.{name}.sub"]
+        if squashed:
+            pixels = evaluation_frames(pixels, side)
+        # The step and start of the stored grid, from its size.
+        step, start = next(
+            (step, (y, x))
+            for step, y, x in ((16, 3, 5), (8, 1, 2))
+            if pixels[..., y::step, x::step].shape == stored.shape
+        )
+        sub = pixels[..., start[0] :: step, start[1] :: step]
+        whole = (pixels * 255).round().to(torch.uint8)
+        tensors[f"output.{name}.sub"] = sub if stored.is_floating_point() else (sub * 255).round().to(torch.uint8)
+        values.append(Value(f"{name}.shape", run["shape"], list(pixels.shape)))
+        if "sha256_uint8_nchw" in run:
+            digest = hashlib.sha256(whole.contiguous().numpy().tobytes()).hexdigest()
+            values.append(Value(f"{name}.sha256", run["sha256_uint8_nchw"], digest))
+        if f"output.{name}.coords" in case.expected:
+            sizes = found["original_sizes"][0].flip(-1).float()
+            tensors[f"output.{name}.coords"] = torch.cat([found["image_boxes"][0], sizes], -1)
+    return Result(tensors=tensors, values=values)
