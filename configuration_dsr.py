@@ -6,6 +6,8 @@ It imports transformers and the standard library alone.
 
 from __future__ import annotations
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import Dinov2WithRegistersConfig, PreTrainedConfig, Qwen2_5_VLConfig
 
@@ -137,5 +139,403 @@ class DSRConfig(Qwen2_5_VLConfig):
         )
 
 
-for _config_class in (DSRConfig,):
+# --------------------------------------------------------------------------------------
+# Rules that models and processors share
+# --------------------------------------------------------------------------------------
+
+
+def pi3_image_size(width: int, height: int, pixel_limit: int = 255000, patch_size: int = 14) -> tuple[int, int]:
+    """
+    (width, height) at which π³ sees an image: multiples of `patch_size` nearest to its aspect ratio below `pixel_limit`.
+
+    Small images are enlarged. A side is at least one patch, for which a very long image may exceed the limit.
+    """
+    scale = (pixel_limit / (width * height)) ** 0.5
+    columns, rows = round(width * scale / patch_size), round(height * scale / patch_size)  # half to even, as published
+    while columns * rows * patch_size**2 > pixel_limit:
+        if columns / rows > width / height:
+            columns -= 1
+        else:
+            rows -= 1
+    return patch_size * max(1, columns), patch_size * max(1, rows)
+
+
+def intrinsics_problem(matrices: list) -> str:
+    """What is wrong with intrinsics, `n` nested lists of 3×3 numbers in pixels, in words, or ""."""
+    for index, matrix in enumerate(matrices):
+        if not all(math.isfinite(value) for row in matrix for value in row):
+            return f"hold numbers that are not finite in matrix {index}: {matrix}. Leave out or mask frames without intrinsics."
+        if not (matrix[0][0] > 0 and matrix[1][1] > 0):
+            return f"hold a focal length that is not positive in matrix {index}: {matrix}. Expected pixels, [[fx, 0, cx], …]."
+    return ""
+
+
+def pose_problem(matrices: list, tolerance: float = 1e-2) -> str:
+    """What makes camera-to-world matrices, `n` nested lists of 4×4 numbers, not rigid, in words, or ""."""
+    cure = "Expected camera-to-world [R | t; 0 0 0 1] with a rotation R: divide scales out, mask frames without a pose."
+    for index, matrix in enumerate(matrices):
+        if not all(math.isfinite(value) for row in matrix for value in row):
+            return f"hold numbers that are not finite in matrix {index}: {matrix}. {cure}"
+        x, y, z = (row[:3] for row in matrix[:3])
+        products = [sum(p * q for p, q in zip(a, b)) - (a is b) for a in (x, y, z) for b in (x, y, z)]
+        error = max(abs(value) for value in products)
+        determinant = (
+            x[0] * (y[1] * z[2] - y[2] * z[1]) - x[1] * (y[0] * z[2] - y[2] * z[0]) + x[2] * (y[0] * z[1] - y[1] * z[0])
+        )
+        bottom = max(abs(value - wanted) for value, wanted in zip(matrix[3], (0, 0, 0, 1)))
+        if error > tolerance or determinant < 0 or bottom > tolerance:
+            return (
+                f"hold a matrix that is not rigid: number {index} has |RRᵀ - I| up to {error:.2g}, det R {determinant:.3g} "
+                f"and last row {matrix[3]}. {cure}"
+            )
+    return ""
+
+
+# --------------------------------------------------------------------------------------
+# π³
+# --------------------------------------------------------------------------------------
+
+PI3_VARIANTS = ("pi3", "pi3x")
+PI3_TRAINABLE = ("all", "without_encoder", "confidence")
+
+
+@strict
+class Pi3Config(PreTrainedConfig):
+    r"""
+    Configuration of [`Pi3Model`] (arXiv 2507.13347). Defaults are the published model's.
+
+    Args:
+        variant (`str`, *optional*, defaults to `"pi3"`):
+            `"pi3"`, or `"pi3x"`: convolutional heads, metric scale and conditioning by poses, rays and depth.
+        encoder_config (`dict` or `Dinov2WithRegistersConfig`, *optional*):
+            The image encoder; its width is the decoder's. Default: DINOv2 ViT-L/14 with registers.
+        use_conditioning (`bool`, *optional*, defaults to `True`):
+            Whether a Pi3X holds the modules that read poses, rays and depth. Without them it reads images alone.
+        num_decoder_layers, num_attention_heads (`int`, *optional*, defaults to 36 and 16):
+            Decoder blocks, by turns inside each frame and over all frames.
+        num_register_tokens (`int`, *optional*, defaults to 5):
+            Learned tokens before the patches of each frame in the decoder.
+        mlp_ratio (`float`, *optional*, defaults to 4.0): hidden width of every MLP over its width.
+        layer_scale_init (`float`, *optional*, defaults to 0.01): initial LayerScale of the decoder.
+        layer_norm_eps, qk_norm_eps (`float`, *optional*, defaults to 1e-6 and 1e-5):
+            Epsilon of the blocks' norms, and of the norm over the heads of queries and keys.
+        rope_base (`float`, *optional*, defaults to 100.0): base of the rotary positions.
+        head_hidden_size, head_num_attention_heads, head_num_layers (`int`, *optional*, defaults to 1024, 16 and 5):
+            The transformers between the decoder and the heads.
+        point_dim, camera_dim (`int`, *optional*, defaults to 1024 and 512):
+            Channels that the point and confidence heads and the camera head read.
+        pose_injection_layers (`list[int]`, *optional*, defaults to `[1, 9, 17, 25, 33]`):
+            Pi3X: decoder blocks after which poses are read.
+        metric_hidden_size, metric_num_attention_heads, metric_dim (`int`, *optional*, defaults to 512, 8 and 512):
+            Pi3X: the transformer of the metric scale (`head_num_layers` blocks) and the channels its head reads.
+        conv_head_dims (`list[int]`, *optional*, defaults to `[256, 128, 64]`):
+            Pi3X: channels of the upsampling stages of the convolutional heads.
+        conv_head_hidden_size, conv_head_num_res_blocks (`int`, *optional*, defaults to 32 and 2):
+            Pi3X: channels before a head's outputs, and residual blocks per stage.
+        max_log_depth (`float`, *optional*, defaults to 15.0): Pi3X: upper bound of the logarithm of depth.
+        image_mean, image_std (`list[float]`, *optional*): the model normalises its images by these.
+        chunk_size (`int`, *optional*, defaults to 8):
+            Frames that pass through encoder, frame blocks, MLPs and heads at a time when no gradient is needed. Peak
+            memory grows with it, the result does not depend on it. `0` means all at once.
+        trainable (`str`, *optional*, defaults to `"all"`):
+            What [`~Pi3Model.freeze`] leaves trainable: `"without_encoder"` is the published policy of the first two
+            stages of training, `"confidence"` that of the third (confidence decoder and head).
+        camera_loss_weight, confidence_loss_weight, normal_loss_weight (`float`, *optional*, defaults to 0.1, 0.0 and 1.0):
+            Weights of the training losses; the point loss has weight 1. The third published stage has confidence 0.05.
+    """
+
+    model_type = "pi3"
+    sub_configs = {"encoder_config": Dinov2WithRegistersConfig}
+
+    variant: str = "pi3"
+    encoder_config: dict | PreTrainedConfig | None = None
+    use_conditioning: bool = True
+    num_decoder_layers: int = 36
+    num_attention_heads: int = 16
+    num_register_tokens: int = 5
+    mlp_ratio: float | int = 4.0
+    layer_scale_init: float = 0.01
+    layer_norm_eps: float = 1e-6
+    qk_norm_eps: float = 1e-5
+    rope_base: float | int = 100.0
+    head_hidden_size: int = 1024
+    head_num_attention_heads: int = 16
+    head_num_layers: int = 5
+    point_dim: int = 1024
+    camera_dim: int = 512
+    pose_injection_layers: list[int] | tuple[int, ...] = (1, 9, 17, 25, 33)
+    metric_hidden_size: int = 512
+    metric_num_attention_heads: int = 8
+    metric_dim: int = 512
+    conv_head_dims: list[int] | tuple[int, ...] = (256, 128, 64)
+    conv_head_hidden_size: int = 32
+    conv_head_num_res_blocks: int = 2
+    max_log_depth: float | int = 15.0
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    chunk_size: int = 8
+    trainable: str = "all"
+    camera_loss_weight: float = 0.1
+    confidence_loss_weight: float = 0.0
+    normal_loss_weight: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        if self.variant not in PI3_VARIANTS:
+            raise ValueError(f"`variant` must be one of {PI3_VARIANTS}, got {self.variant!r}.")
+        if self.trainable not in PI3_TRAINABLE:
+            raise ValueError(f"`trainable` must be one of {PI3_TRAINABLE}, got {self.trainable!r}.")
+        if self.chunk_size < 0:
+            raise ValueError(f"`chunk_size` must be 0 (all) or positive, got {self.chunk_size}.")
+        if self.num_decoder_layers < 2 or self.num_decoder_layers % 2:
+            raise ValueError(
+                f"`num_decoder_layers` must be even (blocks come in pairs: frame, all frames), got {self.num_decoder_layers}."
+            )
+        outside = [i for i in self.pose_injection_layers if not 0 <= i < self.num_decoder_layers]
+        if self.variant == "pi3x" and self.use_conditioning and outside:
+            raise ValueError(f"`pose_injection_layers` must lie in 0…{self.num_decoder_layers - 1}, got {outside}.")
+        if self.encoder_config is None:
+            self.encoder_config = pi3_encoder_config()
+        elif isinstance(self.encoder_config, dict):
+            self.encoder_config = pi3_encoder_config(**self.encoder_config)
+        super().__post_init__(**kwargs)
+        _default_auto_map(self, {"AutoConfig": "configuration_dsr.Pi3Config", "AutoModel": "modeling_pi3.Pi3Model"})
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels; images are multiples of it."""
+        return self.encoder_config.patch_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of encoder and decoder."""
+        return self.encoder_config.hidden_size
+
+
+# --------------------------------------------------------------------------------------
+# PAGE-4D
+# --------------------------------------------------------------------------------------
+
+DENSE_ACTIVATIONS = ("exp", "inv_log", "norm_exp", "norm", "xy_inv_log", "relu", "sigmoid", "linear")
+CONFIDENCE_ACTIVATIONS = ("expp1", "expp0", "sigmoid")
+SPATIAL_MASK_VARIANTS = (None, "page4d")
+PAGE4D_FREEZE_POLICIES = (None, "page4d")
+
+
+def page4d_image_size(width: int, height: int, img_size: int = 518, patch_size: int = 14, mode: str = "crop") -> tuple[int, int]:
+    """
+    (width, height) that PAGE-4D resizes an image to, before it crops or pads.
+
+    Args:
+        mode: `"crop"`: width `img_size`, height by the aspect ratio (what exceeds `img_size` is cut off later).
+            `"pad"`: longer side `img_size` (the shorter one is padded later).
+    """
+
+    def multiple(side: float) -> int:
+        return max(1, round(side / patch_size)) * patch_size  # half to even, as published
+
+    if mode == "pad" and height > width:
+        return multiple(width * (img_size / height)), img_size
+    return img_size, multiple(height * (img_size / width))
+
+
+@strict
+class Page4DConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`Page4DModel`]: cameras, depth and points of dynamic scenes (arXiv 2510.17568), on the layout of
+    VGGT-1B.
+
+    Args:
+        encoder_config (`dict` or `Dinov2WithRegistersConfig`, *optional*):
+            Image encoder. Default: DINOv2 ViT-L/14 with four registers and a 37×37 position table.
+        patch_size (`int`, *optional*, defaults to 14):
+            Side of a patch in pixels; the encoder's.
+        img_size (`int`, *optional*, defaults to 518):
+            Width that images are resized to, and side of the grid of the encoder's position table in pixels.
+        embed_dim (`int`, *optional*, defaults to 1024):
+            Width of the tokens; the heads read twice as much.
+        depth (`int`, *optional*, defaults to 24):
+            Layers, each a block inside the frames and a block over all frames.
+        num_heads, mlp_ratio:
+            Of those blocks.
+        num_register_tokens (`int`, *optional*, defaults to 4):
+            Register tokens per frame, beside one camera token. The encoder has registers of its own.
+        rope_freq (`float`, *optional*, defaults to 100.0):
+            Base of the rotary positions.
+        layer_norm_eps, modulated_norm_eps:
+            Epsilon of the layer norms, and of the modulated norm of the camera head.
+        layer_scale_init (`float`, *optional*, defaults to 0.01):
+            Initial LayerScale of the blocks.
+        spatial_mask_variant (`str` or `None`, *optional*, defaults to `"page4d"`):
+            Layout of the spatial mask head in the weights. `None`: there is none (VGGT-1B).
+        mask_alpha (`float`, *optional*, defaults to 0.0):
+            Strength of the mask, 0…1. The two published variants: 0 for the "non-mask" checkpoint, whose mask was faded
+            out in training, and 1 for the "mask" checkpoint.
+        mask_layer (`int`, *optional*, defaults to 9):
+            The mask is computed from the output of this frame block.
+        masked_layers (`list[int]`, *optional*, defaults to 10…19):
+            Global blocks whose special tokens see patches through the mask.
+        mask_scale (`float`, *optional*, defaults to 64.0):
+            Logits that a mask value of 1 adds at full strength.
+        mask_hidden_channels (`int`, *optional*, defaults to 256):
+            Width inside the mask head.
+        enable_camera, enable_depth, enable_point, enable_track (`bool`):
+            Which heads exist. Weights of PAGE-4D's training have no track head, VGGT-1B has one.
+        camera_depth, camera_num_heads, camera_mlp_ratio, camera_iterations:
+            Transformer of the camera head and the number of refinements.
+        dpt_layers (`list[int]`, *optional*, defaults to `[4, 11, 17, 23]`):
+            Layers that the dense heads read.
+        dpt_features, dpt_out_channels, dpt_hidden_channels:
+            Widths of the dense heads.
+        depth_activation, point_activation (`str`):
+            One of "exp", "inv_log", "norm_exp", "norm", "xy_inv_log", "relu", "sigmoid", "linear".
+        confidence_activation (`str`, *optional*, defaults to `"expp1"`):
+            "expp1" (1 + exp), "expp0" (exp) or "sigmoid".
+        track_features, track_out_channels, track_stride, track_hidden_size, track_depth, track_num_heads,
+        track_mlp_ratio, track_num_virtual, track_correlation_levels, track_correlation_radius, track_max_scale,
+        track_iterations:
+            The track head.
+        image_mean, image_std (`list[float]`):
+            Normalisation of the images, which happens inside the model.
+        encoder_chunk_size, head_chunk_size (`int`, *optional*, default to 8 and 2):
+            Frames that pass the encoder, and the dense heads, at a time. Peak memory grows with them, results do not
+            depend on them.
+        trunk_chunk_size (`int`, *optional*, defaults to 8):
+            Frames whose tokens pass a frame block or an MLP at a time, without gradients. 0 means all.
+        freeze (`str` or `None`, *optional*):
+            What does not train. `"page4d"`: the paper's policy, where frame and global blocks of `masked_layers` and the
+            mask head train and all else is fixed. `None`: everything trains.
+        camera_loss_weight, depth_loss_weight, point_loss_weight, camera_loss_type, camera_stage_decay, camera_fov_weight,
+        depth_loss_gamma, depth_loss_alpha, point_loss_gamma, point_loss_alpha, depth_gradient_loss, point_gradient_loss,
+        loss_valid_range:
+            The training loss, see `page4d_losses`.
+    """
+
+    model_type = "page4d"
+    sub_configs = {"encoder_config": Dinov2WithRegistersConfig}
+    attribute_map = {"hidden_size": "embed_dim", "num_hidden_layers": "depth", "num_attention_heads": "num_heads"}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    patch_size: int = 14
+    img_size: int = 518
+    embed_dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: float | int = 4.0
+    num_register_tokens: int = 4
+    rope_freq: float | int = 100.0
+    layer_norm_eps: float = 1e-5
+    modulated_norm_eps: float = 1e-6
+    layer_scale_init: float = 0.01
+    initializer_range: float = 0.02
+    spatial_mask_variant: str | None = "page4d"
+    mask_alpha: float | int = 0.0
+    mask_layer: int = 9
+    masked_layers: list[int] | tuple[int, ...] = (10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
+    mask_scale: float | int = 64.0
+    mask_hidden_channels: int = 256
+    enable_camera: bool = True
+    enable_depth: bool = True
+    enable_point: bool = True
+    enable_track: bool = False
+    camera_depth: int = 4
+    camera_num_heads: int = 16
+    camera_mlp_ratio: float | int = 4.0
+    camera_iterations: int = 4
+    dpt_layers: list[int] | tuple[int, ...] = (4, 11, 17, 23)
+    dpt_features: int = 256
+    dpt_out_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    dpt_hidden_channels: int = 32
+    depth_activation: str = "exp"
+    point_activation: str = "inv_log"
+    confidence_activation: str = "expp1"
+    track_features: int = 128
+    track_out_channels: list[int] | tuple[int, ...] = (256, 512, 1024, 1024)
+    track_stride: int = 2
+    track_hidden_size: int = 384
+    track_depth: int = 6
+    track_num_heads: int = 8
+    track_mlp_ratio: float | int = 4.0
+    track_num_virtual: int = 64
+    track_correlation_levels: int = 7
+    track_correlation_radius: int = 4
+    track_max_scale: float | int = 518
+    track_iterations: int = 4
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    encoder_chunk_size: int = 8
+    trunk_chunk_size: int = 8
+    head_chunk_size: int = 2
+    freeze: str | None = None
+    camera_loss_weight: float | int = 5.0
+    depth_loss_weight: float | int = 1.0
+    point_loss_weight: float | int = 1.0
+    camera_loss_type: str = "l1"
+    camera_stage_decay: float = 0.6
+    camera_fov_weight: float = 0.5
+    depth_loss_gamma: float | int = 0.3
+    depth_loss_alpha: float | int = 0.06
+    point_loss_gamma: float | int = 1.0
+    point_loss_alpha: float | int = 0.2
+    depth_gradient_loss: str | None = "grad"
+    point_gradient_loss: str | None = "normal"
+    loss_valid_range: float | int = 0.98
+
+    def __post_init__(self, **kwargs):
+        encoder = self.encoder_config if isinstance(self.encoder_config, dict) else {}
+        if self.encoder_config is None or isinstance(self.encoder_config, dict):
+            # The same encoder as π³'s.
+            sizes = dict(hidden_size=self.embed_dim, image_size=self.img_size, patch_size=self.patch_size)
+            self.encoder_config = pi3_encoder_config(**{**sizes, **encoder})
+        for name, found, allowed in (
+            ("spatial_mask_variant", self.spatial_mask_variant, SPATIAL_MASK_VARIANTS),
+            ("freeze", self.freeze, PAGE4D_FREEZE_POLICIES),
+            ("depth_activation", self.depth_activation, DENSE_ACTIVATIONS),
+            ("point_activation", self.point_activation, DENSE_ACTIVATIONS),
+            ("confidence_activation", self.confidence_activation, CONFIDENCE_ACTIVATIONS),
+            ("camera_loss_type", self.camera_loss_type, ("l1", "l2")),
+            ("depth_gradient_loss", self.depth_gradient_loss, (None, "grad", "grad_conf", "normal", "normal_conf")),
+            ("point_gradient_loss", self.point_gradient_loss, (None, "grad", "grad_conf", "normal", "normal_conf")),
+        ):
+            if found not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {found!r}.")
+        if not 0 <= self.mask_alpha <= 1:
+            raise ValueError(f"`mask_alpha` must lie in 0…1, got {self.mask_alpha}.")
+        if self.mask_alpha > 0 and self.spatial_mask_variant is None:
+            raise ValueError("`mask_alpha` > 0 needs a mask head, but `spatial_mask_variant` is None.")
+        for name, layers in (
+            ("dpt_layers", self.dpt_layers),
+            ("masked_layers", self.masked_layers),
+            ("mask_layer", [self.mask_layer]),
+        ):
+            wrong = [layer for layer in layers if not 0 <= layer < self.depth]
+            if wrong and (name == "dpt_layers" or self.spatial_mask_variant is not None):
+                raise ValueError(f"`{name}` names layer {wrong[0]}, but `depth` is {self.depth}: layers are 0…{self.depth - 1}.")
+        if len(self.dpt_layers) != 4 or list(self.dpt_layers) != sorted(self.dpt_layers):
+            raise ValueError(f"`dpt_layers` must be four layers in increasing order, got {list(self.dpt_layers)}.")
+        if self.spatial_mask_variant is not None and any(layer < self.mask_layer for layer in self.masked_layers):
+            raise ValueError(
+                f"`masked_layers` {list(self.masked_layers)} begin before `mask_layer` {self.mask_layer}, where the mask is made."
+            )
+        for name in ("encoder_chunk_size", "head_chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.trunk_chunk_size < 0:
+            raise ValueError(f"`trunk_chunk_size` must be 0 (all) or positive, got {self.trunk_chunk_size}.")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(
+                f"`embed_dim` {self.embed_dim} must be a multiple of 4·`num_heads` = {4 * self.num_heads} (rotary positions)."
+            )
+        if self.encoder_config.hidden_size != self.embed_dim or self.encoder_config.patch_size != self.patch_size:
+            raise ValueError(
+                f"`encoder_config` has hidden_size {self.encoder_config.hidden_size} and patch_size "
+                f"{self.encoder_config.patch_size}; `embed_dim` {self.embed_dim} and `patch_size` {self.patch_size} must equal them."
+            )
+        super().__post_init__(**kwargs)
+        _default_auto_map(
+            self,
+            {"AutoConfig": "configuration_dsr.Page4DConfig", "AutoModel": "modeling_page4d.Page4DModel"},
+        )
+
+
+for _config_class in (DSRConfig, Pi3Config, Page4DConfig):
     _config_class.register_for_auto_class()

@@ -2,13 +2,23 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from configuration_dsr import DSRConfig
-from processing_dsr import DSRProcessor
+from configuration_dsr import DSRConfig, Page4DConfig, Pi3Config
+from processing_dsr import DSRProcessor, GeometryProcessor
 
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
+from .modeling_page4d import Page4DModel
+from .modeling_pi3 import Pi3Model
 
 
 AutoConfig.register("dsr", DSRConfig, exist_ok=True)
 AutoModel.register(DSRConfig, DSRModel, exist_ok=True)
 AutoModelForImageTextToText.register(DSRConfig, DSRForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(DSRConfig, DSRProcessor, exist_ok=True)
+
+AutoConfig.register("pi3", Pi3Config, exist_ok=True)
+AutoModel.register(Pi3Config, Pi3Model, exist_ok=True)
+AutoProcessor.register(Pi3Config, GeometryProcessor, exist_ok=True)
+
+AutoConfig.register("page4d", Page4DConfig, exist_ok=True)
+AutoModel.register(Page4DConfig, Page4DModel, exist_ok=True)
+AutoProcessor.register(Page4DConfig, GeometryProcessor, exist_ok=True)
