@@ -1,0 +1,158 @@
+"""The pre-norm transformer block of π³ and of VGGT's aggregator, and the means to run it over many frames in little memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .geometry_encoder import eager_attention
+from .vision_rope import apply_axial_rope
+
+
+def in_chunks(function: Callable, hidden_states: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """
+    `function(hidden_states)` for a function that treats each row of the first axis on its own, a few rows at a time.
+
+    Only the result is ever whole. With gradients everything runs at once: the activations are kept anyway.
+
+    Args:
+        chunk_size: rows at a time; 0 means all.
+    """
+    if not chunk_size or len(hidden_states) <= chunk_size or torch.is_grad_enabled():
+        return function(hidden_states)
+    output = None
+    for start in range(0, len(hidden_states), chunk_size):
+        part = function(hidden_states[start : start + chunk_size])
+        if output is None:
+            output = part.new_empty(len(hidden_states), *part.shape[1:])
+        output[start : start + chunk_size] = part
+    return output
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (`gamma`), `init_value` at the start."""
+
+    def __init__(self, dim: int, init_value: float):
+        super().__init__()
+        self.init_value = init_value
+        self.gamma = nn.Parameter(torch.full((dim,), init_value))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * self.gamma
+
+
+def init_layer_scale(module: nn.Module) -> None:
+    """To be called from `_init_weights` of every model that holds a [`VisionBlock`]."""
+    if isinstance(module, LayerScale):
+        init.constant_(module.gamma, module.init_value)
+
+
+class VisionMLP(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+class VisionAttention(nn.Module):
+    """
+    Multi-head self-attention with one fused projection, through transformers' attention interface.
+
+    Args:
+        config: read for `_attn_implementation` alone.
+        dim, num_heads: width and heads.
+        qk_norm_eps: epsilon of a LayerNorm over each head of queries and keys; None: no such norm.
+    """
+
+    def __init__(self, config, dim: int, num_heads: int, qk_norm_eps: float | None = None):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(self.head_dim, eps=qk_norm_eps)
+        self.k_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(self.head_dim, eps=qk_norm_eps)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `[B, L, dim]`.
+            rope: tables of one frame, see [`apply_axial_rope`]; None: no positions.
+            attention_mask: additive, broadcastable to `[B, heads, L, L]`.
+        """
+        query, key, value = self.project(hidden_states, rope)
+        return self.proj(self.attend(query, key, value, attention_mask).flatten(2))
+
+    def project(self, hidden_states: torch.Tensor, rope=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values `[B, heads, L, head_dim]`, normalised and rotated."""
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
+        if rope is not None:
+            query, key = apply_axial_rope(query, rope), apply_axial_rope(key, rope)
+        return query, key, value
+
+    def attend(self, query, key, value, attention_mask=None) -> torch.Tensor:
+        """Attention of `[B, heads, L, head_dim]` by the implementation of the config; returns `[B, L, heads, head_dim]`."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        return attend(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False
+        )[0]
+
+
+class VisionBlock(GradientCheckpointingLayer):
+    """
+    `x ← x + ls1(Attn(norm1(x)))`, `x ← x + ls2(MLP(norm2(x)))`.
+
+    Args:
+        config: read for `_attn_implementation` alone.
+        norm_eps: of `norm1` and `norm2`.
+        qk_norm_eps: see [`VisionAttention`].
+        layer_scale: initial value of `ls1` and `ls2`; None: no scales.
+        mlp_ratio: hidden width of the MLP over `dim`.
+    """
+
+    def __init__(
+        self,
+        config,
+        dim: int,
+        num_heads: int,
+        norm_eps: float,
+        qk_norm_eps: float | None = None,
+        layer_scale: float | None = None,
+        mlp_ratio: float = 4.0,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = VisionAttention(config, dim, num_heads, qk_norm_eps)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = VisionMLP(dim, int(dim * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+    def forward(
+        self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None, chunk_size: int = 0
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `[B, L, dim]`.
+            rope, attention_mask: see [`VisionAttention`].
+            chunk_size: tokens that pass the MLP at a time, see [`in_chunks`].
+        """
+        hidden_states = hidden_states + self.ls1(self.attn(self.norm1(hidden_states), rope, attention_mask))
+        return in_chunks(self.feed_forward, hidden_states.flatten(0, 1), chunk_size).view_as(hidden_states)
+
+    def feed_forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The second half of the block on `[T, dim]`."""
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
