@@ -2,13 +2,17 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from configuration_dsr import DSRConfig
+from configuration_dsr import DSRConfig, Pi3Config
 from processing_dsr import DSRProcessor
 
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
+from .modeling_pi3 import Pi3Model
 
 
 AutoConfig.register("dsr", DSRConfig, exist_ok=True)
 AutoModel.register(DSRConfig, DSRModel, exist_ok=True)
 AutoModelForImageTextToText.register(DSRConfig, DSRForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(DSRConfig, DSRProcessor, exist_ok=True)
+
+AutoConfig.register("pi3", Pi3Config, exist_ok=True)
+AutoModel.register(Pi3Config, Pi3Model, exist_ok=True)

@@ -12,24 +12,31 @@ from .geometry_encoder import eager_attention
 from .vision_rope import apply_axial_rope
 
 
-def in_chunks(function: Callable, hidden_states: torch.Tensor, chunk_size: int) -> torch.Tensor:
+def in_chunks(function: Callable, *inputs: torch.Tensor, chunk_size: int):
     """
-    `function(hidden_states)` for a function that treats each row of the first axis on its own, a few rows at a time.
+    `function(*inputs)` for a function that treats each row of the first axis on its own, a few rows at a time.
 
-    Only the result is ever whole. With gradients everything runs at once: the activations are kept anyway.
+    Only the results are ever whole. With gradients everything runs at once: the activations are kept anyway.
 
     Args:
+        function: returns a tensor or a tuple of tensors.
+        inputs: tensors of the same number of rows.
         chunk_size: rows at a time; 0 means all.
     """
-    if not chunk_size or len(hidden_states) <= chunk_size or torch.is_grad_enabled():
-        return function(hidden_states)
-    output = None
-    for start in range(0, len(hidden_states), chunk_size):
-        part = function(hidden_states[start : start + chunk_size])
-        if output is None:
-            output = part.new_empty(len(hidden_states), *part.shape[1:])
-        output[start : start + chunk_size] = part
-    return output
+    rows = len(inputs[0])
+    if not chunk_size or rows <= chunk_size or torch.is_grad_enabled():
+        return function(*inputs)
+    whole: list[torch.Tensor] = []
+    for start in range(0, rows, chunk_size):
+        found = function(*(tensor[start : start + chunk_size] for tensor in inputs))
+        parts = (found,) if isinstance(found, torch.Tensor) else found
+        if not whole:
+            whole = [part.new_empty(rows, *part.shape[1:]) for part in parts]
+        for tensor, part in zip(whole, parts):
+            tensor[start : start + chunk_size] = part
+        single = isinstance(found, torch.Tensor)
+        del found, parts  # or the next chunk would be computed beside them
+    return whole[0] if single else tuple(whole)
 
 
 class LayerScale(nn.Module):
@@ -151,7 +158,7 @@ class VisionBlock(GradientCheckpointingLayer):
             chunk_size: tokens that pass the MLP at a time, see [`in_chunks`].
         """
         hidden_states = hidden_states + self.ls1(self.attn(self.norm1(hidden_states), rope, attention_mask))
-        return in_chunks(self.feed_forward, hidden_states.flatten(0, 1), chunk_size).view_as(hidden_states)
+        return in_chunks(self.feed_forward, hidden_states.flatten(0, 1), chunk_size=chunk_size).view_as(hidden_states)
 
     def feed_forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """The second half of the block on `[T, dim]`."""
