@@ -5,11 +5,14 @@ transformers, numpy, pillow and the standard library.
 """
 
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
@@ -17,6 +20,11 @@ try:
     import av
 except ImportError:  # a program that decodes its own videos does without
     av = None
+
+try:
+    from .configuration_dsr import intrinsics_problem, pi3_image_size, pose_problem
+except ImportError:  # in the source tree both files lie at the root
+    from configuration_dsr import intrinsics_problem, pi3_image_size, pose_problem
 
 
 # --------------------------------------------------------------------------------------
@@ -112,18 +120,24 @@ def _count_frames(path: str) -> tuple[int, float]:
 
 def _decode_frames(path: str, indices: np.ndarray) -> tuple[list[np.ndarray], int]:
     """The frames at `indices` that exist, each `[H, W, 3]`, and how many were decoded up to the last of them."""
-    wanted, frames, decoded = set(indices.tolist()), [], 0
+    decoded = dict(_decode_each(path, indices.tolist()))
+    return [frame for frame in decoded.values() if frame is not None], max(decoded, default=-1) + 1
+
+
+def _decode_each(path: str, indices: list[int]) -> Iterator[tuple[int, np.ndarray | None]]:
+    """(index, frame `[H, W, 3]` if it is one of `indices`, else None) of every frame up to the last of them."""
+    wanted = set(indices)
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            if decoded in wanted:
+        for index, frame in enumerate(container.decode(stream)):
+            if index in wanted:
                 # `rotation` is the angle, counter-clockwise, that brings the picture upright.
-                frames.append(np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90))
-            decoded += 1
-            if decoded > indices[-1]:
+                yield index, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90))
+            else:
+                yield index, None
+            if index >= indices[-1]:
                 break
-    return frames, decoded
 
 
 # --------------------------------------------------------------------------------------
@@ -356,5 +370,506 @@ def _overlap(pixels: int, cells: int) -> torch.Tensor:
     return (torch.minimum(right, cell + 1) - torch.maximum(left, cell)).clamp_min(0).float()
 
 
-for _processor_class in (DSRProcessor,):
+# --------------------------------------------------------------------------------------
+# Geometry: π³
+# --------------------------------------------------------------------------------------
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+VIDEO_INTERVAL = 10  # of the published demonstration: every tenth frame of a video, every image of a folder
+
+
+def read_frames(
+    source,
+    interval: int | None = None,
+    fps: float | None = None,
+    num_frames: int | None = None,
+) -> Iterator[Image.Image]:
+    """
+    The frames of one scene, one at a time; a folder's in the order of their names.
+
+    Args:
+        source: a folder of .png, .jpg or .jpeg files, a video file, or a list of images: files, pillow images, arrays
+            `[H, W, 3]` uint8 or tensors `[3, H, W]` (uint8, or float in [0, 1]).
+        interval: take every so many frames. Default: 10 of a video, 1 else.
+        fps: take so many frames per second of a video instead.
+        num_frames: take so many frames, evenly spread from the first to the last, instead.
+
+    Raises:
+        ValueError: nothing there, an image or a frame that cannot be read, or contradictory wishes.
+    """
+    chosen = [name for name, value in (("interval", interval), ("fps", fps), ("num_frames", num_frames)) if value is not None]
+    if len(chosen) > 1:
+        raise ValueError(f"`{chosen[0]}` and `{chosen[1]}` say different things about which frames to take; pass one of them.")
+    for name, value in (("interval", interval), ("fps", fps), ("num_frames", num_frames)):
+        if value is not None and not value > 0:
+            raise ValueError(f"`{name}` must be positive, got {value}.")
+    if isinstance(source, (str, os.PathLike)) and not os.path.isdir(source):
+        if str(source).lower().endswith(IMAGE_SUFFIXES):
+            source = [source]
+        else:
+            yield from _video_frames(os.fspath(source), interval, fps, num_frames)
+            return
+    if fps is not None:
+        raise ValueError("`fps` is for video files; images have no time. Use `interval` or `num_frames`.")
+    if isinstance(source, (str, os.PathLike)):
+        folder = Path(source)
+        source = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not source:
+            raise ValueError(f"The folder {str(folder)!r} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}.")
+    for index in _frame_indices(len(source), interval or 1, num_frames):
+        yield _as_image(source[index])
+
+
+def _frame_indices(total: int, step: float, num_frames: int | None) -> list[int]:
+    if total < 1:
+        raise ValueError("`images` holds no image; at least one is needed.")
+    if num_frames is not None:
+        return np.unique(np.linspace(0, total - 1, num_frames).round().astype(int)).tolist()
+    return [index for k in range(total) if (index := int(k * step)) < total]
+
+
+def _video_frames(path: str, interval: int | None, fps: float | None, num_frames: int | None) -> Iterator[Image.Image]:
+    if av is None:
+        raise ImportError("Decoding a video needs PyAV: `pip install av`.")
+    if "://" not in path and not Path(path).is_file():
+        raise ValueError(f"There is no folder, image or video at {path!r}.")
+    decoded = 0
+    try:
+        total, rate = _count_frames(path)
+        # A video cannot give more frames per second than it has.
+        step = interval or (max(1.0, rate / fps) if fps else VIDEO_INTERVAL)
+        wanted = _frame_indices(total, step, num_frames)
+        for index, frame in _decode_each(path, wanted):
+            decoded = index + 1
+            if frame is not None:
+                yield Image.fromarray(frame)
+    except av.FFmpegError as error:
+        raise ValueError(
+            f"A frame of {path!r} after number {decoded} cannot be read ({error.strerror or error}). The file is damaged or no "
+            "video; fetch it again or re-encode it, for example to H.264 in mp4."
+        ) from error
+    # Containers may announce some frames that an edit list hides.
+    if decoded <= wanted[-1] and decoded < 0.9 * total:
+        raise ValueError(
+            f"{path!r} is cut short: no frame after number {decoded} of {total} can be read. Fetch it again, or re-encode what is "
+            "left."
+        )
+
+
+def _as_image(image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            with Image.open(image) as opened:
+                opened.load()
+                return opened
+        except (OSError, SyntaxError, ValueError) as error:  # pillow's decoders raise each of them
+            raise ValueError(f"The image {os.fspath(image)!r} cannot be read ({error}). Fetch it again or leave it out.") from error
+    array = image.detach().cpu().numpy().transpose(1, 2, 0) if isinstance(image, torch.Tensor) else np.asarray(image)
+    if array.ndim != 3 or array.shape[2] not in (3, 4):
+        raise ValueError(
+            f"an image must be a file, a pillow image, an array [H, W, 3] or a tensor [3, H, W], got {type(image).__name__} of "
+            f"shape {tuple(image.shape) if hasattr(image, 'shape') else '?'}."
+        )
+    if array.dtype.kind == "f":
+        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(array)
+
+
+def fit_pi3(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
+    """
+    π³'s rule: every image is stretched to the size that the first one asks for.
+
+    Returns:
+        uint8 frames `[H, W, 3]`, and where each whole image lies in its frame: (left, top, right, bottom) in pixels.
+    """
+    size, frames, boxes = None, [], []
+    for image in images:
+        size = size or pi3_image_size(*image.size, processor.pixel_limit, processor.patch_size)
+        frames.append(np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS)))
+        boxes.append((0, 0, *size))
+    return frames, boxes
+
+
+RESIZE_RULES = {"pi3": fit_pi3}
+
+
+@dataclass
+class SceneGeometry:
+    """
+    What a model says of one scene, per frame at the size of the original image.
+
+    Every field is a tensor of the shape given, or a list of one tensor per frame where the originals differ in size.
+    Camera axes are OpenCV's: x right, y down, z forward. Pixel centres lie at whole numbers: the first is (0, 0).
+
+    Args:
+        depth: `[N, H, W]`, z in the camera's frame; 0 where the model did not see the pixel.
+        points: `[N, H, W, 3]` in the world frame.
+        confidence: `[N, H, W]`; of π³ a probability.
+        mask: bool `[N, H, W]`, confident enough and not at an edge.
+        intrinsics: `[N, 3, 3]` in pixels of the original images.
+        camera_poses: `[N, 4, 4]` camera-to-world. extrinsics: `[N, 4, 4]` world-to-camera.
+    """
+
+    depth: torch.Tensor | list[torch.Tensor]
+    points: torch.Tensor | list[torch.Tensor]
+    confidence: torch.Tensor | list[torch.Tensor]
+    mask: torch.Tensor | list[torch.Tensor]
+    intrinsics: torch.Tensor
+    camera_poses: torch.Tensor
+    extrinsics: torch.Tensor
+
+
+class GeometryProcessor(ProcessorMixin):
+    r"""
+    Images, folders and videos to the inputs of [`Pi3Model`], and its outputs back to the original images.
+
+    Args:
+        resize_rule (`str`, *optional*, defaults to `"pi3"`):
+            Which model's published rule brings images to size. `"pi3"`: all to the size that the first image asks for.
+        pixel_limit (`int`, *optional*, defaults to 255000):
+            `"pi3"`: the largest number of pixels of a frame; smaller images are enlarged to it.
+        patch_size (`int`, *optional*, defaults to 14): sides of frames are multiples of it.
+    """
+
+    def __init__(self, resize_rule: str = "pi3", pixel_limit: int = 255000, patch_size: int = 14, **kwargs):
+        if resize_rule not in RESIZE_RULES:
+            raise ValueError(f"`resize_rule` must be one of {tuple(RESIZE_RULES)}, got {resize_rule!r}.")
+        if pixel_limit < patch_size**2:
+            raise ValueError(f"`pixel_limit` must allow one patch of {patch_size}×{patch_size} pixels, got {pixel_limit}.")
+        self.resize_rule = resize_rule
+        self.pixel_limit = pixel_limit
+        self.patch_size = patch_size
+        super().__init__(**kwargs)
+
+    def __call__(
+        self,
+        images,
+        depths=None,
+        intrinsics=None,
+        poses=None,
+        interval: int | None = None,
+        fps: float | None = None,
+        num_frames: int | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one scene, as in [`read_frames`], or a list of scenes (lists of images, folders, videos).
+            depths: of every image of the scene(s) `[N, h, w]` (an array, tensor or list); what is not finite and positive
+                counts as unknown. Pi3X reads it.
+            intrinsics: `[N, 3, 3]` in pixels of the original images. poses: `[N, 4, 4]` camera-to-world. Pi3X reads them.
+            interval, fps, num_frames: which frames to take, see [`read_frames`]; conditions follow.
+
+        Returns:
+            `pixel_values` `[B, N, 3, H, W]` in [0, 1]; `original_sizes` `[B, N, 2]` (height, width) and `image_boxes`
+            `[B, N, 4]`, where the original image lies in the frame (left, top, right, bottom), both for
+            `post_process_geometry`; with conditions `depths` `[B, N, H, W]`, `intrinsics` `[B, N, 3, 3]` in pixels of the
+            frames, `poses` `[B, N, 4, 4]`.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
+        many = isinstance(images, (list, tuple)) and len(images) > 0 and all(_is_scene(scene) for scene in images)
+        scenes = list(images) if many else [images]
+        if not many and isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim not in (3, 4):
+            raise ValueError(f"`images` must be one image or one scene [N, …], got an array of shape {tuple(images.shape)}.")
+        prepared = []
+        for number, scene in enumerate(scenes):
+            given = {"depths": depths, "intrinsics": intrinsics, "poses": poses}
+            given = {name: value[number] if many else value for name, value in given.items() if value is not None}
+            prepared.append(self._prepare_scene(_as_scene(scene), given, interval, fps, num_frames))
+        shapes = [tuple(scene["pixel_values"].shape) for scene in prepared]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"`images` holds scenes that do not stack: [N, 3, H, W] are {[list(shape) for shape in shapes]}. Scenes of one "
+                "batch need the same number of frames and first images of one shape; process the others in calls of their own."
+            )
+        return BatchFeature({name: torch.stack([scene[name] for scene in prepared]) for name in prepared[0]})
+
+    def _prepare_scene(self, scene, given: dict, interval, fps, num_frames) -> dict[str, torch.Tensor]:
+        sizes = []
+
+        def measured(images):
+            for image in images:
+                sizes.append((image.height, image.width))
+                yield image
+
+        frames, boxes = RESIZE_RULES[self.resize_rule](measured(read_frames(scene, interval, fps, num_frames)), self)
+        stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+        data = {
+            "pixel_values": stacked,
+            "original_sizes": torch.tensor(sizes),
+            "image_boxes": torch.tensor(boxes, dtype=torch.float32),
+        }
+        for name, value in given.items():
+            value = [torch.as_tensor(np.asarray(one)) for one in value]
+            if len(value) != len(sizes):
+                if fps is not None:
+                    raise ValueError(f"`{name}` must hold one entry per chosen frame with `fps` ({len(sizes)}), got {len(value)}.")
+                value = [value[i] for i in _frame_indices(len(value), interval or 1, num_frames)]
+            if len(value) != len(sizes):
+                raise ValueError(f"`{name}` must hold one entry per image ({len(sizes)} were taken), got {len(value)}.")
+            data[name] = self._prepare_condition(name, value, data)
+        return data
+
+    def _prepare_condition(self, name: str, value: list[torch.Tensor], data: dict) -> torch.Tensor:
+        height, width = data["pixel_values"].shape[-2:]
+        if name == "depths":
+            return torch.stack([_resize_depth(depth, height, width) for depth in value])
+        side = 3 if name == "intrinsics" else 4
+        wrong = [tuple(matrix.shape) for matrix in value if tuple(matrix.shape) != (side, side)]
+        if wrong:
+            raise ValueError(f"`{name}` must be [N, {side}, {side}], got matrices of {wrong[0]}.")
+        matrices = torch.stack(value).float()
+        problem = (intrinsics_problem if name == "intrinsics" else pose_problem)(matrices.tolist())
+        if problem:
+            raise ValueError(f"`{name}` {problem}")
+        if name == "intrinsics":
+            scale, offset = _frame_from_original(data["original_sizes"], data["image_boxes"])
+            matrices[:, :2] *= scale.unsqueeze(-1)
+            matrices[:, :2, 2] += offset
+        return matrices
+
+    # ---- back ----------------------------------------------------------------------------
+
+    def post_process_geometry(
+        self,
+        outputs,
+        original_sizes=None,
+        image_boxes=None,
+        confidence_threshold: float = 0.1,
+        edge_tolerance: float | None = 0.03,
+        center_principal_point: bool = True,
+        first_camera: bool = False,
+    ) -> list[SceneGeometry]:
+        """
+        A model's output at the size of the original images, one [`SceneGeometry`] per scene.
+
+        Args:
+            outputs: of the model.
+            original_sizes, image_boxes: of `__call__`; default: frames are the originals.
+            confidence_threshold: pixels below it are masked out.
+            edge_tolerance: pixels at steps of more than this part of their depth, where normals bend by more than 5° too, are
+                masked out: between two surfaces lies nothing. None: keep them.
+            center_principal_point: recover intrinsics with the principal point in the middle of the frame.
+            first_camera: express world coordinates in the first camera's frame.
+        """
+        with torch.no_grad():
+            found = _decode_pi3_output(outputs, confidence_threshold, edge_tolerance, center_principal_point)
+            batch, frames, height, width = found["local_points"].shape[:4]
+            if original_sizes is None:
+                original_sizes = torch.tensor([height, width]).expand(batch, frames, 2)
+            if image_boxes is None:
+                image_boxes = torch.tensor([0.0, 0.0, width, height]).expand(batch, frames, 4)
+            return [
+                self._scene_geometry(
+                    {name: value[i] for name, value in found.items()}, original_sizes[i].cpu(), image_boxes[i].cpu(), first_camera
+                )
+                for i in range(batch)
+            ]
+
+    @staticmethod
+    def _scene_geometry(found: dict, sizes: torch.Tensor, boxes: torch.Tensor, first_camera: bool) -> SceneGeometry:
+        poses = found["camera_poses"]
+        if first_camera:
+            poses = invert_poses(poses[:1]) @ poses
+        maps = torch.cat([found["local_points"], found["confidence"].unsqueeze(-1)], -1)
+        masks = found["mask"].unsqueeze(-1).float()
+        frames = []
+        for size, box, values, mask, pose in zip(sizes.tolist(), boxes.tolist(), maps, masks, poses):
+            values, seen = _resample(values, size, box, "bilinear")
+            mask = _resample(mask, size, box, "nearest")[0][..., 0] > 0.5
+            values = torch.where(seen.unsqueeze(-1), values, 0.0)
+            points = values[..., :3] @ pose[:3, :3].mT + pose[:3, 3]
+            frames.append((values[..., 2], points, values[..., 3], mask & seen))
+        depth, points, confidence, mask = (
+            torch.stack(maps) if len({one.shape for one in maps}) == 1 else list(maps) for maps in zip(*frames)
+        )
+        scale, offset = (x.to(poses.device) for x in _frame_from_original(sizes, boxes))
+        intrinsics = found["intrinsics"].clone()
+        # From frame to original; both count pixel centres from 0, and lengths from the pixels' outer edge.
+        intrinsics[:, :2, :2] /= scale.unsqueeze(-1)
+        intrinsics[:, :2, 2] = (intrinsics[:, :2, 2] + 0.5 - offset) / scale - 0.5
+        return SceneGeometry(depth, points, confidence, mask, intrinsics, poses, invert_poses(poses))
+
+
+def _is_scene(item) -> bool:
+    """Whether an element of `images` is a scene and not an image."""
+    if isinstance(item, (str, os.PathLike)):
+        return not str(item).lower().endswith(IMAGE_SUFFIXES)
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        return item.ndim == 4
+    return isinstance(item, (list, tuple))
+
+
+def _as_scene(scene):
+    """A scene as [`read_frames`] takes it: a single image becomes a list of one."""
+    single = isinstance(scene, Image.Image) or (isinstance(scene, (np.ndarray, torch.Tensor)) and scene.ndim == 3)
+    return [scene] if single else scene
+
+
+def _frame_from_original(sizes: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and offset `[N, 2]` (x, y) that take lengths in an original image to its frame."""
+    return (boxes[..., 2:] - boxes[..., :2]) / sizes.flip(-1), boxes[..., :2]
+
+
+def _resize_depth(depth: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Nearest-neighbour depth `[height, width]`; what is not finite and positive becomes 0."""
+    if depth.ndim != 2:
+        raise ValueError(f"`depths` must be [N, h, w], got maps of shape {tuple(depth.shape)}.")
+    rows = torch.arange(height, dtype=torch.float64) * (depth.shape[0] / height)
+    columns = torch.arange(width, dtype=torch.float64) * (depth.shape[1] / width)
+    depth = depth.float()[rows.long()][:, columns.long()]
+    return torch.where(depth.isfinite() & (depth > 0), depth, 0.0)
+
+
+def _resample(values: torch.Tensor, size, box, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Values `[H, W, C]` of a frame at the pixels of the original image.
+
+    Args:
+        size: (height, width) of the original. box: where it lies in the frame.
+
+    Returns:
+        `[height, width, C]`, and which of the pixels lie inside the frame.
+    """
+    (frame_height, frame_width), (height, width), (left, top, right, bottom) = values.shape[:2], size, box
+    x = left + (torch.arange(width, device=values.device) + 0.5) * ((right - left) / width)
+    y = top + (torch.arange(height, device=values.device) + 0.5) * ((bottom - top) / height)
+    inside = ((y >= 0) & (y <= frame_height)).unsqueeze(1) & ((x >= 0) & (x <= frame_width))
+    y, x = torch.meshgrid(2 * y / frame_height - 1, 2 * x / frame_width - 1, indexing="ij")
+    sampled = torch.nn.functional.grid_sample(
+        values.float().permute(2, 0, 1)[None], torch.stack([x, y], -1)[None], mode, "border", align_corners=False
+    )
+    return sampled[0].permute(1, 2, 0), inside
+
+
+def _decode_pi3_output(outputs, threshold: float, edge_tolerance: float | None, center: bool) -> dict[str, torch.Tensor]:
+    """Maps and cameras of π³ at the size of its frames, `[B, N, …]`."""
+    local_points = outputs["local_points"].float()
+    confidence = outputs["conf"].float().sigmoid().squeeze(-1)
+    mask = (confidence > threshold) & local_points.isfinite().all(-1)
+    if edge_tolerance is not None:
+        mask = mask & ~depth_normal_edge(local_points, edge_tolerance, mask=mask)
+    return {
+        "local_points": local_points,
+        "confidence": confidence,
+        "mask": mask,
+        "intrinsics": recover_intrinsics(local_points, center_principal_point=center),
+        "camera_poses": outputs["camera_poses"].float(),
+    }
+
+
+# ---- pure functions ------------------------------------------------------------------
+
+
+def invert_poses(poses: torch.Tensor) -> torch.Tensor:
+    """Rigid inverse of `[..., 4, 4]`: camera-to-world poses to world-to-camera extrinsics, and back."""
+    rotation = poses[..., :3, :3].mT
+    top = torch.cat([rotation, -rotation @ poses[..., :3, 3:]], -1)
+    return torch.cat([top, poses[..., 3:, :]], -2)
+
+
+def recover_intrinsics(rays: torch.Tensor, center_principal_point: bool = False, ndc: bool = False) -> torch.Tensor:
+    """
+    Pinhole intrinsics that explain rays best (least squares, each axis on its own).
+
+    Args:
+        rays: `[..., H, W, 3]` directions or camera-frame points.
+        center_principal_point: hold the principal point in the middle of the pixel centres.
+        ndc: in units in which the pixel centres span -1 … 1, not in pixels.
+
+    Returns:
+        `[..., 3, 3]`; pixel centres lie at whole numbers.
+    """
+    height, width = rays.shape[-3:-1]
+    z = rays[..., 2].abs() + 1e-10
+    columns, rows = (torch.arange(n, device=rays.device, dtype=rays.dtype) for n in (width, height))
+    if ndc:
+        columns, rows = (2 * x / max(len(x) - 1, 1) - 1 for x in (columns, rows))
+    found = []
+    for ray, pixel in ((rays[..., 0] / z, columns.expand(height, width)), (rays[..., 1] / z, rows.unsqueeze(1).expand(height, width))):
+        ray, pixel = ray.flatten(-2), pixel.flatten()
+        if center_principal_point:
+            center = (pixel.min() + pixel.max()) / 2
+            focal = (ray * (pixel - center)).sum(-1) / ray.square().sum(-1)
+            found.append((focal, center.expand_as(focal)))
+        else:
+            centered = ray - ray.mean(-1, keepdim=True)
+            focal = (centered * (pixel - pixel.mean())).sum(-1) / centered.square().sum(-1)
+            found.append((focal, pixel.mean() - focal * ray.mean(-1)))
+    (fx, cx), (fy, cy) = found
+    zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+    rows = [torch.stack(row, -1) for row in ((fx, zero, cx), (zero, fy, cy), (zero, zero, one))]
+    return torch.stack(rows, -2)
+
+
+def depth_edge(depth: torch.Tensor, tolerance: float = 0.03, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Pixels of `[..., H, W]` whose valid 3×3 neighbourhood spans more than `tolerance` of their depth."""
+    mask = torch.ones_like(depth, dtype=torch.bool) if mask is None else mask
+    highest = _max_pool(torch.where(mask, depth, -torch.inf))
+    lowest = -_max_pool(torch.where(mask, -depth, -torch.inf))
+    return ((highest - lowest) / depth).nan_to_num() > tolerance
+
+
+def points_to_normals(points: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Unit normals of point maps, from the four pairs of neighbours around each pixel.
+
+    Args:
+        points: `[..., H, W, 3]`. mask: `[..., H, W]`, valid pixels.
+
+    Returns:
+        Normals `[..., H, W, 3]`, zero where there are none, and where there are some `[..., H, W]`.
+    """
+    valid = points.isfinite().all(-1)
+    valid = valid if mask is None else valid & mask
+    points = torch.where(valid.unsqueeze(-1), points, 0.0)
+    padded = torch.nn.functional.pad(points, (0, 0, 1, 1, 1, 1))
+    known = torch.nn.functional.pad(valid, (1, 1, 1, 1))
+    height, width = valid.shape[-2:]
+    steps = ((0, 1), (1, 0), (2, 1), (1, 2))  # up, left, down, right
+    edges = [padded[..., y : y + height, x : x + width, :] - points for y, x in steps]
+    there = [known[..., y : y + height, x : x + width] for y, x in steps]
+    total, any_valid = torch.zeros_like(points), torch.zeros_like(valid)
+    for i in range(4):
+        both = valid & there[i] & there[(i + 1) % 4]
+        normal = torch.nn.functional.normalize(torch.linalg.cross(edges[i], edges[(i + 1) % 4]), dim=-1)
+        total = total + normal * both.unsqueeze(-1)
+        any_valid = any_valid | both
+    return torch.nn.functional.normalize(total, dim=-1), any_valid
+
+
+def normal_edge(normals: torch.Tensor, tolerance: float = 5.0, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Pixels of `[..., H, W, 3]` near a bend: somewhere in 3×3, normals of neighbours differ by more than `tolerance` degrees."""
+    height, width = normals.shape[-3:-1]
+    mask = torch.ones(normals.shape[:-1], dtype=torch.bool, device=normals.device) if mask is None else mask
+    flat = normals.reshape(-1, height, width, 3).permute(0, 3, 1, 2)
+    padded = torch.nn.functional.pad(flat, (1, 1, 1, 1), mode="replicate")
+    known = torch.nn.functional.pad(mask.reshape(-1, 1, height, width).float(), (1, 1, 1, 1), mode="replicate") > 0.5
+    largest = flat.new_zeros(len(flat), height, width)
+    for y in range(3):
+        for x in range(3):
+            cosine = (flat * padded[..., y : y + height, x : x + width]).sum(1)
+            angle = cosine.clamp(-1, 1).acos()
+            largest = torch.maximum(largest, torch.where(known[:, 0, y : y + height, x : x + width], angle, 0.0))
+    return (_max_pool(largest.view(normals.shape[:-1])).rad2deg() > tolerance) & mask
+
+
+def depth_normal_edge(points: torch.Tensor, tolerance: float = 0.03, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Pixels of camera-frame point maps `[..., H, W, 3]` where both depth and normals jump: see the two functions above."""
+    valid = points.isfinite().all(-1) & (points[..., 2] > 0)
+    valid = valid if mask is None else valid & mask
+    normals, known = points_to_normals(points, valid)
+    return depth_edge(points[..., 2], tolerance, valid) & normal_edge(normals, mask=known)
+
+
+def _max_pool(maps: torch.Tensor) -> torch.Tensor:
+    """Largest value in the 3×3 window of each pixel of `[..., H, W]`."""
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    return torch.nn.functional.max_pool2d(flat, 3, stride=1, padding=1).view(maps.shape)
+
+
+for _processor_class in (DSRProcessor, GeometryProcessor):
     _processor_class.register_for_auto_class()

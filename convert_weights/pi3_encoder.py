@@ -57,7 +57,7 @@ def encoder_config(source: Source, source_prefix: str, overrides: dict) -> dict:
     if "num_attention_heads" not in overrides and width % 64:
         raise ValueError(
             f"The encoder of source `{source.name}` is {width} wide, which does not tell its number of heads. Give it as "
-            'configuration override, such as {"geometry_config": {"num_attention_heads": 2}}.'
+            'configuration override, such as {"num_attention_heads": 2} below the encoder.'
         )
     return {
         "hidden_size": width,

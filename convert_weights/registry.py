@@ -8,6 +8,7 @@ from types import ModuleType
 # Modules are imported when they are asked for. `convert_weights/recipe.py` tells what one consists of.
 ARCHITECTURES = {
     "dsr": "convert_weights.dsr",
+    "pi3": "convert_weights.pi3",
 }
 
 

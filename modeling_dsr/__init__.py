@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from configuration_dsr import DSRConfig, Pi3Config
-from processing_dsr import DSRProcessor
+from processing_dsr import DSRProcessor, GeometryProcessor
 
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
 from .modeling_pi3 import Pi3Model
@@ -16,3 +16,4 @@ AutoProcessor.register(DSRConfig, DSRProcessor, exist_ok=True)
 
 AutoConfig.register("pi3", Pi3Config, exist_ok=True)
 AutoModel.register(Pi3Config, Pi3Model, exist_ok=True)
+AutoProcessor.register(Pi3Config, GeometryProcessor, exist_ok=True)
