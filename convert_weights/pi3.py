@@ -65,6 +65,8 @@ def _config(source: Source, overrides: dict) -> dict:
 
 
 def _pi3x_config(source: Source, overrides: dict) -> dict:
+    from configuration_dsr import Pi3Config
+
     stages = _count(source, r"point_head\.upsample_blocks\.(\d+)\.0\.0\.weight")
     metric_width = source.shape("metric_decoder.projects_x.weight")[0]
     content = {
@@ -76,16 +78,15 @@ def _pi3x_config(source: Source, overrides: dict) -> dict:
         "conv_head_hidden_size": source.shape("point_head.output_block.0.0.weight")[0],
         "conv_head_num_res_blocks": _count(source, r"point_head\.upsample_blocks\.0\.(\d+)\.layers\.0\.weight"),
     }
-    injections = _count(source, r"pose_inject_blk\.(\d+)\.norm1\.weight")
-    from configuration_dsr import Pi3Config
-
-    published = Pi3Config.pose_injection_layers
-    chosen = overrides.get("pose_injection_layers", published)
-    if content["use_conditioning"] and len(chosen) != injections:
-        raise ValueError(
-            f"Source `{source.name}` has {injections} pose injections, and its shapes do not tell behind which decoder blocks. "
-            'Give them as configuration override, such as {"pose_injection_layers": [1, 3]}.'
-        )
+    if content["use_conditioning"]:
+        injections = _count(source, r"pose_inject_blk\.(\d+)\.norm1\.weight")
+        layers = list(overrides.get("pose_injection_layers", Pi3Config.pose_injection_layers))
+        if len(layers) != injections:
+            raise ValueError(
+                f"Source `{source.name}` has {injections} pose injections, and its shapes do not tell behind which decoder "
+                'blocks. Give them as configuration override, such as {"pose_injection_layers": [1, 3]}.'
+            )
+        content["pose_injection_layers"] = layers
     return content
 
 
