@@ -20,6 +20,23 @@ def step(what: str):
         say(f"  {seconds:.1f} s")
 
 
+class TokenProgress:
+    """A streamer for `generate` that counts the tokens written so far, where there is a terminal to show it."""
+
+    def __init__(self):
+        self.steps = 0
+        self.shown = sys.stderr.isatty()
+
+    def put(self, tokens) -> None:
+        if self.shown and self.steps:  # the first call brings the prompt
+            print(f"\r  {self.steps} tokens", end="", file=sys.stderr, flush=True)
+        self.steps += 1
+
+    def end(self) -> None:
+        if self.shown:
+            print(file=sys.stderr, flush=True)
+
+
 RANDOM_WEIGHTS = "(random weights: neither answer nor picture means anything)"
 RANDOM_WEIGHTS_NOTICE = (
     "No trained model is loaded: this is a tiny one with RANDOM WEIGHTS. Everything runs, but the answer means nothing.\n"

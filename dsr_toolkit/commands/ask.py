@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, TokenProgress, say, step
 
 HELP = "ask about a video or image"
 TITLE = "Where the {} geometry tokens looked"
@@ -115,7 +115,11 @@ def answer(model, processor, media: list[dict], questions: list[str], max_new_to
                 **inputs, mm_encoder_outputs=features, output_geometry_attentions=True, logits_to_keep=1, use_cache=False
             )
             tokens = model.generate(
-                **inputs, mm_encoder_outputs=features, max_new_tokens=max_new_tokens, do_sample=False
+                **inputs,
+                mm_encoder_outputs=features,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                streamer=TokenProgress(),
             )
         logits = first.logits[0, -1].float().cpu()
         likeliest = logits.softmax(-1).topk(5)

@@ -19,6 +19,7 @@ from dsr_toolkit.demo.clip import CLIP, render
 from dsr_toolkit.loading import load
 from dsr_toolkit.pictures import attention_sheet
 
+SAMPLES = sorted((Path(__file__).parents[3] / "shared" / "samples" / "video").glob("*.mp4"))
 QUESTIONS = ["Does the red ball come nearer?", "What moves away from the camera?"]
 
 
@@ -101,6 +102,15 @@ def test_ask_prints_the_answer_and_writes_picture_and_report(tiny_dsr, tmp_path,
     assert entry["question"] == QUESTIONS[0] and len(entry["next_tokens"]) == 5
     assert f"A: {entry['answer']}" in capsys.readouterr().out
     assert Image.open(tmp_path / entry["pictures"][0]).size[0] > 1000
+
+
+@pytest.mark.skipif(not SAMPLES, reason="needs the sample videos")
+@pytest.mark.parametrize("video", SAMPLES, ids=lambda path: path.name)
+def test_ask_about_a_real_video(tiny_dsr, tmp_path, video):
+    options = ["--max-new-tokens", "4", "-o", str(tmp_path)]
+    assert main(["ask", "--model", str(tiny_dsr), "--video", str(video), QUESTIONS[0], *options]) == 0
+    colours = np.asarray(Image.open(tmp_path / "attention.png"))
+    assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 1000
 
 
 def test_ask_about_several_videos_and_an_image(tiny_dsr, tmp_path, other_video):
