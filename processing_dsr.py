@@ -14,7 +14,6 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import BatchFeature, ProcessorMixin
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.processing_utils import ProcessorMixin
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
 try:
@@ -23,9 +22,9 @@ except ImportError:  # a program that decodes its own videos does without
     av = None
 
 try:
-    from .configuration_dsr import intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
+    from .configuration_dsr import SCENE_CAMERAS, intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
 except ImportError:  # in the source tree both files lie at the root
-    from configuration_dsr import intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
+    from configuration_dsr import SCENE_CAMERAS, intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
 
 
 # --------------------------------------------------------------------------------------
@@ -1002,8 +1001,6 @@ def _max_pool(maps: torch.Tensor) -> torch.Tensor:
 # Scene Q-Former
 # --------------------------------------------------------------------------------------
 
-# nuScenes' order, which is the order of the camera embeddings.
-SCENE_CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 # How people look at the six images: left to right, ahead above, behind below.
 SCENE_LAYOUT = (
     ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
