@@ -46,7 +46,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # Under these keys trainers keep the weights, beside epochs and optimiser states.
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "qformer")
 
 PICKLES = (".pth", ".pt", ".bin")
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format

@@ -2,12 +2,13 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from configuration_dsr import DSRConfig, Page4DConfig, Pi3Config
-from processing_dsr import DSRProcessor, GeometryProcessor
+from configuration_dsr import DSRConfig, Page4DConfig, Pi3Config, SceneQFormerConfig
+from processing_dsr import DSRProcessor, GeometryProcessor, SceneQFormerProcessor
 
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
 from .modeling_page4d import Page4DModel
 from .modeling_pi3 import Pi3Model
+from .modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
 
 
 AutoConfig.register("dsr", DSRConfig, exist_ok=True)
@@ -22,3 +23,8 @@ AutoProcessor.register(Pi3Config, GeometryProcessor, exist_ok=True)
 AutoConfig.register("page4d", Page4DConfig, exist_ok=True)
 AutoModel.register(Page4DConfig, Page4DModel, exist_ok=True)
 AutoProcessor.register(Page4DConfig, GeometryProcessor, exist_ok=True)
+
+AutoConfig.register("scene_qformer", SceneQFormerConfig, exist_ok=True)
+AutoModel.register(SceneQFormerConfig, SceneQFormerModel, exist_ok=True)
+AutoModelForImageTextToText.register(SceneQFormerConfig, SceneQFormerForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(SceneQFormerConfig, SceneQFormerProcessor, exist_ok=True)

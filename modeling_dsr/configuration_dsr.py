@@ -3,6 +3,8 @@ from configuration_dsr import (  # noqa: F401
     DSRConfig,
     Page4DConfig,
     Pi3Config,
+    SceneMapConfig,
+    SceneQFormerConfig,
     intrinsics_problem,
     page4d_image_size,
     pi3_encoder_config,
