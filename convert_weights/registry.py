@@ -10,6 +10,8 @@ ARCHITECTURES = {
     "dsr": "convert_weights.dsr",
     "pi3": "convert_weights.pi3",
     "page4d": "convert_weights.page4d",
+    "cadrille": "convert_weights.cadrille",
+    "cad_recode": "convert_weights.cad_recode",
 }
 
 

@@ -1,10 +1,12 @@
 """Registers every architecture with transformers' Auto classes. This file is not exported to the Hub."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from configuration_dsr import DSRConfig, Page4DConfig, Pi3Config
-from processing_dsr import DSRProcessor, GeometryProcessor
+from configuration_dsr import CADRecodeConfig, CadrilleConfig, DSRConfig, Page4DConfig, Pi3Config
+from processing_dsr import CADRecodeProcessor, CadrilleProcessor, DSRProcessor, GeometryProcessor
 
+from .modeling_cad_recode import CADRecodeForCausalLM, CADRecodeModel
+from .modeling_cadrille import CadrilleForConditionalGeneration, CadrilleModel
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
 from .modeling_page4d import Page4DModel
 from .modeling_pi3 import Pi3Model
@@ -22,3 +24,13 @@ AutoProcessor.register(Pi3Config, GeometryProcessor, exist_ok=True)
 AutoConfig.register("page4d", Page4DConfig, exist_ok=True)
 AutoModel.register(Page4DConfig, Page4DModel, exist_ok=True)
 AutoProcessor.register(Page4DConfig, GeometryProcessor, exist_ok=True)
+
+AutoConfig.register("cadrille", CadrilleConfig, exist_ok=True)
+AutoModel.register(CadrilleConfig, CadrilleModel, exist_ok=True)
+AutoModelForImageTextToText.register(CadrilleConfig, CadrilleForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(CadrilleConfig, CadrilleProcessor, exist_ok=True)
+
+AutoConfig.register("cad_recode", CADRecodeConfig, exist_ok=True)
+AutoModel.register(CADRecodeConfig, CADRecodeModel, exist_ok=True)
+AutoModelForCausalLM.register(CADRecodeConfig, CADRecodeForCausalLM, exist_ok=True)
+AutoProcessor.register(CADRecodeConfig, CADRecodeProcessor, exist_ok=True)
