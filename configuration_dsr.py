@@ -9,7 +9,14 @@ from __future__ import annotations
 import math
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, Dinov2WithRegistersConfig, PreTrainedConfig, Qwen2_5_VLConfig
+from transformers import (
+    AutoConfig,
+    Dinov2WithRegistersConfig,
+    PreTrainedConfig,
+    Qwen2_5_VLConfig,
+    Qwen2Config,
+    Qwen2VLConfig,
+)
 from transformers.models.auto import CONFIG_MAPPING
 
 
@@ -828,5 +835,142 @@ class SceneQFormerConfig(PreTrainedConfig):
         self.backbone_config = CONFIG_MAPPING[kind](**values)
 
 
-for _config_class in (DSRConfig, Pi3Config, Page4DConfig, SceneMapConfig, SceneQFormerConfig):
+# --------------------------------------------------------------------------------------
+# Cadrille and CAD-Recode
+# --------------------------------------------------------------------------------------
+
+# Qwen2-VL-2B-Instruct, the base of the published Cadrille.
+CADRILLE_TEXT_DEFAULTS = dict(
+    hidden_size=1536,
+    intermediate_size=8960,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+    vocab_size=151936,
+    rms_norm_eps=1e-6,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+)
+CADRILLE_VISION_DEFAULTS = dict(hidden_size=1536)
+
+
+def _check_point_fields(config: PreTrainedConfig) -> None:
+    """Values of the point encoder's fields that no model can be built with."""
+    for name in ("num_freqs", "num_points"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(config, name)}.")
+    if config.loss_chunk_size < 0:
+        raise ValueError(f"`loss_chunk_size` must be 0 (off) or positive, got {config.loss_chunk_size}.")
+
+
+@strict
+class CadrilleConfig(Qwen2VLConfig):
+    r"""
+    Configuration of [`CadrilleModel`]: Qwen2-VL that also reads point clouds and writes CadQuery programs.
+
+    Everything that [`Qwen2VLConfig`] accepts is accepted here; text and vision towers default to Qwen2-VL-2B's. In
+    addition:
+
+    Args:
+        num_freqs (`int`, *optional*, defaults to 8): Frequencies of the Fourier features of a coordinate.
+        logspace (`bool`, *optional*, defaults to `True`): Frequencies 2⁰ … 2ⁿ⁻¹; `False` spaces them evenly between.
+        include_input (`bool`, *optional*, defaults to `True`): The coordinates themselves are features too.
+        include_pi (`bool`, *optional*, defaults to `False`): Multiply the frequencies by π.
+        num_points (`int`, *optional*, defaults to 256): Points of a cloud, hence placeholders, the processor writes.
+        point_token_id (`int`, *optional*, defaults to 151643): Placeholder of a point, `<|endoftext|>`. It is also
+            the padding token: the attention mask tells them apart.
+        round_point_embeds (`bool`, *optional*, defaults to `False`): Round point embeddings to bfloat16 whatever the
+            dtype of the model, as the published code does.
+        loss_chunk_size (`int`, *optional*, defaults to 256): In training the loss is computed for so many supervised
+            positions at a time and no logits are returned. 0: all logits, as in evaluation.
+    """
+
+    model_type = "cadrille"
+
+    num_freqs: int = 8
+    logspace: bool = True
+    include_input: bool = True
+    include_pi: bool = False
+    num_points: int = 256
+    point_token_id: int = 151643
+    round_point_embeds: bool = False
+    loss_chunk_size: int = 256
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        _check_point_fields(self)
+        # A flat configuration, as published, carries the text tower's fields at the top.
+        if self.text_config is None and "hidden_size" not in kwargs:
+            self.text_config = dict(CADRILLE_TEXT_DEFAULTS)
+        if self.vision_config is None:
+            self.vision_config = dict(CADRILLE_VISION_DEFAULTS)
+        super().__post_init__(**kwargs)
+        _default_auto_map(
+            self,
+            {
+                "AutoConfig": "configuration_dsr.CadrilleConfig",
+                "AutoModel": "modeling_cadrille.CadrilleModel",
+                "AutoModelForImageTextToText": "modeling_cadrille.CadrilleForConditionalGeneration",
+            },
+        )
+
+
+@strict
+class CADRecodeConfig(Qwen2Config):
+    r"""
+    Configuration of [`CADRecodeModel`]: Qwen2 that reads a point cloud and writes a CadQuery program.
+
+    Everything that [`Qwen2Config`] accepts is accepted here, with the sizes of Qwen2-1.5B as defaults. The fields of the
+    points are those of [`CadrilleConfig`], and:
+
+    Args:
+        point_channels (`int`, *optional*, defaults to 3): Numbers per point. Those after x, y, z are features as they
+            are; 6 (normals) is the first published version.
+        point_token_id (`int`, *optional*, defaults to 151645): Placeholder of a point, `<|im_end|>`.
+    """
+
+    model_type = "cad_recode"
+
+    vocab_size: int = 151936
+    hidden_size: int = 1536
+    intermediate_size: int = 8960
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = 2
+    tie_word_embeddings: bool = True
+    num_freqs: int = 8
+    logspace: bool = True
+    include_input: bool = True
+    include_pi: bool = False
+    num_points: int = 256
+    point_channels: int = 3
+    point_token_id: int = 151645
+    round_point_embeds: bool = False
+    loss_chunk_size: int = 256
+
+    def __post_init__(self, **kwargs):
+        _check_point_fields(self)
+        if self.point_channels < 3:
+            raise ValueError(f"`point_channels` must be at least 3 (x, y, z), got {self.point_channels}.")
+        if self.rope_parameters is None and "rope_theta" not in kwargs and "rope_scaling" not in kwargs:
+            self.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
+        super().__post_init__(**kwargs)
+        _default_auto_map(
+            self,
+            {
+                "AutoConfig": "configuration_dsr.CADRecodeConfig",
+                "AutoModel": "modeling_cad_recode.CADRecodeModel",
+                "AutoModelForCausalLM": "modeling_cad_recode.CADRecodeForCausalLM",
+            },
+        )
+
+
+for _config_class in (
+    DSRConfig,
+    Pi3Config,
+    Page4DConfig,
+    SceneMapConfig,
+    SceneQFormerConfig,
+    CadrilleConfig,
+    CADRecodeConfig,
+):
     _config_class.register_for_auto_class()

@@ -4,7 +4,9 @@ This file is the same, byte for byte, in the source tree and in the Hub reposito
 transformers, numpy, pillow and the standard library.
 """
 
+import importlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from transformers import BatchFeature, ProcessorMixin
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
@@ -1369,5 +1372,696 @@ def _overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     return Image.fromarray((grey * (1 - weight) + _heat_colors(heat) * weight).astype(np.uint8))
 
 
-for _processor_class in (DSRProcessor, GeometryProcessor, SceneQFormerProcessor):
+# --------------------------------------------------------------------------------------
+# Solids: meshes, points, views
+# --------------------------------------------------------------------------------------
+
+MESH_SUFFIXES = (".stl", ".ply", ".obj")
+STEP_SUFFIXES = (".step", ".stp")
+# Scaling by more than this to fit a part into the model's frame smells of metres taken for millimetres.
+UNUSUAL_SCALE = 100.0
+
+
+@dataclass
+class TriangleMesh:
+    """Vertices `[V, 3]` float64 and faces `[F, 3]` int64, counter-clockwise seen from outside."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+
+    def __post_init__(self):
+        self.vertices = np.ascontiguousarray(self.vertices, np.float64)
+        self.faces = np.ascontiguousarray(self.faces, np.int64)
+        if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or self.faces.ndim != 2 or self.faces.shape[1] != 3:
+            raise ValueError(
+                f"A mesh needs `vertices` [V, 3] and `faces` [F, 3], got {self.vertices.shape} and {self.faces.shape}."
+            )
+        if not len(self.vertices) or not len(self.faces):
+            raise ValueError(
+                f"The mesh is empty: {len(self.vertices)} vertices, {len(self.faces)} faces. Check the file in a viewer."
+            )
+        if not np.isfinite(self.vertices).all():
+            raise ValueError("The mesh has NaN or infinite vertices. Export it again.")
+        if self.faces.min() < 0 or self.faces.max() >= len(self.vertices):
+            raise ValueError(
+                f"`faces` refer to vertices {self.faces.min()} … {self.faces.max()}, the mesh has {len(self.vertices)}."
+            )
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """`[2, 3]`: lowest and highest corner of the bounding box."""
+        return np.stack([self.vertices.min(0), self.vertices.max(0)])
+
+    def face_normals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Unit normals `[F, 3]` (0 for degenerate faces) and areas `[F]`."""
+        a, b, c = self.vertices[self.faces].swapaxes(0, 1)
+        cross = np.cross(b - a, c - a)
+        length = np.linalg.norm(cross, axis=1)
+        return cross / np.maximum(length, 1e-300)[:, None], length / 2
+
+    def moved(self, scale: float, offset) -> "TriangleMesh":
+        """Vertices times `scale` plus `offset`."""
+        return TriangleMesh(self.vertices * scale + np.asarray(offset), self.faces)
+
+
+@dataclass
+class Placement:
+    """Where the model's frame lies in the file's: file = center + model / scale, with model units in [-1, 1]."""
+
+    center: np.ndarray
+    scale: float
+
+
+def load_mesh(path: str | os.PathLike) -> TriangleMesh:
+    """Triangles of an STL, PLY or OBJ file (trimesh) or of the solid of a STEP file (cadquery)."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise ValueError(f"There is no mesh file at {str(path)!r}.")
+    if suffix not in MESH_SUFFIXES + STEP_SUFFIXES:
+        raise ValueError(f"{path.name!r} is no mesh file: expected one of {', '.join(MESH_SUFFIXES + STEP_SUFFIXES)}.")
+    library = _optional_library("cadquery" if suffix in STEP_SUFFIXES else "trimesh")
+    try:
+        if suffix in STEP_SUFFIXES:
+            shape = library.importers.importStep(str(path)).combine().val()
+            size = shape.BoundingBox().DiagonalLength
+            vertices, faces = shape.tessellate(1e-5 * size, 0.1)
+            vertices = [vertex.toTuple() for vertex in vertices]
+        else:
+            loaded = library.load(path, force="mesh")
+            vertices, faces = loaded.vertices, loaded.faces
+    except Exception as error:  # every reader raises its own classes, all of them mean an unreadable file
+        raise ValueError(
+            f"{path.name!r} cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error}). Open it in a CAD "
+            "program and export it again."
+        ) from error
+    if not len(vertices) or not len(faces):
+        raise ValueError(f"{path.name!r} holds an empty mesh: {len(vertices)} vertices, {len(faces)} faces.")
+    return TriangleMesh(np.asarray(vertices), np.asarray(faces))
+
+
+def _optional_library(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"Reading this file needs {name}: install the extra `[cad]`.") from error
+
+
+def fit_placement(low: np.ndarray, high: np.ndarray) -> Placement:
+    """The placement that moves a bounding box to the origin and its longest side to [-1, 1]; warns if that is far off."""
+    extent = float((high - low).max())
+    if not extent > 0:
+        raise ValueError("The part has no extent: all its points are the same. Check the units and the export.")
+    placement = Placement((low + high) / 2, 2 / extent)
+    if placement.scale > UNUSUAL_SCALE or placement.scale < 1 / UNUSUAL_SCALE:
+        warnings.warn(
+            f"The part measures {extent:g} units and had to be scaled by {placement.scale:.3g} to fit the model's frame. If "
+            "the file is in metres or micrometres, its coordinates may not be what they seem.",
+            stacklevel=2,
+        )
+    return placement
+
+
+def sample_surface(mesh: TriangleMesh, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`count` points spread evenly over the surface, `[count, 3]`, and the normals there."""
+    normals, areas = mesh.face_normals()
+    total = areas.sum()
+    if not total > 0:
+        raise ValueError("The mesh has no area: all its faces are degenerate.")
+    chosen = np.searchsorted(areas.cumsum(), generator.random(count) * total, side="right").clip(max=len(areas) - 1)
+    a, b, c = mesh.vertices[mesh.faces[chosen]].swapaxes(0, 1)
+    u, v = generator.random((2, count, 1))
+    outside = u + v > 1  # the other half of the parallelogram, folded back
+    u, v = np.where(outside, 1 - u, u), np.where(outside, 1 - v, v)
+    return a + u * (b - a) + v * (c - a), normals[chosen]
+
+
+def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.LongTensor:
+    """
+    Indices of `num_points` points, each the farthest from those chosen before; the first is point 0, ties go to the lower
+    index (the rule of PyTorch3D).
+
+    Args:
+        points: `[B, P, 3]`, P ≥ num_points.
+
+    Returns:
+        `[B, num_points]`.
+    """
+    batch, count, _ = points.shape
+    if not 1 <= num_points <= count:
+        raise ValueError(f"`num_points` must be between 1 and the {count} points there are, got {num_points}.")
+    # Each coordinate in a row of its own is contiguous: three multiply-adds instead of a sum over a short last axis.
+    x, y, z = points.movedim(-1, 0).contiguous()
+    nearest = points.new_full((batch, count), float("inf"))
+    chosen = torch.zeros(batch, num_points, dtype=torch.long, device=points.device)
+    last = chosen[:, :1]
+    step, total = torch.empty_like(nearest), torch.empty_like(nearest)
+    for index in range(1, num_points):
+        torch.sub(x, x.gather(1, last), out=total).square_()
+        for axis in (y, z):
+            torch.sub(axis, axis.gather(1, last), out=step)
+            total.add_(step.square_())
+        torch.minimum(nearest, total, out=nearest)
+        last = nearest.argmax(1, keepdim=True)
+        chosen[:, index : index + 1] = last
+    return chosen
+
+
+# Published cameras: 500 × 500 pixels, 60°, target (0.5, 0.5, 0.5) of the unit cube, 0.9·√3 away, in these directions.
+VIEW_DIRECTIONS = ((1, 1, 1), (-1, -1, -1), (-1, 1, -1), (1, -1, 1))
+VIEW_DISTANCE = 0.9
+VIEW_FOCAL_LENGTH = 433.0127  # of 500 pixels
+VIEW_COLOR = (255, 255, 136)
+VIEW_PIXELS, VIEW_BORDER = 128, 3
+VIEW_PIXEL_LIMITS = (256 * 28 * 28, 1280 * 28 * 28)  # of the picture of all views, as the vision tower sees it
+OVERSAMPLING = 4
+CANDIDATES_PER_PASS = 1 << 21  # pixel-triangle pairs tested at a time: about 300 MB
+
+
+def render_mesh(
+    mesh: TriangleMesh,
+    direction=(1, 1, 1),
+    pixels: int = VIEW_PIXELS,
+    color: tuple[int, int, int] = VIEW_COLOR,
+    smooth: bool = True,
+) -> np.ndarray:
+    """
+    One view of a part in the unit cube: a z-buffer in numpy, which needs no display, driver or window system.
+
+    The camera is that of the published training views. Their lighting (Open3D's) is only approximated: a light at the
+    camera and one above it, white background.
+
+    Args:
+        mesh: in [0, 1]³.
+        direction: in which the camera looks, from `VIEW_DISTANCE` times this before the centre. World +y points down.
+        smooth: shade with vertex normals, as the published views do; else with face normals, which shows edges.
+
+    Returns:
+        `[pixels, pixels, 3]` uint8.
+    """
+    front = np.asarray(direction, np.float64)
+    eye = 0.5 - VIEW_DISTANCE * front
+    right = np.cross((0.0, 1.0, 0.0), front)
+    down = np.cross(front, right)
+    axes = np.stack([axis / np.linalg.norm(axis) for axis in (right, down, front)])
+    size = pixels * OVERSAMPLING
+    camera = (mesh.vertices - eye) @ axes.T  # [V, 3] right, down, forward
+    depth = np.maximum(camera[:, 2], 1e-6)
+    screen = camera[:, :2] / depth[:, None] * (VIEW_FOCAL_LENGTH / 500 * size) + (size - 1) / 2
+    visible = (camera[mesh.faces, 2] > 1e-3).all(1)
+    face, weights = _rasterize(screen, 1 / depth, mesh.faces[visible], size)
+    face_normals, areas = mesh.face_normals()
+    if smooth:
+        vertex_normals = np.zeros_like(mesh.vertices)
+        for corner in range(3):
+            np.add.at(vertex_normals, mesh.faces[:, corner], face_normals * areas[:, None])
+        normals = np.einsum("pc,pcd->pd", weights, vertex_normals[mesh.faces[visible][face]])
+    else:
+        normals = face_normals[visible][face]
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    facing = np.abs(normals @ axes[2])
+    above = np.clip(-(normals @ axes[1]), 0, None)
+    shade = np.where(face >= 0, 0.25 + 0.6 * facing + 0.15 * above, 1.0)[:, None]
+    image = np.where((face >= 0)[:, None], shade * np.asarray(color, np.float64), 255.0)
+    image = image.reshape(pixels, OVERSAMPLING, pixels, OVERSAMPLING, 3).mean((1, 3))
+    return image.astype(np.uint8)
+
+
+def _rasterize(screen: np.ndarray, inverse_depth: np.ndarray, faces: np.ndarray, size: int):
+    """
+    Nearest face of every pixel.
+
+    Args:
+        screen: `[V, 2]` pixels. inverse_depth: `[V]`. faces: `[F, 3]`.
+
+    Returns:
+        Face of each pixel `[size²]`, -1 for none, and its perspective-correct corner weights `[size², 3]`.
+    """
+    a, b, c = screen[faces].swapaxes(0, 1)
+    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    low = np.ceil(np.minimum(np.minimum(a, b), c)).clip(0, size).astype(np.int64)
+    high = np.floor(np.maximum(np.maximum(a, b), c)).clip(-1, size - 1).astype(np.int64)
+    extent = (high - low + 1).clip(0)
+    candidates = np.where(np.abs(area) > 1e-12, extent[:, 0] * extent[:, 1], 0)
+    buffer = np.zeros(size * size)
+    nearest = np.full(size * size, -1, np.int64)
+    corner_weights = np.zeros((size * size, 3))
+    ends = candidates.cumsum()
+    for start, stop in _passes(ends):
+        index = np.repeat(np.arange(start, stop), candidates[start:stop])
+        offset = np.arange(len(index)) - np.repeat(
+            (ends - candidates)[start:stop] - (ends - candidates)[start], candidates[start:stop]
+        )
+        x = low[index, 0] + offset % extent[index, 0]
+        y = low[index, 1] + offset // extent[index, 0]
+        pa, pb, pc = a[index], b[index], c[index]
+        wb = ((x - pa[:, 0]) * (pc[:, 1] - pa[:, 1]) - (y - pa[:, 1]) * (pc[:, 0] - pa[:, 0])) / area[index]
+        wc = ((pb[:, 0] - pa[:, 0]) * (y - pa[:, 1]) - (pb[:, 1] - pa[:, 1]) * (x - pa[:, 0])) / area[index]
+        inside = (wb >= 0) & (wc >= 0) & (wb + wc <= 1)
+        index, pixel, wb, wc = index[inside], (y * size + x)[inside], wb[inside], wc[inside]
+        corners = np.stack([1 - wb - wc, wb, wc], 1) * inverse_depth[faces[index]]
+        nearness = corners.sum(1)
+        np.maximum.at(buffer, pixel, nearness)
+        won = nearness == buffer[pixel]
+        nearest[pixel[won]] = index[won]
+        corner_weights[pixel[won]] = corners[won] / nearness[won, None]
+    return nearest, corner_weights
+
+
+def _passes(ends: np.ndarray):
+    """Ranges of faces whose candidates fit one pass, each at least one face."""
+    start, done = 0, 0
+    while start < len(ends):
+        stop = max(int(np.searchsorted(ends, done + CANDIDATES_PER_PASS, side="right")), start + 1)
+        yield start, stop
+        start, done = stop, int(ends[stop - 1])
+
+
+def compose_views(views) -> Image.Image:
+    """One, two (side by side) or four (2 × 2) views as one picture, each with a black border of 3 pixels."""
+    views = [np.asarray(view.convert("RGB") if isinstance(view, Image.Image) else view, np.uint8) for view in views]
+    if len(views) not in (1, 2, 4) or any(view.ndim != 3 or view.shape != views[0].shape for view in views):
+        raise ValueError(
+            f"A part is shown by 1, 2 or 4 RGB views of one size, got {len(views)}: {[view.shape for view in views]}."
+        )
+    framed = [np.pad(view, ((VIEW_BORDER, VIEW_BORDER), (VIEW_BORDER, VIEW_BORDER), (0, 0))) for view in views]
+    rows = [np.concatenate(framed[i : i + 2], axis=1) for i in range(0, len(framed), 2)]
+    return Image.fromarray(np.concatenate(rows, axis=0))
+
+
+def resize_to_multiple(
+    picture: Image.Image, multiple: int, min_pixels: int = 0, max_pixels: int = 1 << 62
+) -> Image.Image:
+    """Bicubic resize to sides that are multiples, with an area within the limits."""
+    height, width = smart_resize(picture.height, picture.width, multiple, min_pixels, max_pixels)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode_views(picture: Image.Image, image_processor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """
+    A picture of views as Cadrille reads it: a video of two equal frames, resized twice with Pillow, as published.
+
+    Returns:
+        Patches `[L, 1176]` and grid (time, rows, columns): 1 × 32 × 32 for the published 268 × 268 pixels.
+    """
+    multiple = image_processor.patch_size * image_processor.merge_size
+    picture = resize_to_multiple(resize_to_multiple(picture, multiple), multiple, *VIEW_PIXEL_LIMITS)
+    encoded = image_processor(images=[picture], do_resize=False, return_tensors="pt")
+    return encoded["pixel_values"], tuple(encoded["image_grid_thw"][0].tolist())
+
+
+class _SolidProcessor(ProcessorMixin):
+    """What the processors of Cadrille and CAD-Recode share: parts as clouds in the model's frame."""
+
+    def _cloud(self, part, normalization: str, generator: np.random.Generator, noise_std: float, noise_probability: float):
+        """`[num_points, point_channels]` float32 of a mesh (file or object) or a cloud `[P, 3 or more]`."""
+        if isinstance(part, (str, os.PathLike, TriangleMesh)):
+            mesh = part if isinstance(part, TriangleMesh) else load_mesh(part)
+            mesh = self.place_mesh(mesh, normalization)
+            points, normals = sample_surface(mesh, self.num_surface_samples, generator)
+            cloud = np.concatenate([points, normals], axis=1)[:, : self.point_channels].astype(np.float32)
+        else:
+            cloud = np.array(part, np.float32)
+            if cloud.ndim != 2 or cloud.shape[1] < self.point_channels:
+                raise ValueError(f"A point cloud must be [points, {self.point_channels}], got {list(cloud.shape)}.")
+            if not np.isfinite(cloud).all():
+                raise ValueError("The point cloud holds NaN or infinite coordinates. Remove those points.")
+            if len(cloud) < self.num_points:
+                raise ValueError(
+                    f"The cloud has fewer points than placeholders: {len(cloud)}, but `num_points` is {self.num_points}. "
+                    "Sample the surface more densely."
+                )
+            placement = self._placement(cloud[:, :3].min(0), cloud[:, :3].max(0), normalization)
+            cloud = cloud[:, : self.point_channels].copy()
+            cloud[:, :3] = (cloud[:, :3] - placement.center) * placement.scale
+        if self.point_sampling == "farthest":
+            chosen = farthest_point_sample(torch.from_numpy(cloud[None, :, :3]), self.num_points)[0].numpy()
+            cloud = cloud[chosen]
+        else:  # a random choice in the order z, y, x
+            cloud = cloud[generator.permutation(len(cloud))[: self.num_points]]
+            cloud = cloud[np.lexsort((cloud[:, 0], cloud[:, 1], cloud[:, 2]))]
+        if noise_std and generator.random() < noise_probability:
+            cloud[:, :3] += noise_std * generator.standard_normal((len(cloud), 3)).astype(np.float32)
+        return torch.from_numpy(cloud)
+
+    def place_mesh(self, mesh: TriangleMesh, normalization: str = "fit") -> TriangleMesh:
+        """The mesh in the model's frame, about [-1, 1]³; see `__call__` for `normalization`."""
+        placement = self._placement(*mesh.bounds, normalization)
+        return mesh.moved(placement.scale, -placement.center * placement.scale)
+
+    def _placement(self, low: np.ndarray, high: np.ndarray, normalization: str) -> Placement:
+        if normalization == "fit":
+            return fit_placement(low, high)
+        fixed = {
+            "unit_cube": Placement(np.full(3, 0.5), 2.0),
+            "program": Placement(np.zeros(3), 1 / self.program_range),
+            "none": Placement(np.zeros(3), 1.0),
+        }
+        if normalization not in fixed:
+            raise ValueError(f"`normalization` must be one of {('fit', *fixed)}, got {normalization!r}.")
+        return fixed[normalization]
+
+
+def _per_sample(value, is_single, count: int | None, name: str) -> list:
+    """One entry per sample of an argument that may be a single sample, a list or None."""
+    if value is None:
+        return [None] * (count or 0)
+    entries = [value] if is_single(value) else list(value)
+    if count is not None and len(entries) != count:
+        raise ValueError(f"`{name}` has {len(entries)} entries, the batch has {count}; write None where a sample has none.")
+    return entries
+
+
+def _is_mesh(value) -> bool:
+    return isinstance(value, (str, os.PathLike, TriangleMesh))
+
+
+def _is_cloud(value) -> bool:
+    return isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 2
+
+
+def _is_image(value) -> bool:
+    return isinstance(value, Image.Image) or (isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 3)
+
+
+def _pad_tokens(rows: list[list[int]], value: int, side: str) -> torch.LongTensor:
+    length = max(len(row) for row in rows)
+    if side == "left":
+        return torch.tensor([[value] * (length - len(row)) + list(row) for row in rows])
+    return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])
+
+
+def answer_labels(input_ids: list[int], im_start: int, header: list[int], im_end: int) -> list[int]:
+    """
+    Labels of a chat: each assistant turn from behind its header to its `<|im_end|>`, -100 elsewhere.
+
+    Args:
+        input_ids: one row. header: the tokens of the word "assistant". A turn without an end is not supervised.
+    """
+    labels = [-100] * len(input_ids)
+    for start in range(len(input_ids)):
+        first = start + 1 + len(header)
+        if input_ids[start] == im_start and list(input_ids[start + 1 : first]) == list(header):
+            if im_end in input_ids[first:]:
+                stop = input_ids.index(im_end, first) + 1
+                labels[first:stop] = input_ids[first:stop]
+    return labels
+
+
+# --------------------------------------------------------------------------------------
+# Cadrille
+# --------------------------------------------------------------------------------------
+
+
+class CadrilleProcessor(_SolidProcessor):
+    r"""
+    Meshes, point clouds, views or texts to the inputs of [`CadrilleForConditionalGeneration`], and its answers to programs.
+
+    Args:
+        num_points (`int`, *optional*, defaults to 256): Points of a cloud, as in [`CadrilleConfig`].
+        num_surface_samples (`int`, *optional*, defaults to 8192): Points on a mesh among which they are chosen.
+        num_views (`int`, *optional*, defaults to 4): Views of a mesh when it is shown instead of sampled.
+        prompt (`str`, *optional*): What is asked when a sample has no text.
+        program_range (`float`, *optional*, defaults to 100): Half the range of a program's coordinates.
+    """
+
+    point_channels = 3
+    point_sampling = "farthest"
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        num_points: int = 256,
+        num_surface_samples: int = 8192,
+        num_views: int = 4,
+        prompt: str = "Generate cadquery code",
+        program_range: float = 100.0,
+        **kwargs,
+    ):
+        if num_views not in (1, 2, 4):
+            raise ValueError(f"`num_views` must be 1, 2 or 4, got {num_views}.")
+        if num_surface_samples < num_points:
+            raise ValueError(f"`num_surface_samples` ({num_surface_samples}) must be at least `num_points` ({num_points}).")
+        self.num_points = num_points
+        self.num_surface_samples = num_surface_samples
+        self.num_views = num_views
+        self.prompt = prompt
+        self.program_range = program_range
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        self.point_token, self.video_token = "<|endoftext|>", "<|video_pad|>"
+
+    @property
+    def model_input_names(self):
+        return [
+            "input_ids", "attention_mask", "point_clouds", "is_pc", "pixel_values_videos", "video_grid_thw", "is_img"
+        ]  # fmt: skip
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        point_clouds=None,
+        meshes=None,
+        programs=None,
+        modality: str = "points",
+        normalization: str = "fit",
+        noise_std: float = 0.0,
+        noise_probability: float = 0.5,
+        seed: int | None = 0,
+        padding_side: str | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """
+        Every argument holds one entry per sample (None where it has none) or a single sample. A sample has a mesh, a
+        cloud, views or nothing but text.
+
+        Args:
+            images: a picture of composed views, or a list of 1, 2 or 4 views, per sample.
+            text: what is asked; `self.prompt` by default.
+            point_clouds: arrays `[P, 3]`, P ≥ `num_points`.
+            meshes: files (stl, ply, obj, step) or [`TriangleMesh`]es.
+            programs: answers to learn; adds `labels`.
+            modality: "points" or "views": how meshes are shown.
+            normalization: how meshes and clouds get into the model's frame [-1, 1]³. "fit": bounding box to the origin,
+                longest side to [-1, 1]. "unit_cube": they lie in [0, 1]³ (published test meshes). "program": they have
+                the coordinates of a program (published training meshes). "none": they are in the frame already.
+            noise_std, noise_probability: Gaussian noise on clouds in units of the model's frame, for training.
+            seed: of surface sampling and noise; None for a new one each time.
+            padding_side: "left" (default, for generation) or "right".
+
+        Returns:
+            `input_ids`, `attention_mask` `[B, S]`, `is_pc`, `is_img` `[B]`; `point_clouds` `[B, num_points, 3]` if a
+            sample has points; `pixel_values_videos` `[B, L, 1176]` and `video_grid_thw` `[B, 3]` if one has views;
+            `labels` `[B, S]` with programs.
+        """
+        given = {
+            "images": (images, _is_image), "text": (text, lambda v: isinstance(v, str)),
+            "point_clouds": (point_clouds, _is_cloud), "meshes": (meshes, _is_mesh),
+            "programs": (programs, lambda v: isinstance(v, str)),
+        }  # fmt: skip
+        first = next(((n, v, single) for n, (v, single) in given.items() if v is not None), None)
+        if first is None:
+            raise ValueError("Nothing was given: pass `meshes`, `point_clouds`, `images` or `text`.")
+        if modality not in ("points", "views"):
+            raise ValueError(f'`modality` must be "points" or "views", got {modality!r}.')
+        count = len(_per_sample(first[1], first[2], None, first[0]))
+        images, text, point_clouds, meshes, programs = (
+            _per_sample(value, single, count, name) for name, (value, single) in given.items()
+        )
+        generator = np.random.default_rng(seed)
+
+        clouds, pictures = [None] * count, [None] * count
+        for i in range(count):
+            shown = [
+                name for name, entries in (("images", images), ("point_clouds", point_clouds), ("meshes", meshes))
+                if entries[i] is not None
+            ]  # fmt: skip
+            if len(shown) > 1:
+                raise ValueError(f"Sample {i} has {' and '.join(shown)}; Cadrille reads one of them at a time.")
+            if images[i] is not None:
+                pictures[i] = compose_views(images[i]) if isinstance(images[i], (list, tuple)) else _as_picture(images[i])
+            elif meshes[i] is not None and modality == "views":
+                pictures[i] = self.render_views(meshes[i], normalization)
+            elif shown:
+                part = meshes[i] if meshes[i] is not None else point_clouds[i]
+                clouds[i] = self._cloud(part, normalization, generator, noise_std, noise_probability)
+
+        data, views = {}, self._encode_views(pictures)
+        rows = [
+            self._tokenize(text[i] or self.prompt, clouds[i] is not None, views[i], programs[i]) for i in range(count)
+        ]
+        side = padding_side or "left"
+        data["input_ids"] = _pad_tokens(rows, self.tokenizer.convert_tokens_to_ids(self.point_token), side)
+        data["attention_mask"] = _pad_tokens([[1] * len(row) for row in rows], 0, side)
+        data["is_pc"] = torch.tensor([cloud is not None for cloud in clouds])
+        data["is_img"] = torch.tensor([view is not None for view in views])
+        if data["is_pc"].any():
+            data["point_clouds"] = torch.stack(
+                [torch.zeros(self.num_points, 3) if cloud is None else cloud for cloud in clouds]
+            )
+        if data["is_img"].any():
+            data["pixel_values_videos"], data["video_grid_thw"] = _stack_views(views)
+        if any(program is not None for program in programs):
+            ids = self.tokenizer.convert_tokens_to_ids
+            header = self.tokenizer.encode("assistant", add_special_tokens=False)
+            labels = [answer_labels(row, ids("<|im_start|>"), header, ids("<|im_end|>")) for row in rows]
+            data["labels"] = _pad_tokens(labels, -100, side)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _tokenize(self, question: str, has_points: bool, view: tuple | None, program: str | None) -> list[int]:
+        media = ""
+        if view is not None:
+            pads = int(np.prod(view[1])) // self.image_processor.merge_size**2
+            media = "<|vision_start|>" + self.video_token * pads + "<|vision_end|>"
+        prompt = (
+            f"{self.point_token * self.num_points if has_points else ''}<|im_start|>system\nYou are a helpful assistant."
+            f"<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        if program is not None:
+            prompt += f"{program}<|im_end|>\n"
+        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+    # ---- views ---------------------------------------------------------------------------
+
+    def render_views(self, mesh, normalization: str = "fit") -> Image.Image:
+        """The views of a mesh (file or object) as one picture: 268 × 268 pixels for four of them."""
+        mesh = mesh if isinstance(mesh, TriangleMesh) else load_mesh(mesh)
+        mesh = self.place_mesh(mesh, normalization).moved(0.5, 0.5)
+        return compose_views([render_mesh(mesh, direction) for direction in VIEW_DIRECTIONS[: self.num_views]])
+
+    def _encode_views(self, pictures: list) -> list:
+        return [None if picture is None else encode_views(picture, self.image_processor) for picture in pictures]
+
+    # ---- back ----------------------------------------------------------------------------
+
+    def decode_programs(self, sequences: torch.Tensor, prompt_length: int = 0) -> list[str]:
+        """Programs of generated `sequences` `[B, S]` that begin with a prompt of `prompt_length` tokens."""
+        return [
+            text.strip("\n") for text in self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
+        ]
+
+
+def _as_picture(image) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))
+
+
+def _stack_views(views: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches `[B, L, 1176]` and grids `[B, 3]` of a batch, zeros in rows without views."""
+    grids = {grid for grid in (view[1] for view in views if view is not None)}
+    if len(grids) > 1:
+        raise ValueError(f"The pictures of a batch must have one size, got grids {sorted(grids)}. Resize them alike.")
+    pattern = next(patches for patches, _ in (view for view in views if view is not None))
+    patches = torch.stack([torch.zeros_like(pattern) if view is None else view[0] for view in views])
+    return patches, torch.tensor([[0, 0, 0] if view is None else list(view[1]) for view in views])
+
+
+# --------------------------------------------------------------------------------------
+# CAD-Recode
+# --------------------------------------------------------------------------------------
+
+
+class CADRecodeProcessor(_SolidProcessor):
+    r"""
+    Meshes or point clouds to the inputs of [`CADRecodeForCausalLM`], and its answers to programs.
+
+    Args:
+        num_points, num_surface_samples: As in [`CadrilleProcessor`].
+        point_channels (`int`, *optional*, defaults to 3): As in [`CADRecodeConfig`]; 6 adds normals.
+        point_sampling (`str`, *optional*, defaults to `"farthest"`): `"random_sorted"` is the first published version's:
+            a random choice in the order z, y, x.
+        program_range (`float`, *optional*, defaults to 100): Half the range of a program's coordinates; 50 in the first
+            published version.
+    """
+
+    def __init__(
+        self,
+        tokenizer=None,
+        num_points: int = 256,
+        num_surface_samples: int = 8192,
+        point_channels: int = 3,
+        point_sampling: str = "farthest",
+        program_range: float = 100.0,
+        **kwargs,
+    ):
+        if point_sampling not in ("farthest", "random_sorted"):
+            raise ValueError(f'`point_sampling` must be "farthest" or "random_sorted", got {point_sampling!r}.')
+        if num_surface_samples < num_points:
+            raise ValueError(f"`num_surface_samples` ({num_surface_samples}) must be at least `num_points` ({num_points}).")
+        self.num_points = num_points
+        self.num_surface_samples = num_surface_samples
+        self.point_channels = point_channels
+        self.point_sampling = point_sampling
+        self.program_range = program_range
+        super().__init__(tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self):
+        return ["input_ids", "attention_mask", "point_token_mask", "point_cloud"]
+
+    def __call__(
+        self,
+        meshes=None,
+        point_clouds=None,
+        programs=None,
+        normalization: str = "fit",
+        noise_std: float = 0.0,
+        noise_probability: float = 0.5,
+        seed: int | None = 0,
+        padding_side: str | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            meshes, point_clouds: one of them, a single part or a list; see [`CadrilleProcessor`] for these and the rest.
+            programs: answers to learn; adds `labels`, which cover the program and `<|endoftext|>`.
+
+        Returns:
+            `input_ids`, `attention_mask`, `point_token_mask` `[B, S]`, `point_cloud` `[B, num_points, point_channels]`.
+        """
+        if (meshes is None) == (point_clouds is None):
+            raise ValueError("Pass either `meshes` or `point_clouds`.")
+        name, value, single = ("meshes", meshes, _is_mesh) if meshes is not None else ("point_clouds", point_clouds, _is_cloud)
+        parts = _per_sample(value, single, None, name)
+        programs = _per_sample(programs, lambda v: isinstance(v, str), len(parts), "programs")
+        generator = np.random.default_rng(seed)
+        clouds = [self._cloud(part, normalization, generator, noise_std, noise_probability) for part in parts]
+
+        ids = self.tokenizer.convert_tokens_to_ids
+        rows, labels = [], []
+        for program in programs:
+            row = [ids("<|im_end|>")] * self.num_points + [ids("<|im_start|>")]
+            answer = []
+            if program is not None:
+                answer = self.tokenizer(program + "<|endoftext|>", add_special_tokens=False)["input_ids"]
+            rows.append(row + answer)
+            labels.append([-100] * len(row) + answer)
+        side = padding_side or "left"
+        data = {
+            "input_ids": _pad_tokens(rows, ids("<|im_end|>"), side),
+            "attention_mask": _pad_tokens([[1] * len(row) for row in rows], 0, side),
+            "point_token_mask": _pad_tokens(
+                [[1] * self.num_points + [0] * (len(row) - self.num_points) for row in rows], 0, side
+            ).bool(),
+            "point_cloud": torch.stack(clouds),
+        }
+        if any(program is not None for program in programs):
+            data["labels"] = _pad_tokens(labels, -100, side)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def decode_programs(self, sequences: torch.Tensor, prompt_length: int = 0) -> list[str]:
+        """Programs of generated `sequences` `[B, S]`: what stands between `<|im_start|>` and `<|endoftext|>`."""
+        texts = self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=False)
+        texts = [text.split("<|im_start|>", 1)[-1].split("<|endoftext|>", 1)[0] for text in texts]
+        return [text.replace("<|im_end|>", "").strip("\n") for text in texts]
+
+
+for _processor_class in (
+    DSRProcessor,
+    GeometryProcessor,
+    SceneQFormerProcessor,
+    CadrilleProcessor,
+    CADRecodeProcessor,
+):
     _processor_class.register_for_auto_class()

@@ -11,6 +11,8 @@ ARCHITECTURES = {
     "pi3": "convert_weights.pi3",
     "page4d": "convert_weights.page4d",
     "scene_qformer": "convert_weights.scene_qformer",
+    "cadrille": "convert_weights.cadrille",
+    "cad_recode": "convert_weights.cad_recode",
 }
 
 

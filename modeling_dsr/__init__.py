@@ -1,10 +1,18 @@
 """Registers every architecture with transformers' Auto classes. This file is not exported to the Hub."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from configuration_dsr import DSRConfig, Page4DConfig, Pi3Config, SceneQFormerConfig
-from processing_dsr import DSRProcessor, GeometryProcessor, SceneQFormerProcessor
+from configuration_dsr import CADRecodeConfig, CadrilleConfig, DSRConfig, Page4DConfig, Pi3Config, SceneQFormerConfig
+from processing_dsr import (
+    CADRecodeProcessor,
+    CadrilleProcessor,
+    DSRProcessor,
+    GeometryProcessor,
+    SceneQFormerProcessor,
+)
 
+from .modeling_cad_recode import CADRecodeForCausalLM, CADRecodeModel
+from .modeling_cadrille import CadrilleForConditionalGeneration, CadrilleModel
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
 from .modeling_page4d import Page4DModel
 from .modeling_pi3 import Pi3Model
@@ -28,3 +36,13 @@ AutoConfig.register("scene_qformer", SceneQFormerConfig, exist_ok=True)
 AutoModel.register(SceneQFormerConfig, SceneQFormerModel, exist_ok=True)
 AutoModelForImageTextToText.register(SceneQFormerConfig, SceneQFormerForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(SceneQFormerConfig, SceneQFormerProcessor, exist_ok=True)
+
+AutoConfig.register("cadrille", CadrilleConfig, exist_ok=True)
+AutoModel.register(CadrilleConfig, CadrilleModel, exist_ok=True)
+AutoModelForImageTextToText.register(CadrilleConfig, CadrilleForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(CadrilleConfig, CadrilleProcessor, exist_ok=True)
+
+AutoConfig.register("cad_recode", CADRecodeConfig, exist_ok=True)
+AutoModel.register(CADRecodeConfig, CADRecodeModel, exist_ok=True)
+AutoModelForCausalLM.register(CADRecodeConfig, CADRecodeForCausalLM, exist_ok=True)
+AutoProcessor.register(CADRecodeConfig, CADRecodeProcessor, exist_ok=True)

@@ -1,5 +1,7 @@
 # In the source tree this name leads to the real file at the root; in an exported folder the real file takes its place.
 from configuration_dsr import (  # noqa: F401
+    CADRecodeConfig,
+    CadrilleConfig,
     DSRConfig,
     Page4DConfig,
     Pi3Config,

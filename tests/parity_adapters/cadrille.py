@@ -1,0 +1,237 @@
+"""How Cadrille's reference cases are run, and what CAD-Recode's share with them."""
+
+import re
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tests.parity import Result, Tolerance, Value
+
+SPECIAL_IDS = {"im_start": 151644, "header": [77091], "im_end": 151645}  # those of label_cases.json, which names them
+
+
+def conversions(suite):
+    return {"model": {"sources": {"cadrille": suite.folder / "tiny"}}} if (suite.folder / "tiny").is_dir() else {}
+
+
+def run_case(case, models):
+    if case.is_json:
+        return labels(case, models) if "cases" in case.meta["content"] else None
+    if "point_embeds" in outputs_of(case) and "input_ids" not in case.inputs:
+        return encoder_case(case, models.load(AutoModelForImageTextToText))
+    if "input_ids" in case.inputs:
+        model = models.load(AutoModelForImageTextToText)
+        rotary = model.model.language_model.rotary_emb
+        return run_model(case, model, case.inputs["attention_mask"], rotary, "position_ids", gradient_name)
+    if "image_uint8" in case.inputs:
+        return picture_case(case, models)
+    if "points_0" in case.inputs:
+        return sampling_case(case, models)
+    return None
+
+
+def outputs_of(case) -> set[str]:
+    return {name.split(".", 1)[1] for name in case.expected}
+
+
+# --------------------------------------------------------------------------------------
+# Models
+# --------------------------------------------------------------------------------------
+
+
+def run_model(case, model, mask, rotary, positions_name, gradient_name) -> Result:
+    """Run a forward or generate case; record embeddings, features and the positions that reach the rotary embedding."""
+    result, positions, videos = Result(), [], []
+    model.config.round_point_embeds = were_rounded(case, model)
+    hooks = [rotary.register_forward_pre_hook(lambda module, args: positions.append(args[1].clone()))]
+    if hasattr(model.model, "visual"):
+        hooks.append(
+            model.model.visual.register_forward_hook(lambda module, args, output: videos.append(output.pooler_output.clone()))
+        )
+    try:
+        call = case.meta.get("call", {"method": "forward"})
+        if call["method"] == "generate":
+            run_generate(case, model, call, positions, positions_name, result)
+        else:
+            run_forward(case, model, call, positions, positions_name, gradient_name, result)
+        if "intermediate.point_embeds" in case.expected:
+            clouds = case.inputs.get("point_clouds", case.inputs.get("point_cloud"))
+            result.tensors["intermediate.point_embeds"] = model.model.point_encoder(clouds).detach()
+        if videos:
+            result.tensors["intermediate.video_embeds"] = videos[0]
+    finally:
+        model.config.round_point_embeds = False
+        for hook in hooks:
+            hook.remove()
+    valid = mask != 0
+    for name, tensor in result.tensors.items():
+        if tensor.shape[:2] == valid.shape and name != "output.sequences":
+            result.where[name] = valid
+        elif name == "intermediate.prefill_position_ids" or name == "intermediate.position_ids":
+            result.where[name] = valid.expand(3, -1, -1)
+    return result
+
+
+def were_rounded(case, model) -> bool:
+    """The published code rounds point embeddings to bfloat16; most cases were made without, and their numbers show it."""
+    embeds = case.expected.get("intermediate.inputs_embeds")
+    points = (case.inputs["input_ids"] == model.config.point_token_id) & (case.inputs["attention_mask"] != 0)
+    if embeds is None or not points.any():
+        return False
+    return torch.equal(embeds[points], embeds[points].bfloat16().float())
+
+
+def run_forward(case, model, call, positions, positions_name, gradient_name, result) -> None:
+    model.zero_grad(set_to_none=True)
+    with torch.set_grad_enabled(bool(call.get("grads"))):
+        outputs = model(**case.inputs, use_cache=bool(call.get("use_cache")), output_hidden_states=True)
+        if call.get("grads"):
+            outputs.loss.backward()
+    found = result.tensors
+    found["output.logits"] = outputs.logits
+    if outputs.loss is not None:
+        found["output.loss"] = outputs.loss.reshape(1)
+    if getattr(outputs, "rope_deltas", None) is not None:
+        found["output.rope_deltas"] = outputs.rope_deltas
+    for index, state in enumerate(outputs.hidden_states):
+        found[f"intermediate.hidden_states.{index}"] = state
+    found["intermediate.inputs_embeds"] = outputs.hidden_states[0]
+    found[f"intermediate.{positions_name}"] = positions[0]
+    if call.get("grads"):
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                found[f"output.grad.{gradient_name(name)}"] = parameter.grad
+    result.tensors = {name: found[name].detach() for name in found if name in case.expected}
+
+
+def run_generate(case, model, call, positions, positions_name, result) -> None:
+    settings = {key: value for key, value in call.items() if key != "method"}
+    outputs = model.generate(**case.inputs, **settings, output_logits=True, return_dict_in_generate=True)
+    found = result.tensors
+    found["output.sequences"] = outputs.sequences
+    found["output.step_logits"] = torch.stack(outputs.logits)
+    if getattr(model.model, "rope_deltas", None) is not None:
+        found["output.rope_deltas"] = model.model.rope_deltas
+    found[f"intermediate.prefill_{positions_name}"] = positions[0]
+    found[f"intermediate.decode_{positions_name}"] = torch.stack(positions[1:])
+    result.tensors = {name: found[name] for name in found if name in case.expected}
+
+
+def gradient_name(name: str) -> str:
+    """A parameter under its published name."""
+    name = re.sub(r"^model\.(point_encoder|visual)\.", r"\1.", name)
+    return re.sub(r"^model\.language_model\.", "model.", name)
+
+
+def encoder_case(case, model) -> Result:
+    features = []
+    encoder = model.model.point_encoder
+    hook = encoder.fourier_embedder.register_forward_hook(lambda module, args, output: features.append(output))
+    with torch.no_grad():
+        embeds = encoder(case.inputs["points"])
+    hook.remove()
+    return Result({"output.point_embeds": embeds, "output.features": features[0]}, kinds={"output.features": "embeds"})
+
+
+# --------------------------------------------------------------------------------------
+# Processor
+# --------------------------------------------------------------------------------------
+
+
+def labels(case, models) -> Result:
+    answer_labels = models.module("processing_dsr", "answer_labels")
+    values = [
+        Value(f"cases.{name}", entry["labels"], answer_labels(entry["input_ids"], **SPECIAL_IDS))
+        for name, entry in case.meta["content"]["cases"].items()
+    ]
+    return Result(values=values)
+
+
+def picture_case(case, models) -> Result:
+    from PIL import Image
+    from transformers import Qwen2VLImageProcessor
+
+    encode_views = models.module("processing_dsr", "encode_views")
+    picture = Image.fromarray(case.inputs["image_uint8"].numpy())
+    patches, grid = encode_views(picture, Qwen2VLImageProcessor())
+    first = models.module("processing_dsr", "resize_to_multiple")(picture, 28)
+    found = {
+        "output.video_grid_thw": torch.tensor([grid]),
+        "output.selected_patches": patches[case.expected["output.selected_patch_index"]],
+        "output.selected_patch_index": case.expected["output.selected_patch_index"],  # which patches were stored
+        "output.patch_mean": patches.mean(1),
+        "output.patch_std": patches.std(1),
+        "intermediate.frame_after_fetch_uint8": torch.from_numpy(np.array(first)),
+    }
+    return Result(found, kinds={name: "pixel values" for name in found})
+
+
+def sampling_case(case, models) -> Result:
+    sample = models.module("processing_dsr", "farthest_point_sample")
+    found = {}
+    for name, count in case.expected.items():
+        if name.startswith("output.k_"):
+            points = case.inputs[f"points_{name[9:]}"]
+            found[f"output.ids_{name[9:]}"] = sample(points, int(count))
+            found[name] = torch.tensor([found[f"output.ids_{name[9:]}"].shape[1]])
+    return Result(found)
+
+
+# --------------------------------------------------------------------------------------
+# Metrics and execution
+# --------------------------------------------------------------------------------------
+
+
+def run_function_case(case):
+    if "gt_points" in case.inputs:
+        from dsr_toolkit.cad.metrics import chamfer_distance
+
+        distance = chamfer_distance(case.inputs["gt_points"].numpy(), case.inputs["pred_points"].numpy())
+        return Result({"output.chamfer": torch.tensor([distance], dtype=torch.float64)})
+    if case.is_json and "scripts" in case.meta["content"]:
+        return execution(case.meta["content"])
+    return None
+
+
+CODE_OF_OUTCOME = (  # how the published evaluation words an outcome, and the sandbox's code for it
+    ("SyntaxError", "syntax"), ("KeyError: 'r'", "no_result"), ("TypeError", "runtime"), ("faces=", "empty_mesh"),
+    ("killed", "timeout"),
+)  # fmt: skip
+
+
+def execution(content) -> Result:
+    """Programs run in the sandbox, their meshes measured. Without the policy check: the published code has none."""
+    from dsr_toolkit.cad import Sandbox, SandboxLimits
+    from dsr_toolkit.cad.metrics import intersection_over_union, mesh_chamfer_distance, normalize_prediction, solid_body
+    from processing_dsr import TriangleMesh
+
+    values, meshes = [], {}
+    with Sandbox(workers=2, limits=SandboxLimits(seconds=3.0), policy=False, allow_missing="all") as sandbox:
+        for name, script in content["scripts"].items():
+            done = sandbox.run(script["code"])
+            mesh = TriangleMesh(done.vertices, done.faces)
+            meshes[name] = normalize_prediction(mesh), done.solids
+            body = solid_body(mesh, done.solids)
+            found = {
+                "brep_volume": done.volume,
+                "mesh_volume": body.volume(),
+                "mesh_area": float(mesh.face_normals()[1].sum()),
+                "n_faces": len(mesh.faces),
+                "n_vertices": len(np.unique(np.round(mesh.vertices, 6), axis=0)),
+                "n_bodies": len(np.unique(done.solids)),
+                "bounds": mesh.bounds.tolist(),
+            }
+            values += [Value(f"scripts.{name}.{key}", script[key], value) for key, value in found.items() if key in script]
+        for name, script in content["invalid_scripts"].items():
+            expected = next(code for words, code in CODE_OF_OUTCOME if words in script["upstream_outcome"])
+            values.append(Value(f"invalid_scripts.{name}", expected, sandbox.run(script["code"]).code))
+    for name, pair in content["pairs"].items():
+        (first, first_solids), (second, second_solids) = (meshes[part] for part in name.split("|"))
+        iou = intersection_over_union(first, second, first_solids, second_solids)
+        values.append(Value(f"pairs.{name}.iou", pair["iou"], iou, Tolerance(atol=1e-5)))
+        # Random surface points: the stored spread over seeds says how far apart two means may lie.
+        distance = 1000 * np.mean([mesh_chamfer_distance(first, second, seed=seed) for seed in range(5)])
+        tolerance = Tolerance(atol=5 * pair["cd_x1000_std"])
+        values.append(Value(f"pairs.{name}.cd_x1000", pair["cd_x1000_mean_of_5_seeds"], float(distance), tolerance))
+    return Result(values=values, information=("versions",))
