@@ -10,6 +10,7 @@ ARCHITECTURES = {
     "dsr": "convert_weights.dsr",
     "pi3": "convert_weights.pi3",
     "page4d": "convert_weights.page4d",
+    "frozen_qwen_sam": "convert_weights.frozen_qwen_sam",
 }
 
 

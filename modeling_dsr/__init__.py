@@ -2,10 +2,11 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from configuration_dsr import DSRConfig, Page4DConfig, Pi3Config
-from processing_dsr import DSRProcessor, GeometryProcessor
+from configuration_dsr import DSRConfig, FrozenQwenSAMConfig, Page4DConfig, Pi3Config
+from processing_dsr import DSRProcessor, FrozenQwenSAMProcessor, GeometryProcessor
 
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
+from .modeling_frozen_qwen_sam import FrozenQwenSAMModel
 from .modeling_page4d import Page4DModel
 from .modeling_pi3 import Pi3Model
 
@@ -22,3 +23,7 @@ AutoProcessor.register(Pi3Config, GeometryProcessor, exist_ok=True)
 AutoConfig.register("page4d", Page4DConfig, exist_ok=True)
 AutoModel.register(Page4DConfig, Page4DModel, exist_ok=True)
 AutoProcessor.register(Page4DConfig, GeometryProcessor, exist_ok=True)
+
+AutoConfig.register("frozen_qwen_sam", FrozenQwenSAMConfig, exist_ok=True)
+AutoModel.register(FrozenQwenSAMConfig, FrozenQwenSAMModel, exist_ok=True)
+AutoProcessor.register(FrozenQwenSAMConfig, FrozenQwenSAMProcessor, exist_ok=True)

@@ -1,6 +1,7 @@
 # In the source tree this name leads to the real file at the root; in an exported folder the real file takes its place.
 from configuration_dsr import (  # noqa: F401
     DSRConfig,
+    FrozenQwenSAMConfig,
     Page4DConfig,
     Pi3Config,
     intrinsics_problem,
@@ -8,4 +9,5 @@ from configuration_dsr import (  # noqa: F401
     pi3_encoder_config,
     pi3_image_size,
     pose_problem,
+    sam_config,
 )
