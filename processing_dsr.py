@@ -6,17 +6,21 @@ transformers, numpy, pillow and the standard library.
 
 import importlib
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from transformers import BatchFeature, ProcessorMixin
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.image_utils import load_image
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
 try:
@@ -2057,11 +2061,472 @@ class CADRecodeProcessor(_SolidProcessor):
         return [text.replace("<|im_end|>", "").strip("\n") for text in texts]
 
 
+# --------------------------------------------------------------------------------------
+# FrozenQwenSAM
+# --------------------------------------------------------------------------------------
+
+DESCRIPTION_INSTRUCTION = "Please give me a description of the image."
+# What the published training on referring expressions puts between image and caption: its instruction template, itself
+# wrapped into the chat template. Checkpoints of that training have seen no other.
+PUBLISHED_REFERRING_INSTRUCTION = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant"
+MASK_COLOURS = ((230, 60, 60), (60, 120, 235), (50, 175, 90), (245, 160, 30), (160, 80, 220), (30, 180, 190), (225, 90, 170))
+
+
+class FrozenQwenSAMProcessor(ProcessorMixin):
+    r"""
+    Images, conversations and phrases to the inputs of [`FrozenQwenSAMModel`], and its outputs to masks, run lengths,
+    scores and pictures.
+
+    Args:
+        image_processor: that of the Qwen-VL model. Always run on PIL, whose resampling the published weights have seen.
+        tokenizer: that of the Qwen-VL model; a fast one, since phrases are found by its offsets.
+        instruction (`str`, *optional*): what the user says next to the image where no conversation is given.
+        sam_image_size (`int`, *optional*, defaults to 1024): side of SAM's square input.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        instruction: str = DESCRIPTION_INSTRUCTION,
+        sam_image_size: int = 1024,
+        **kwargs,
+    ):
+        if image_processor is not None and not isinstance(image_processor, Qwen2VLImageProcessorPil):
+            image_processor = Qwen2VLImageProcessorPil.from_dict(image_processor.to_dict())
+        self.instruction = instruction
+        self.sam_image_size = sam_image_size
+        self.image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        if tokenizer is not None:
+            self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "input_ids", "attention_mask", "mm_token_type_ids", "mask_ids", "caption_ids", "pixel_values", "image_grid_thw",
+            "sam_pixel_values", "original_sizes", "reshaped_input_sizes", "meta_data",
+        ]  # fmt: skip
+
+    # ---- to the model --------------------------------------------------------------------
+
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        phrases=None,
+        captions=None,
+        pieces=None,
+        add_generation_prompt: bool = True,
+        return_tensors: str = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one image, or one per row: PIL, arrays, paths or URLs.
+            text: per row the instruction, or a conversation (list of messages with one image). A conversation that ends with
+                the assistant's turn has the phrases in it; otherwise see `captions`. Default: `self.instruction`.
+            phrases: per row the phrases to find: strings, or (start, end) character ranges of the caption. A string that is
+                listed k times stands for its first k occurrences.
+            captions: per row a text that contains the phrases, or None: each phrase is then a caption of its own, and
+                phrases do not influence each other.
+            pieces: instead of phrases and captions, per row a list of captions, each a list of (text, phrase or -1), whose
+                texts are tokenised one by one; the published training sets are made so.
+            kwargs: for the image processor, such as `max_pixels`.
+
+        Returns:
+            `input_ids`, `attention_mask`, `mm_token_type_ids`, `mask_ids` (phrase of each token, -1 outside), `caption_ids`
+            (0: prompt), all `[B, S]`, padded on the right; `pixel_values` `[P, 1176]`, `image_grid_thw` `[B, 3]`;
+            `sam_pixel_values` `[B, 3, 1024, 1024]`, `original_sizes`, `reshaped_input_sizes` `[B, 2]`; `meta_data`, a list.
+            Without phrases: the prompt for `answer`, without `mask_ids` and `caption_ids`.
+
+        Raises:
+            ValueError: no image; a phrase that is not in its caption (the nearest words are named); phrases that share their
+                only token.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
+        if images is None or (isinstance(images, (list, tuple)) and not images):
+            raise ValueError("`images` is missing: phrases are looked up in an image. Pass one image per row.")
+        batched = isinstance(images, (list, tuple))
+        images = [_load_rgb(image) for image in (images if batched else [images])]
+        rows = len(images)
+        text, phrases, captions, pieces = (
+            _per_row(value, rows, batched, name)
+            for name, value in (("text", text), ("phrases", phrases), ("captions", captions), ("pieces", pieces))
+        )
+        vision = self.image_processor(images, return_tensors="pt", **kwargs)
+        data = {"pixel_values": vision["pixel_values"], "image_grid_thw": vision["image_grid_thw"]}
+
+        encoded = []
+        for row in range(rows):
+            prompt, answer = self._prompt(text[row], add_generation_prompt)
+            tokens = int(data["image_grid_thw"][row].prod()) // self.image_processor.merge_size**2
+            prompt_ids = self._prompt_ids(prompt, tokens, row)
+            found = pieces[row]
+            if found is None and phrases[row] is not None:
+                caption = captions[row] if captions[row] is not None else answer
+                found = [self._caption_tokens(c, p, n) for c, p, n in _captions_of_phrases(caption, phrases[row])]
+            elif found is not None:
+                found = [self._piece_tokens(caption) for caption in found]
+            elif answer is not None or captions[row] is not None:
+                raise ValueError(f"Row {row} has a caption but no `phrases` in it.")
+            encoded.append((prompt_ids, found))
+        if len({found is None for _, found in encoded}) > 1:
+            raise ValueError("Either all rows have phrases or none.")
+        data |= self._pad(encoded)
+
+        sam = self._sam_processor()(images, return_tensors="pt")
+        data["sam_pixel_values"] = sam["pixel_values"]
+        data["original_sizes"] = torch.as_tensor(sam["original_sizes"])
+        data["reshaped_input_sizes"] = torch.as_tensor(sam["reshaped_input_sizes"])
+        data["meta_data"] = [
+            self._meta_data(grid, image.size) for grid, image in zip(data["image_grid_thw"].tolist(), images)
+        ]
+        return BatchFeature(data)
+
+    def _sam_processor(self):
+        side = self.sam_image_size
+        return SamImageProcessorPil(size={"longest_edge": side}, pad_size={"height": side, "width": side})
+
+    def _prompt(self, text, add_generation_prompt: bool) -> tuple[str, str | None]:
+        """The rendered prompt of a row, and the text of the assistant's last turn if the conversation ends with one."""
+        answer = None
+        if text is None or isinstance(text, str):
+            instruction = (self.instruction if text is None else text).replace("<image>", "").replace(self.image_token, "")
+            content = [{"type": "image"}, {"type": "text", "text": instruction.strip() or "Describe this image."}]
+            conversation = [{"role": "user", "content": content}]
+        else:
+            conversation = list(text)
+            if conversation and conversation[-1]["role"] == "assistant":
+                content = conversation.pop()["content"]
+                answer = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        template = self.chat_template or self.tokenizer.chat_template
+        return self.tokenizer.apply_chat_template(
+            conversation, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        ), answer
+
+    def _prompt_ids(self, prompt: str, image_tokens: int, row: int) -> list[int]:
+        shown = prompt.count(self.image_token)
+        if shown != 1:
+            raise ValueError(
+                f"The conversation of row {row} shows {shown} images; phrases are looked up in exactly one, so it must hold one "
+                '{"type": "image"}.'
+            )
+        prompt = prompt.replace(self.image_token, self.image_token * image_tokens)
+        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+    def _caption_tokens(self, caption: str, spans: list[tuple[int, int]], numbers: list[int]):
+        """Token ids of a caption and the phrase of each, by the tokenizer's offsets."""
+        encoded = self.tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], _phrases_of_tokens(encoded["offset_mapping"], caption, spans, numbers)
+
+    def _piece_tokens(self, caption):
+        ids, mask_ids = [], []
+        for text, phrase in caption:
+            piece = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += piece
+            mask_ids += [phrase] * len(piece)
+        return ids, mask_ids
+
+    def _pad(self, encoded) -> dict[str, torch.Tensor]:
+        rows = {"input_ids": [], "mask_ids": [], "caption_ids": []}
+        for prompt_ids, captions in encoded:
+            captions = captions or []
+            rows["input_ids"].append(prompt_ids + [token for ids, _ in captions for token in ids])
+            rows["mask_ids"].append([-1] * len(prompt_ids) + [phrase for _, ids in captions for phrase in ids])
+            numbers = [number for number, (ids, _) in enumerate(captions, 1) for _ in ids]
+            rows["caption_ids"].append([0] * len(prompt_ids) + numbers)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        fill = {"input_ids": pad, "mask_ids": -1, "caption_ids": 0}
+        padded = {
+            name: torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in lists], True, fill[name])
+            for name, lists in rows.items()
+        }
+        lengths = torch.tensor([len(row) for row in rows["input_ids"]])
+        padded["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        padded["mm_token_type_ids"] = (padded["input_ids"] == self.image_token_id).int()
+        if encoded[0][1] is None:
+            del padded["mask_ids"], padded["caption_ids"]
+        return padded
+
+    def _meta_data(self, grid, size: tuple[int, int]) -> dict:
+        height, width = (n * self.image_processor.patch_size for n in grid[1:])
+        return {
+            "image_shape": {"height": height, "width": width},
+            "padded_shape": {"height": height, "width": width},
+            "padding": {"before_height": 0, "after_height": 0, "before_width": 0, "after_width": 0},
+            "scale_factor": (height / size[1], width / size[0]),
+            "original_shape": {"height": size[1], "width": size[0]},
+        }
+
+    def infer_image_grid(self, meta_data, num_image_tokens=None) -> torch.Tensor:
+        """
+        `image_grid_thw` `[B, 3]` from the sizes in `meta_data`, where it got lost.
+
+        Args:
+            meta_data: per row, or one, with `padded_shape` or `image_shape`.
+            num_image_tokens: per row, or one: image placeholders of the prompt; what they contradict is refused.
+        """
+        meta_data = [meta_data] if isinstance(meta_data, dict) else list(meta_data or [])
+        if not meta_data:
+            raise ValueError("`image_grid_thw` and `meta_data` are both missing; one of them must tell the grid of the image.")
+        counts = [num_image_tokens] * len(meta_data) if num_image_tokens is None or np.ndim(num_image_tokens) == 0 else num_image_tokens
+        patch, merge = self.image_processor.patch_size, self.image_processor.merge_size
+        grids = []
+        for row, (meta, count) in enumerate(zip(meta_data, counts)):
+            shape = meta.get("padded_shape") or meta.get("image_shape")
+            if not shape:
+                raise ValueError(f"`meta_data[{row}]` has neither `padded_shape` nor `image_shape`: the grid cannot be inferred.")
+            height, width = int(shape["height"]), int(shape["width"])
+            if height % (patch * merge) or width % (patch * merge):
+                raise ValueError(
+                    f"`meta_data[{row}]` says {height}×{width} pixels, which are no multiples of {patch * merge}: it does not "
+                    "describe a processed image."
+                )
+            grid = (1, height // patch, width // patch)
+            expected = grid[1] * grid[2] // merge**2
+            if count is not None and int(count) != expected:
+                raise ValueError(
+                    f"Image token count {int(count)} of row {row} does not match its `meta_data`: {height}×{width} pixels "
+                    f"make {expected} tokens."
+                )
+            grids.append(grid)
+        return torch.tensor(grids)
+
+    # ---- answers -------------------------------------------------------------------------
+
+    def token_spans(self, output_ids, phrases) -> list[tuple[int, int]]:
+        """
+        Where phrases stand in generated tokens, as half-open ranges for `FrozenQwenSAMModel.ground`.
+
+        Works on the tokens themselves: tokenising the decoded text again need not give the same ones.
+        """
+        ids = torch.as_tensor(output_ids).tolist()
+        text, offsets = self._decode_with_offsets(ids)
+        spans = find_phrases(text, phrases)
+        mask_ids = _phrases_of_tokens(offsets, text, spans, list(range(len(spans))))
+        return [
+            (mask_ids.index(number), len(mask_ids) - mask_ids[::-1].index(number)) for number in range(len(spans))
+        ]
+
+    def _decode_with_offsets(self, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        text = self.tokenizer.decode(ids, **options)
+        ends = [0]
+        for prefix in self.tokenizer.batch_decode([ids[: k + 1] for k in range(len(ids))], **options):
+            # A prefix may end inside a character, of which decoding makes something else.
+            ends.append(max(len(os.path.commonprefix([prefix, text])), ends[-1]))
+        return text, [(start, max(end, min(start + 1, len(text)))) for start, end in zip(ends, ends[1:])]
+
+    def region_prompt(self, question: str, num_tokens: int) -> torch.Tensor:
+        """Prompt ids `[1, S]` that show a region of `num_tokens` vision tokens and ask again."""
+        conversation = [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image"},
+                    {"type": "text", "text": f"{question}\nThis is the relevant part of the image. Answer with its help."},
+                ],
+            }
+        ]
+        prompt, _ = self._prompt(conversation, True)
+        return torch.tensor([self._prompt_ids(prompt, num_tokens, 0)])
+
+    # ---- back ----------------------------------------------------------------------------
+
+    def post_process_masks(self, outputs, phrases=None, threshold: float = 0.5, return_rle: bool = False) -> list[dict]:
+        """
+        Args:
+            outputs: of the model.
+            phrases: per image the words, passed through to the result.
+            threshold: probability from which a pixel is foreground.
+            return_rle: also give COCO run lengths (uncompressed; `pycocotools.mask.frPyObjects` reads them).
+
+        Returns:
+            Per image a dict: `masks` bool `[n, H, W]` at the original size, `scores` `[n]` (mean probability inside the
+            mask, 0 for an empty one), `boxes` `[n, 4]` x0, y0, x1, y1 around the masks (zeros for an empty one),
+            `phrases`, and with `return_rle` the list `rle`.
+        """
+        if outputs.sam_pred_masks is None:
+            raise ValueError("`outputs` holds coarse masks only; run the model with `use_sam=True`.")
+        results = []
+        for number, logits in enumerate(outputs.sam_pred_masks):
+            probabilities = logits.detach().float().sigmoid()
+            masks = probabilities > threshold
+            area = masks.sum((1, 2))
+            scores = (probabilities * masks).sum((1, 2)) / area.clamp_min(1)
+            rows, columns = masks.any(2).to(torch.int8), masks.any(1).to(torch.int8)
+            height, width = masks.shape[1:]
+            boxes = torch.stack(
+                [columns.argmax(1), rows.argmax(1), width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)], 1
+            ) * (area > 0)[:, None]
+            result = {"masks": masks.cpu(), "scores": scores.cpu(), "boxes": boxes.cpu()}
+            if phrases is not None:
+                result["phrases"] = list(phrases[number])
+            if return_rle:
+                result["rle"] = [mask_to_rle(mask) for mask in result["masks"].numpy()]
+            results.append(result)
+        return results
+
+    def resize_attention_maps(self, mask_attentions: torch.Tensor, pred_masks: torch.Tensor) -> torch.Tensor:
+        """Attention maps `[n, C, h, w]` of one image at the size of its coarse masks `[n, h', w']`, to look at."""
+        size = tuple(pred_masks.shape[-2:])
+        return torch.nn.functional.interpolate(mask_attentions.float(), size=size, mode="bilinear", align_corners=False)
+
+    def draw_masks(self, image, result: dict) -> Image.Image:
+        """The image with its masks in colour, outlined, and a legend of phrases and scores below it."""
+        picture = np.asarray(_load_rgb(image)).astype(np.float32)
+        labels = [str(phrase) for phrase in result.get("phrases", [])] or [f"mask {i}" for i in range(len(result["masks"]))]
+        for number, mask in enumerate(result["masks"].numpy()):
+            colour = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)
+            edge = mask & ~(_shifted(mask, 0, 1) & _shifted(mask, 0, -1) & _shifted(mask, 1, 1) & _shifted(mask, 1, -1))
+            picture[mask] = 0.5 * picture[mask] + 0.5 * colour
+            picture[edge] = colour
+        size = max(14, picture.shape[1] // 45)
+        sheet = Image.new("RGB", (picture.shape[1], picture.shape[0] + round(1.6 * size) * len(labels)), "white")
+        sheet.paste(Image.fromarray(picture.round().astype(np.uint8)), (0, 0))
+        draw = ImageDraw.Draw(sheet)
+        for number, (label, score) in enumerate(zip(labels, result["scores"].tolist())):
+            top = picture.shape[0] + round(1.6 * size) * number
+            colour = MASK_COLOURS[number % len(MASK_COLOURS)]
+            draw.rectangle((4, top + 4, 4 + size, top + 4 + size), fill=colour)
+            line = f"{label}  {score:.2f}"
+            draw.text((10 + size, top + 2), line, fill=(20, 20, 20), font=_label_font(size, line))
+        return sheet
+
+
+def find_phrases(text: str, phrases) -> list[tuple[int, int]]:
+    """
+    Character ranges of phrases in a text: exact matches, else without regard to case.
+
+    Args:
+        phrases: strings, or (start, end) ranges, which are checked and kept. A string listed again stands for its next
+            occurrence.
+
+    Raises:
+        ValueError: a phrase is empty or not there; names the most similar words of the text.
+    """
+    spans, seen = [], {}
+    for number, phrase in enumerate(phrases):
+        if not isinstance(phrase, str):
+            start, end = phrase
+            if not 0 <= start < end <= len(text):
+                raise ValueError(f"Phrase {number} is the range {(start, end)} of a text of {len(text)} characters.")
+            spans.append((start, end))
+            continue
+        if not phrase.strip():
+            raise ValueError(f"Phrase {number} is empty.")
+        places = [match.start() for match in re.finditer(re.escape(phrase), text)]
+        places = places or [match.start() for match in re.finditer(re.escape(phrase), text, re.IGNORECASE)]
+        turn = seen[phrase] = seen.get(phrase, -1) + 1
+        if turn >= len(places):
+            if places:
+                raise ValueError(f"Phrase {number}, {phrase!r}, is listed {turn + 1} times but occurs {len(places)} times in {text!r}.")
+            raise ValueError(f"Phrase {number}, {phrase!r}, is not in the text {text!r}; the nearest is {_nearest(text, phrase)!r}.")
+        spans.append((places[turn], places[turn] + len(phrase)))
+    return spans
+
+
+def _nearest(text: str, phrase: str) -> str:
+    """The piece of the text that looks most like the phrase: whole words where there are spaces, else characters."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    count = max(len(phrase.split()), 1)
+    pieces = {text[words[i][0] : words[j][1]] for i in range(len(words)) for j in range(i, min(i + count + 1, len(words)))}
+    if len(words) < 2:
+        pieces |= {text[i : i + len(phrase)] for i in range(max(len(text) - len(phrase), 0) + 1)}
+    return max(sorted(pieces), key=lambda piece: SequenceMatcher(None, piece.lower(), phrase.lower()).ratio(), default="")
+
+
+def _captions_of_phrases(caption: str | None, phrases) -> list[tuple[str, list, list]]:
+    """(caption, character ranges, phrase numbers) of each caption of a row."""
+    phrases = [phrases] if isinstance(phrases, str) else list(phrases)
+    if not phrases:
+        raise ValueError("`phrases` is empty; name at least one phrase.")
+    if caption is not None:
+        return [(caption, find_phrases(caption, phrases), list(range(len(phrases))))]
+    return [(phrase, find_phrases(phrase, [phrase]), [number]) for number, phrase in enumerate(phrases)]
+
+
+def _phrases_of_tokens(offsets, text: str, spans, numbers) -> list[int]:
+    """Phrase of each token, -1 outside: a token belongs to the first phrase that it shares a character with."""
+    mask_ids = [-1] * len(offsets)
+    for number, (start, end) in zip(numbers, spans):
+        touched = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and text[max(a, start) : min(b, end)].strip()]
+        free = [i for i in touched if mask_ids[i] < 0]
+        if not free:
+            raise ValueError(
+                f"Phrase {number}, {text[start:end]!r}, has no token of its own in {text!r}: other phrases hold them. Give "
+                "overlapping phrases as captions of their own (pass no caption)."
+            )
+        for i in free:
+            mask_ids[i] = number
+    return mask_ids
+
+
+def mask_to_rle(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths of a boolean mask `[H, W]`: column by column, beginning with background."""
+    flat = np.asarray(mask, bool).flatten(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0], changes, [len(flat)]])
+    counts = np.diff(edges).tolist()
+    return {"size": list(mask.shape), "counts": ([0] + counts) if len(flat) and flat[0] else counts}
+
+
+def rle_to_mask(rle: dict) -> np.ndarray:
+    """The boolean mask `[H, W]` of uncompressed run lengths."""
+    counts = rle["counts"]
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, counts).reshape(rle["size"], order="F")
+
+
+def _shifted(mask: np.ndarray, axis: int, step: int) -> np.ndarray:
+    """`mask` moved by one pixel; what comes in from outside counts as inside, so that borders get no outline."""
+    moved = np.roll(mask, step, axis)
+    edge = [slice(None)] * 2
+    edge[axis] = 0 if step > 0 else -1
+    moved[tuple(edge)] = True
+    return moved
+
+
+def _label_font(size: int, text: str):
+    """Pillow's own font, which knows Latin letters; for other text the first common font that the system has."""
+    if not text.isascii():
+        for name in ("NotoSansCJK-Regular.ttc", "DroidSansFallbackFull.ttf", "wqy-zenhei.ttc", "Arial Unicode.ttf"):
+            try:
+                return ImageFont.truetype(name, size)
+            except OSError:
+                continue
+    return ImageFont.load_default(size)
+
+
+def _load_rgb(image) -> Image.Image:
+    if isinstance(image, (str, os.PathLike)):
+        image = load_image(os.fspath(image))
+    elif not isinstance(image, Image.Image):
+        image = Image.fromarray(np.asarray(image))
+    return image.convert("RGB")
+
+
+def _per_row(value, rows: int, batched: bool, name: str) -> list:
+    if value is None:
+        return [None] * rows
+    if not batched:
+        return [value]
+    if name == "text" and isinstance(value, str):
+        return [value] * rows
+    if len(value) != rows:
+        raise ValueError(f"`{name}` has {len(value)} entries for {rows} images; with a list of images it needs one per image.")
+    return list(value)
+
+
 for _processor_class in (
     DSRProcessor,
     GeometryProcessor,
     SceneQFormerProcessor,
     CadrilleProcessor,
     CADRecodeProcessor,
+    FrozenQwenSAMProcessor,
 ):
     _processor_class.register_for_auto_class()

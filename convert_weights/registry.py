@@ -13,6 +13,7 @@ ARCHITECTURES = {
     "scene_qformer": "convert_weights.scene_qformer",
     "cadrille": "convert_weights.cadrille",
     "cad_recode": "convert_weights.cad_recode",
+    "frozen_qwen_sam": "convert_weights.frozen_qwen_sam",
 }
 
 

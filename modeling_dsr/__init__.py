@@ -2,11 +2,20 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from configuration_dsr import CADRecodeConfig, CadrilleConfig, DSRConfig, Page4DConfig, Pi3Config, SceneQFormerConfig
+from configuration_dsr import (
+    CADRecodeConfig,
+    CadrilleConfig,
+    DSRConfig,
+    FrozenQwenSAMConfig,
+    Page4DConfig,
+    Pi3Config,
+    SceneQFormerConfig,
+)
 from processing_dsr import (
     CADRecodeProcessor,
     CadrilleProcessor,
     DSRProcessor,
+    FrozenQwenSAMProcessor,
     GeometryProcessor,
     SceneQFormerProcessor,
 )
@@ -14,6 +23,7 @@ from processing_dsr import (
 from .modeling_cad_recode import CADRecodeForCausalLM, CADRecodeModel
 from .modeling_cadrille import CadrilleForConditionalGeneration, CadrilleModel
 from .modeling_dsr import DSRForConditionalGeneration, DSRModel
+from .modeling_frozen_qwen_sam import FrozenQwenSAMModel
 from .modeling_page4d import Page4DModel
 from .modeling_pi3 import Pi3Model
 from .modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
@@ -46,3 +56,7 @@ AutoConfig.register("cad_recode", CADRecodeConfig, exist_ok=True)
 AutoModel.register(CADRecodeConfig, CADRecodeModel, exist_ok=True)
 AutoModelForCausalLM.register(CADRecodeConfig, CADRecodeForCausalLM, exist_ok=True)
 AutoProcessor.register(CADRecodeConfig, CADRecodeProcessor, exist_ok=True)
+
+AutoConfig.register("frozen_qwen_sam", FrozenQwenSAMConfig, exist_ok=True)
+AutoModel.register(FrozenQwenSAMConfig, FrozenQwenSAMModel, exist_ok=True)
+AutoProcessor.register(FrozenQwenSAMConfig, FrozenQwenSAMProcessor, exist_ok=True)

@@ -3,6 +3,7 @@ from configuration_dsr import (  # noqa: F401
     CADRecodeConfig,
     CadrilleConfig,
     DSRConfig,
+    FrozenQwenSAMConfig,
     Page4DConfig,
     Pi3Config,
     SceneMapConfig,
@@ -12,4 +13,5 @@ from configuration_dsr import (  # noqa: F401
     pi3_encoder_config,
     pi3_image_size,
     pose_problem,
+    sam_config,
 )

@@ -110,7 +110,7 @@ def trainer():
         output_dir=str(WORK / "training"), max_steps=1, per_device_train_batch_size=1, learning_rate=1e-3, use_cpu=True,
         report_to=[], save_strategy="no", remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
     processing = None
     if JOB["processor"]:
         processing = transformers.AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)
@@ -120,7 +120,8 @@ def trainer():
     )  # fmt: skip
     loss = step.train().training_loss
     assert loss == loss and abs(loss) < 1e6, loss
-    changed = sum(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    parameters = dict(model.named_parameters())
+    changed = sum(not torch.equal(value, parameters[name]) for name, value in before.items())
     assert changed > len(before) / 2, f"only {changed} of {len(before)} parameters moved"
     step.save_model(str(WORK / "trained"))
     assert code_of(WORK / "trained").keys() >= code_of(WORK / "resaved").keys()
@@ -140,7 +141,9 @@ def lora():
     adapted.save_pretrained(WORK / "adapter")
     fresh, _ = load(REPOSITORY)
     reloaded = PeftModel.from_pretrained(fresh, WORK / "adapter").eval()
-    assert difference(outputs(reloaded), changed) == 0
+    weights = reloaded.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in adapted.state_dict().items())
+    assert difference(outputs(reloaded), changed) <= 1e-6  # elsewhere in memory, equal sums may round otherwise
     merged = reloaded.merge_and_unload()
     merged.save_pretrained(WORK / "merged")
     again, info = load(WORK / "merged")

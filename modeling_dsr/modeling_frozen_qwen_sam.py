@@ -1,0 +1,765 @@
+"""FrozenQwenSAM: masks for phrases from the attention of a frozen Qwen-VL (F-LMM, arXiv 2406.05821, on Qwen2.5-VL).
+
+Data flow, for L layers of H heads, an image of h×w merged tokens and phrases i of T_i tokens:
+
+    prefix (image, instruction) ── Qwen, sdpa or flash ── KV cache, read once per image
+    captions ── Qwen on the cache ─┬─ attention rows of the phrases × image columns, merged ── [n, L·H, h, w]
+                                   └─ hidden states of those rows, L layers weighted ── text_proj ── [T_i, 256]
+    [n, L·H, h, w] ── U-Net ── coarse logits [n, h', w'] ── mask and box prompts ─┐
+    image ── SAM image encoder ── [256, 64, 64] ─────────────────────────────────┴─ SAM decoder ── [n, H, W]
+
+Captions of one image do not see each other; phrases of one caption do. No `[S, S]` attention is ever made.
+"""
+
+import os
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .attention_capture import capture_attention, capture_hidden_states
+from .configuration_dsr import FrozenQwenSAMConfig
+from .frozen_vlm import FROZEN_VLMS
+from .mask_head import MaskHead, resize_bilinear
+from .mask_losses import mask_losses
+from .mask_refiner import (
+    PhraseSamModel,
+    RefinedMasks,
+    binary_masks,
+    mask_boxes,
+    mask_prompts,
+    masks_at_original_size,
+    overlap,
+)
+from .phrase_layout import PhraseLayout, build_phrase_layout
+from .trained_parts import load_with_sources, save_trained_parts
+
+
+@dataclass
+class FrozenQwenSAMOutput(ModelOutput):
+    """
+    Output of [`FrozenQwenSAMModel`]. Tuples have one entry per image; n is the number of its phrases.
+
+    Args:
+        loss (`torch.FloatTensor`): with labels, the sum of the four losses.
+        loss_mask, loss_dice, sam_loss_mask, sam_loss_dice (`torch.FloatTensor`): of coarse and refined masks.
+        accuracy, aiou, sam_accuracy, sam_aiou (`torch.FloatTensor`): share of right pixels and mean IoU of both.
+        mask_attentions: `(n, layers·heads, h, w)`, attention of each phrase to each image token (28×28 processed pixels).
+        text_embeds: per image one tensor per phrase, `(tokens, 256)`.
+        pred_masks: `(n, h', w')` logits, the coarse masks.
+        prompt_masks: `(n, 1, 256, 256)` logits over SAM's padded square image.
+        boxes: `(n, 4)` x0, y0, x1, y1 in SAM's square image of 1024 pixels.
+        sam_pred_masks: `(n, H, W)` logits at the size of the original image.
+        low_res_masks, iou_scores: `(n, 1 or 3, 256, 256)` and `(n, 1 or 3)` of SAM's decoder.
+        candidate_ious: `(n, 3)` overlap of the candidates with the coarse mask, with `multimask_output`.
+        features ([`FrozenQwenSAMFeatures`]): of the images, to be passed back with other captions.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_mask: torch.FloatTensor | None = None
+    loss_dice: torch.FloatTensor | None = None
+    sam_loss_mask: torch.FloatTensor | None = None
+    sam_loss_dice: torch.FloatTensor | None = None
+    accuracy: torch.FloatTensor | None = None
+    aiou: torch.FloatTensor | None = None
+    sam_accuracy: torch.FloatTensor | None = None
+    sam_aiou: torch.FloatTensor | None = None
+    mask_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_embeds: tuple[tuple[torch.FloatTensor, ...], ...] | None = None
+    pred_masks: tuple[torch.FloatTensor, ...] | None = None
+    prompt_masks: tuple[torch.FloatTensor, ...] | None = None
+    boxes: tuple[torch.FloatTensor, ...] | None = None
+    sam_pred_masks: tuple[torch.FloatTensor, ...] | None = None
+    low_res_masks: tuple[torch.FloatTensor, ...] | None = None
+    iou_scores: tuple[torch.FloatTensor, ...] | None = None
+    candidate_ious: tuple[torch.FloatTensor, ...] | None = None
+    features: "FrozenQwenSAMFeatures | None" = None
+
+
+@dataclass
+class FrozenQwenSAMFeatures:
+    """
+    Everything of a batch of images that does not depend on captions.
+
+    Attributes:
+        prefix_ids: `[B, P]` tokens of the prefixes, padded on the right. prefix_lengths: `[B]`, on the CPU.
+        past_key_values: of the prefixes.
+        image_embeddings: `[B, 256, 64, 64]` of SAM's image encoder; None until masks are refined.
+        vision_tokens: per image `[h·w, D]`, what the language model reads of it.
+    """
+
+    prefix_ids: torch.Tensor
+    prefix_lengths: torch.Tensor
+    past_key_values: DynamicCache
+    vision_tokens: tuple[torch.Tensor, ...]
+    image_embeddings: torch.Tensor | None = None
+
+
+@dataclass
+class PhraseStates:
+    """What the language model says of phrases: attention `[n, L·H, N]` to the image and hidden states `[L, B·K, D]`."""
+
+    attentions: torch.Tensor
+    hidden_states: torch.Tensor
+
+
+@dataclass
+class FrozenQwenSAMAnswer:
+    """
+    A generated (or given) answer about one image, ready to be grounded.
+
+    Attributes:
+        output_ids: `[T]` tokens of the answer. input_ids: `[1, S]` prompt and answer.
+        inputs: image inputs of the prompt (`image_grid_thw`, `sam_pixel_values`, sizes).
+        features: of the prompt without its last token.
+    """
+
+    output_ids: torch.Tensor
+    input_ids: torch.Tensor
+    features: FrozenQwenSAMFeatures
+    inputs: dict = field(default_factory=dict)
+
+    @property
+    def prompt_length(self) -> int:
+        return self.input_ids.shape[1] - len(self.output_ids)
+
+
+class FrozenQwenSAMModel(PreTrainedModel):
+    """
+    Masks for phrases of a text about an image.
+
+    The vision-language model and SAM's image encoder are frozen. Trained are the U-Net, the weights of the layers, the
+    projection of the text and SAM's prompt encoder and decoder.
+    """
+
+    config: FrozenQwenSAMConfig
+    config_class = FrozenQwenSAMConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = [
+        "Qwen2VLDecoderLayer",
+        "Qwen2VLVisionBlock",
+        "Qwen2_5_VLDecoderLayer",
+        "Qwen2_5_VLVisionBlock",
+        "Qwen3VLTextDecoderLayer",
+        "Qwen3VLVisionBlock",
+        "SamVisionLayer",
+    ]
+    # The language model may be bfloat16; the U-Net's norms and SAM's interpolations are not stable in it.
+    _keep_in_fp32_modules_strict = ["mask_head", "sam", "text_proj", "text_layer_weights"]
+
+    def __init__(self, config: FrozenQwenSAMConfig):
+        super().__init__(config)
+        text = config.get_text_config()
+        prompt_width = config.sam_config.prompt_encoder_config.hidden_size
+        self.vlm = FROZEN_VLMS[config.vlm_config.model_type]._from_config(config.vlm_config)
+        self.mask_head = MaskHead(
+            text.num_attention_heads * text.num_hidden_layers,
+            config.mask_head_channels,
+            config.mask_head_stages,
+            config.mask_head_size,
+        )
+        self.sam = PhraseSamModel._from_config(config.sam_config)
+        self.text_proj = nn.Linear(text.hidden_size, prompt_width)
+        self.text_layer_weights = nn.Parameter(torch.ones(text.num_hidden_layers))
+        self.freeze()
+        self.post_init()
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, MaskHead):
+            module.init_weights()
+        elif module is self:
+            init.ones_(self.text_layer_weights)
+        elif module is self.text_proj:
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+
+    # ---- what is trained -----------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Leave gradients to the trained parts, except those that no loss reaches under the flags of the config."""
+        self.requires_grad_(False)
+        trained = [self.mask_head, self.sam.prompt_encoder.mask_embed, self.sam.mask_decoder]
+        if self.config.use_text:
+            trained.append(self.text_proj)
+            self.text_layer_weights.requires_grad_(True)
+        if self.config.use_box:
+            trained += self.sam.prompt_encoder.point_embed[2:]
+        if not self.config.use_mask:
+            trained[1] = self.sam.prompt_encoder.no_mask_embed
+        for module in trained:
+            module.requires_grad_(True)
+        self.sam.mask_decoder.iou_prediction_head.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "FrozenQwenSAMModel":
+        """Training mode for the trained parts; the frozen ones stay in evaluation mode."""
+        super().train(mode)
+        self.vlm.eval()
+        self.sam.vision_encoder.eval()
+        return self
+
+    def save_pretrained(self, save_directory: str | os.PathLike, save_trained_only: bool = False, **kwargs):
+        """
+        As [`PreTrainedModel.save_pretrained`].
+
+        Args:
+            save_trained_only: leave out the language model and SAM's image encoder. They are named in the config by
+                repository and revision (`config.vlm_source`, `config.sam_source`), and loaded from there again.
+        """
+        if save_trained_only:
+            return save_trained_parts(self, save_directory, super().save_pretrained, **kwargs)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; a folder of trained parts also loads what it refers to."""
+        return load_with_sources(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+
+    def get_input_embeddings(self):
+        return self.vlm.get_input_embeddings()
+
+    # ---- images --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def get_image_embeddings(self, sam_pixel_values: torch.Tensor) -> torch.Tensor:
+        """SAM's image embeddings `[B, 256, 64, 64]` of `[B, 3, 1024, 1024]` normalised, padded images."""
+        size = self.config.sam_config.vision_config.image_size
+        if sam_pixel_values.ndim != 4 or tuple(sam_pixel_values.shape[1:]) != (3, size, size):
+            raise ValueError(
+                f"`sam_pixel_values` must be [B, 3, {size}, {size}] as the processor returns them, got "
+                f"{tuple(sam_pixel_values.shape)}."
+            )
+        return self.sam.vision_encoder(sam_pixel_values.to(self.sam.vision_encoder.dtype)).last_hidden_state
+
+    @torch.no_grad()
+    def _read_prefix(self, layout: PhraseLayout, input_ids, pixel_values, image_grid_thw) -> FrozenQwenSAMFeatures:
+        """Run the prefixes through the language model, without a mask: padding comes last, so nothing real sees it."""
+        base, device = self.vlm.model, input_ids.device
+        prefix_ids = input_ids.gather(1, layout.prefix_index.to(device))
+        expected = int(image_grid_thw.prod(1).sum())
+        if pixel_values is None or pixel_values.ndim != 2 or len(pixel_values) != expected:
+            raise ValueError(
+                f"`pixel_values` must be [{expected}, channels] to match `image_grid_thw` {image_grid_thw.tolist()}, got "
+                f"{None if pixel_values is None else tuple(pixel_values.shape)}. Pass both as the processor returned them."
+            )
+        features = base.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+        vision_tokens = tuple(features.pooler_output)
+        embeds = base.get_input_embeddings()(prefix_ids)
+        is_image = prefix_ids == self.config.vlm_config.image_token_id
+        is_image &= torch.arange(is_image.shape[1], device=device) < layout.prefix_lengths[:, None].to(device)
+        embeds = embeds.masked_scatter(is_image[..., None], torch.cat(vision_tokens).to(embeds))
+        extra = {}
+        if getattr(features, "deepstack_features", None) is not None:
+            # Per layer one tensor, in newer versions split by image.
+            deepstack = [torch.cat(f) if isinstance(f, (tuple, list)) else f for f in features.deepstack_features]
+            extra = {"visual_pos_masks": is_image, "deepstack_visual_embeds": deepstack}
+        cache = DynamicCache()
+        base.language_model(
+            inputs_embeds=embeds,
+            position_ids=layout.prefix_positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        return FrozenQwenSAMFeatures(prefix_ids, layout.prefix_lengths, cache, vision_tokens)
+
+    # ---- phrases -------------------------------------------------------------------------
+
+    def layout(self, input_ids, mask_ids, image_grid_thw, attention_mask=None, caption_ids=None, num_phrases=None):
+        """The [`PhraseLayout`] of a batch. See `forward`."""
+        if image_grid_thw is None:
+            raise ValueError(
+                "`image_grid_thw` is missing. Pass what the processor returned, or infer it with "
+                "`processor.infer_image_grid(meta_data, num_image_tokens)`."
+            )
+        vlm = self.config.vlm_config
+        return build_phrase_layout(
+            input_ids,
+            mask_ids,
+            image_grid_thw,
+            vlm.image_token_id,
+            vlm.vision_config.spatial_merge_size,
+            attention_mask,
+            caption_ids,
+            num_phrases,
+        )
+
+    @torch.no_grad()
+    def read_captions(
+        self, layout: PhraseLayout, input_ids: torch.Tensor, features: FrozenQwenSAMFeatures, merge: str
+    ) -> PhraseStates:
+        """Run the captions on the cached prefixes and keep, of their phrase tokens, attention to the image and states."""
+        decoder, device = self.vlm.model.language_model, input_ids.device
+        rows, row_phrase = layout.rows.to(device), layout.row_phrase.to(device)
+        number, cells = len(layout.phrase_image), layout.image_columns.shape[1]
+
+        def merge_rows(weights: torch.Tensor) -> torch.Tensor:  # [B, H, K, N] -> [n, H, N]
+            flat = weights.float().transpose(1, 2).flatten(0, 1)  # [B·K, H, N]
+            index = row_phrase.flatten()  # padding goes into an extra row
+            merged = flat.new_zeros(number + 1, *flat.shape[1:])
+            if merge == "max":
+                return merged.scatter_reduce(0, index[:, None, None].expand_as(flat), flat, "amax")[:number]
+            counts = torch.bincount(index, minlength=number + 1)[:number]
+            return merged.index_add(0, index, flat)[:number] / counts[:, None, None]
+
+        cache, cached = features.past_key_values, features.past_key_values.get_seq_length()
+        states = capture_hidden_states(decoder.layers[:-1], rows)
+        attend = capture_attention(decoder, rows, layout.image_columns.to(device), merge_rows, implementation="sdpa")
+        try:
+            with attend as captured, states as hidden:
+                last = decoder(
+                    inputs_embeds=self.vlm.get_input_embeddings()(input_ids.gather(1, layout.caption_index.to(device))),
+                    position_ids=layout.caption_positions.to(device),
+                    attention_mask=layout.caption_mask.to(device),
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state
+        finally:
+            if (added := cache.get_seq_length() - cached) > 0:
+                cache.crop(-added)
+        # The last entry is behind the final norm, the others are outputs of their layers.
+        last = last.gather(1, rows[..., None].expand(-1, -1, last.shape[-1]))
+        hidden = torch.stack([state.flatten(0, 1) for state in [*hidden, last]])  # [L, B·K, D]
+        attentions = torch.cat(captured.attentions, dim=1)  # channel = layer · heads + head
+        return PhraseStates(attentions.reshape(number, -1, cells), hidden)
+
+    def weigh_layers(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[L, tokens, D]` of all layers to one `[tokens, D]`, with the learned weights."""
+        return torch.einsum("ltd,l->td", hidden_states.to(self.text_layer_weights), self.text_layer_weights.softmax(0))
+
+    def _coarse_masks(self, attentions: torch.Tensor, layout: PhraseLayout):
+        """Maps `(n, L·H, h, w)` and coarse logits `(n, h', w')` per image; images of one grid share the U-Net's batch."""
+        counts, grids = layout.phrases_per_image.tolist(), [tuple(grid) for grid in layout.grids.tolist()]
+        maps = [
+            piece[..., : h * w].unflatten(-1, (h, w)) for piece, (h, w) in zip(attentions.split(counts), grids)
+        ]
+        coarse: list[torch.Tensor | None] = [None] * len(maps)
+        for grid in dict.fromkeys(grids):
+            members = [i for i, other in enumerate(grids) if other == grid]
+            logits = self.mask_head(torch.cat([maps[i] for i in members]))
+            for i, piece in zip(members, logits.split([counts[i] for i in members])):
+                coarse[i] = piece
+        return tuple(maps), tuple(coarse)
+
+    def refine(
+        self,
+        coarse: tuple[torch.Tensor, ...],
+        text_embeds: torch.Tensor | None,
+        text_mask: torch.Tensor | None,
+        image_embeddings: torch.Tensor,
+        original_sizes,
+        reshaped_input_sizes,
+        multimask_output: bool | None = None,
+    ) -> RefinedMasks:
+        """
+        Refine coarse masks with SAM.
+
+        Args:
+            coarse: per image logits `[n, h', w']`.
+            text_embeds: `[n_all, T, 256]` text prompts of all phrases. text_mask: `[n_all, T]`, False for padding.
+            image_embeddings: `[B, 256, 64, 64]`.
+            original_sizes, reshaped_input_sizes: `[B, 2]` height and width of the images and of their place in the square.
+        """
+        config = self.config
+        multimask_output = config.multimask_output if multimask_output is None else multimask_output
+        sam = config.sam_config.prompt_encoder_config
+        device, counts = image_embeddings.device, [len(masks) for masks in coarse]
+        original = torch.as_tensor(original_sizes).tolist()
+        reshaped = torch.as_tensor(reshaped_input_sizes).tolist()
+        phrase_image = torch.repeat_interleave(torch.arange(len(coarse)), torch.tensor(counts)).to(device)
+
+        # Coarse masks of all images in one tensor.
+        height, width = (max(masks.shape[axis] for masks in coarse) for axis in (1, 2))
+        together = torch.cat([F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in coarse])
+        coarse_sizes = torch.tensor([masks.shape[1:] for masks in coarse], device=device)[phrase_image]
+        input_sizes = torch.tensor(reshaped, device=device)[phrase_image]
+        lowest = [masks.detach().flatten(1).amin(1) for masks in coarse]
+        if config.mask_prompt_padding == "image":
+            lowest = [low.amin().expand(len(low)) if len(low) else low for low in lowest]
+        padding = torch.cat(lowest).clamp_max(-1.0)
+        prompts = mask_prompts(together, coarse_sizes, input_sizes, padding, sam.image_size, 4 * sam.image_embedding_size)
+        prompts = prompts.to(together.dtype)
+
+        # Images differ in size, hence one by one: only the boxes and, at the end, the masks themselves.
+        binary = [binary_masks(masks, size) for masks, size in zip(coarse, original)] if self._needs_binary(multimask_output) else None
+        boxes = None
+        if config.use_box:
+            scale = torch.tensor([[w / W, h / H] * 2 for (h, w), (H, W) in zip(reshaped, original)], dtype=torch.float64)
+            boxes = torch.cat([mask_boxes(masks) for masks in binary])
+            boxes = (boxes * scale.to(device)[phrase_image]).float()
+
+        chunk = config.decoder_chunk_size or len(phrase_image)
+        low_res, scores = [], []
+        for start in range(0, len(phrase_image), chunk):
+            part = slice(start, start + chunk)
+            masks, quality = self.sam.decode_phrases(
+                image_embeddings,
+                phrase_image[part],
+                boxes[part] if config.use_box else None,
+                prompts[part] if config.use_mask else None,
+                text_embeds[part] if config.use_text else None,
+                text_mask[part] if config.use_text and text_mask is not None else None,
+                multimask_output,
+            )
+            low_res.append(masks)
+            scores.append(quality)
+        low_res, scores = torch.cat(low_res), torch.cat(scores)
+
+        final, ious = [], []
+        for i, masks in enumerate(low_res.split(counts)):
+            masks = masks_at_original_size(masks.flatten(0, 1), reshaped[i], original[i], sam.image_size)
+            masks = masks.unflatten(0, (counts[i], -1))
+            best = 0
+            if multimask_output:
+                ious.append(overlap(masks > 0, binary[i][:, None]))
+                best = ious[-1].argmax(1)
+            final.append(masks[torch.arange(counts[i], device=device), best])
+        return RefinedMasks(tuple(final), prompts, boxes, low_res, scores, torch.cat(ious) if ious else None)
+
+    def _needs_binary(self, multimask_output: bool) -> bool:
+        return self.config.use_box or multimask_output
+
+    # ---- forward -------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        mask_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        caption_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_grid_thw: torch.LongTensor | None = None,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
+        labels: list[torch.Tensor] | None = None,
+        features: FrozenQwenSAMFeatures | None = None,
+        meta_data: list[dict] | None = None,
+        multimask_output: bool | None = None,
+        use_sam: bool = True,
+        return_features: bool = False,
+        mm_token_type_ids: torch.IntTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> FrozenQwenSAMOutput:
+        r"""
+        Args:
+            input_ids: `[B, S]`, each row a prefix with one image, then captions.
+            mask_ids: `[B, S]`, phrase of each token (0, 1, …), -1 outside.
+            attention_mask: `[B, S]`, 0 for padding, on either side.
+            caption_ids: `[B, S]`, 0 for the prefix, 1, 2, … for captions that do not see each other; None: one caption,
+                which begins with the first phrase.
+            pixel_values, image_grid_thw: `[P, 1176]` patches of all images and `[B, 3]` their grids.
+            sam_pixel_values: `[B, 3, 1024, 1024]`. original_sizes, reshaped_input_sizes: `[B, 2]` height, width.
+            labels: per row binary target masks `[n, h, w]` of its phrases, at any resolution.
+            features: of these images, from an earlier output; no pixels are needed then.
+            meta_data: per row as the processor returns it; the coarse masks are cropped to the image if it was padded.
+            multimask_output: overrides the config.
+            use_sam: False stops at the coarse masks.
+            return_features: also return `features`.
+            mm_token_type_ids: accepted as the processor returns it; image tokens are found by their id.
+        """
+        num_phrases = None if labels is None else [len(masks) for masks in labels]
+        layout = self.layout(input_ids, mask_ids, image_grid_thw, attention_mask, caption_ids, num_phrases)
+        if features is None:
+            features = self._read_prefix(layout, input_ids, pixel_values, image_grid_thw)
+        else:
+            self._check_features(features, layout, input_ids)
+        if use_sam:
+            if original_sizes is None or reshaped_input_sizes is None:
+                raise ValueError(
+                    "Refined masks need `original_sizes` and `reshaped_input_sizes` as the processor returns them; "
+                    "`use_sam=False` stops at the coarse masks."
+                )
+            if features.image_embeddings is None:
+                if sam_pixel_values is None:
+                    raise ValueError("`sam_pixel_values` is missing; the processor returns it. Or pass `use_sam=False`.")
+                features.image_embeddings = self.get_image_embeddings(sam_pixel_values)
+
+        states = self.read_captions(layout, input_ids, features, self.config.merge)
+        output = self._masks_of_phrases(
+            states, layout, features, original_sizes, reshaped_input_sizes, meta_data, multimask_output, use_sam
+        )
+        if labels is not None:
+            self._add_losses(output, labels, use_sam)
+        output.features = features if return_features else None
+        return output
+
+    def _masks_of_phrases(
+        self, states, layout, features, original_sizes, reshaped_input_sizes, meta_data, multimask_output, use_sam
+    ) -> FrozenQwenSAMOutput:
+        device = states.attentions.device
+        counts = layout.phrases_per_image.tolist()
+        tokens, token_mask = layout.tokens.to(device), layout.token_mask.to(device)
+        hidden = self.weigh_layers(states.hidden_states)
+        text = self.text_proj(hidden.to(self.text_proj.weight.dtype))[tokens]  # [n, T, 256]
+        lengths = layout.token_mask.sum(1).tolist()
+        per_phrase = [embeds[:length] for embeds, length in zip(text, lengths)]
+        maps, coarse = self._coarse_masks(states.attentions, layout)
+        if meta_data is not None:
+            coarse = tuple(crop_padding(masks, meta) for masks, meta in zip(coarse, meta_data))
+        output = FrozenQwenSAMOutput(
+            mask_attentions=maps,
+            text_embeds=tuple(tuple(per_phrase[sum(counts[:i]) :][:count]) for i, count in enumerate(counts)),
+            pred_masks=coarse,
+        )
+        if not use_sam:
+            return output
+        ragged = token_mask if min(lengths) < max(lengths) else None
+        refined = self.refine(
+            coarse, text, ragged, features.image_embeddings, original_sizes, reshaped_input_sizes, multimask_output
+        )
+        output.sam_pred_masks = refined.masks
+        for name in ("prompt_masks", "boxes", "low_res_masks", "iou_scores", "candidate_ious"):
+            value = getattr(refined, name)
+            setattr(output, name, None if value is None else value.split(counts))
+        return output
+
+    @staticmethod
+    def _add_losses(output: FrozenQwenSAMOutput, labels, use_sam: bool) -> None:
+        output.loss = 0
+        stages = {"": output.pred_masks, "sam_": output.sam_pred_masks} if use_sam else {"": output.pred_masks}
+        for prefix, masks in stages.items():
+            for name, value in mask_losses(masks, labels).items():
+                setattr(output, prefix + name, value)
+                if "loss" in name:
+                    output.loss = output.loss + value
+
+    @staticmethod
+    def _check_features(features: FrozenQwenSAMFeatures, layout: PhraseLayout, input_ids) -> None:
+        prefix_ids = input_ids.gather(1, layout.prefix_index.to(input_ids.device))
+        same = features.prefix_ids.shape == prefix_ids.shape and torch.equal(features.prefix_lengths, layout.prefix_lengths)
+        inside = torch.arange(prefix_ids.shape[1]) < layout.prefix_lengths[:, None]
+        if not same or ((features.prefix_ids != prefix_ids).cpu() & inside).any():
+            raise ValueError(
+                f"`features` belong to prefixes of {features.prefix_lengths.tolist()} tokens, but `input_ids` begin with other "
+                f"ones, of {layout.prefix_lengths.tolist()} tokens. Pass the rows whose images were encoded, with "
+                "`caption_ids` that begin at the same place."
+            )
+
+    # ---- answers -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.FloatTensor,
+        image_grid_thw: torch.LongTensor,
+        mm_token_type_ids: torch.IntTensor,
+        attention_mask: torch.Tensor | None = None,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
+        meta_data: list[dict] | None = None,
+        **generate_kwargs,
+    ) -> FrozenQwenSAMAnswer:
+        """
+        Let the language model answer a question about one image, and keep what grounding the answer needs.
+
+        Args: the processor's output for one prompt that ends with the answer's header, and options of `generate`.
+        """
+        if input_ids.shape[0] != 1 or len(image_grid_thw) != 1:
+            raise ValueError(
+                f"`answer` takes one prompt with one image, got {input_ids.shape[0]} prompts and {len(image_grid_thw)} images."
+            )
+        vision_tokens = []
+        hook = self.vlm.model.visual.register_forward_hook(
+            lambda module, args, output: vision_tokens.append(output.pooler_output)
+        )
+        try:
+            generated = self.vlm.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                mm_token_type_ids=mm_token_type_ids,
+                return_dict_in_generate=True,
+                use_cache=True,
+                **{"do_sample": False, "max_new_tokens": 256, **generate_kwargs},
+            )
+        finally:
+            hook.remove()
+        ids = self._until_end(generated.sequences[0, input_ids.shape[1] :])
+        cache, prefix = generated.past_key_values, input_ids[:, :-1]
+        cache.crop(prefix.shape[1] - cache.get_seq_length())
+        features = FrozenQwenSAMFeatures(
+            prefix_ids=prefix,
+            prefix_lengths=torch.tensor([prefix.shape[1]]),
+            past_key_values=cache,
+            vision_tokens=(vision_tokens[0],),
+            image_embeddings=None if sam_pixel_values is None else self.get_image_embeddings(sam_pixel_values),
+        )
+        inputs = {
+            "image_grid_thw": image_grid_thw,
+            "original_sizes": original_sizes,
+            "reshaped_input_sizes": reshaped_input_sizes,
+            "meta_data": meta_data,
+        }
+        return FrozenQwenSAMAnswer(ids, torch.cat([input_ids, ids[None]], dim=1), features, inputs)
+
+    @torch.no_grad()
+    def given_answer(
+        self,
+        input_ids: torch.LongTensor,
+        answer_length: int,
+        pixel_values: torch.FloatTensor,
+        image_grid_thw: torch.LongTensor,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
+        meta_data: list[dict] | None = None,
+        **kwargs,
+    ) -> FrozenQwenSAMAnswer:
+        """As `answer`, of tokens that are known: the last `answer_length` of `input_ids` `[1, S]`."""
+        if not 0 < answer_length < input_ids.shape[1]:
+            raise ValueError(f"`answer_length` must be between 1 and {input_ids.shape[1] - 1}, got {answer_length}.")
+        inputs = {
+            "image_grid_thw": image_grid_thw,
+            "original_sizes": original_sizes,
+            "reshaped_input_sizes": reshaped_input_sizes,
+            "meta_data": meta_data,
+        }
+        answer = FrozenQwenSAMAnswer(input_ids[0, -answer_length:], input_ids, None, inputs)
+        tokens = self._answer_inputs(answer, torch.zeros(answer_length, dtype=torch.long), True)
+        layout = self.layout(input_ids, tokens["mask_ids"], image_grid_thw, caption_ids=tokens["caption_ids"])
+        answer.features = self._read_prefix(layout, input_ids, pixel_values, image_grid_thw)
+        if sam_pixel_values is not None:
+            answer.features.image_embeddings = self.get_image_embeddings(sam_pixel_values)
+        return answer
+
+    def _until_end(self, ids: torch.Tensor) -> torch.Tensor:
+        """Generated tokens before the first end or padding token."""
+        generation = self.vlm.generation_config
+        ends = [generation.eos_token_id, generation.pad_token_id]
+        ends = [end for value in ends if value is not None for end in (value if isinstance(value, list) else [value])]
+        stop = torch.isin(ids, torch.tensor(ends, dtype=ids.dtype, device=ids.device)).nonzero()
+        return ids[: int(stop[0])] if len(stop) else ids
+
+    def _answer_inputs(self, answer: FrozenQwenSAMAnswer, phrase_of_token: torch.Tensor, aligned: bool) -> dict:
+        """`forward`'s token inputs with phrases in the answer: `phrase_of_token` `[T]`, -1 outside."""
+        prompt, total = answer.prompt_length, answer.input_ids.shape[1]
+        mask_ids = torch.full((1, total), -1)
+        start = prompt if aligned else prompt - 1  # the row before a token's own predicted it
+        mask_ids[0, start : start + len(phrase_of_token)] = phrase_of_token
+        caption_ids = (torch.arange(total) >= prompt - 1).long()[None]
+        return {"input_ids": answer.input_ids, "mask_ids": mask_ids, "caption_ids": caption_ids}
+
+    def ground(
+        self, answer: FrozenQwenSAMAnswer, spans: list[tuple[int, int]], aligned: bool = True, **kwargs
+    ) -> FrozenQwenSAMOutput:
+        """
+        Masks for spans of an answer's tokens. The image is not read again.
+
+        Args:
+            spans: half-open ranges of `answer.output_ids`, without overlap.
+            aligned: use the attention *of* the tokens. False: of the tokens before them, which predicted them, as the
+                published inference does (and its training does not).
+            kwargs: `multimask_output`, `use_sam` of `forward`.
+        """
+        phrase_of_token = torch.full((len(answer.output_ids),), -1)
+        for number, (start, end) in enumerate(spans):
+            if not 0 <= start < end <= len(answer.output_ids):
+                raise ValueError(f"`spans[{number}]` is {(start, end)}, but the answer has {len(answer.output_ids)} tokens.")
+            if (phrase_of_token[start:end] >= 0).any():
+                raise ValueError(f"`spans[{number}]` {(start, end)} overlaps another one; ground it in a call of its own.")
+            phrase_of_token[start:end] = number
+        return self(
+            **self._answer_inputs(answer, phrase_of_token, aligned), features=answer.features, **answer.inputs, **kwargs
+        )
+
+    @torch.no_grad()
+    def token_maps(self, answer: FrozenQwenSAMAnswer, aligned: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Attention `[layers, heads, T, h, w]` of every token of an answer to the image, and its weighted states `[T, D]`.
+        """
+        inputs = self._answer_inputs(answer, torch.arange(len(answer.output_ids)), aligned)
+        grid = answer.inputs["image_grid_thw"]
+        layout = self.layout(inputs["input_ids"], inputs["mask_ids"], grid, caption_ids=inputs["caption_ids"])
+        states = self.read_captions(layout, inputs["input_ids"], answer.features, "mean")
+        heads = self.config.get_text_config().num_attention_heads
+        maps = states.attentions.unflatten(1, (-1, heads)).permute(1, 2, 0, 3)
+        return maps.unflatten(-1, tuple(layout.grids[0].tolist())), self.weigh_layers(states.hidden_states)
+
+    def region_tokens(self, answer: FrozenQwenSAMAnswer, box) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
+        """
+        What the language model read of a region of an answer's image.
+
+        Args:
+            box: x0, y0, x1, y1 in pixels of the original image.
+
+        Returns:
+            Vision tokens `[cells, D]`, and the region's (row0, row1, col0, col1) on the grid of cells.
+        """
+        if answer.inputs["original_sizes"] is None:
+            raise ValueError("The answer does not know the size of its image; pass `original_sizes` to `answer`.")
+        merge = self.config.vlm_config.vision_config.spatial_merge_size
+        rows, columns = (int(n) // merge for n in answer.inputs["image_grid_thw"][0, 1:])
+        height, width = (int(n) for n in torch.as_tensor(answer.inputs["original_sizes"])[0])
+        bounds = region_cells(box, (height, width), (rows, columns))
+        row0, row1, col0, col1 = bounds
+        tokens = answer.features.vision_tokens[0].unflatten(0, (rows, columns))
+        return tokens[row0:row1, col0:col1].flatten(0, 1), bounds
+
+    @torch.no_grad()
+    def answer_about_tokens(self, input_ids: torch.LongTensor, tokens: torch.Tensor, **generate_kwargs) -> torch.Tensor:
+        """
+        Answer a prompt `[1, S]` whose image placeholders stand for given vision tokens `[cells, D]`; returns `[T]` ids.
+
+        The placeholders are numbered like text: a region has no grid of its own in the published method.
+        """
+        embeds = self.vlm.get_input_embeddings()(input_ids)
+        is_image = input_ids == self.config.vlm_config.image_token_id
+        if int(is_image.sum()) != len(tokens):
+            raise ValueError(f"The prompt holds {int(is_image.sum())} image placeholders for {len(tokens)} `tokens`.")
+        embeds = embeds.masked_scatter(is_image[..., None], tokens.to(embeds))
+        generated = self.vlm.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones_like(input_ids),
+            **{"do_sample": False, "max_new_tokens": 256, **generate_kwargs},
+        )
+        return self._until_end(generated[0])
+
+
+def region_cells(box, original_size: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int, int, int]:
+    """
+    The smallest rectangle of grid cells that covers a box, at least one cell.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels; clipped to the image. original_size, grid: (height, width) in pixels and cells.
+
+    Returns:
+        (row0, row1, col0, col1), half-open.
+    """
+    x0, y0, x1, y1 = (float(value) for value in box)
+    ranges = []
+    for low, high, size, cells in ((y0, y1, original_size[0], grid[0]), (x0, x1, original_size[1], grid[1])):
+        low, high = (min(max(value, 0.0), float(size)) * cells / size for value in (low, high))
+        first = min(int(low // 1), cells - 1)
+        ranges += [first, min(max(int(-(-high // 1)), first + 1), cells)]
+    return tuple(ranges)
+
+
+def crop_padding(masks: torch.Tensor, meta: dict) -> torch.Tensor:
+    """Coarse masks `[n, h', w']` of a padded image without its padding. Qwen does not pad: nothing changes then."""
+    padded, image, padding = meta["padded_shape"], meta["image_shape"], meta["padding"]
+    slices = []
+    for axis, side, before in ((1, "height", "before_height"), (2, "width", "before_width")):
+        ratio = masks.shape[axis] / padded[side]
+        start = int(padding[before] * ratio)
+        slices.append(slice(start, start + int(image[side] * ratio + 0.5)))
+    return masks[:, slices[0], slices[1]]
+
+
+FrozenQwenSAMModel.register_for_auto_class("AutoModel")

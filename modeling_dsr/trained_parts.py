@@ -1,0 +1,56 @@
+"""Checkpoints of FrozenQwenSAM's trained parts, which refer to the frozen weights by repository and revision."""
+
+import os
+from typing import Callable
+
+from transformers import AutoModelForImageTextToText, PreTrainedModel, SamModel
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import cached_file
+
+
+# Parameters that are not trained, and where they come from: prefix here -> (field of the config, class, prefix there).
+FROZEN = {
+    "vlm.": ("vlm_source", AutoModelForImageTextToText, ""),
+    "sam.vision_encoder.": ("sam_source", SamModel, "vision_encoder."),
+}
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def save_trained_parts(model: PreTrainedModel, save_directory: str | os.PathLike, save: Callable, **kwargs) -> None:
+    """Save everything but the frozen weights with `save`, the method of transformers."""
+    config = model.config
+    for field, _, _ in FROZEN.values():
+        if not (getattr(config, field) or {}).get("repo"):
+            raise ValueError(
+                f"`save_trained_only=True` leaves out the frozen weights, but `config.{field}` does not say where they are. "
+                f'Set it, for example model.config.{field} = {{"repo": "owner/name", "revision": "main"}}.'
+            )
+    state = kwargs.pop("state_dict", None) or model.state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(FROZEN))}
+    config.trained_only = True
+    try:
+        save(save_directory, state_dict=state, **kwargs)
+    finally:
+        config.trained_only = False
+
+
+def load_with_sources(cls, load: Callable, path, *args, **kwargs):
+    """`load`, the method of transformers, with the weights that a folder of trained parts refers to."""
+    config = kwargs.get("config")
+    options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+    if path is not None and not hasattr(config, "trained_only"):
+        config = cls.config_class.from_pretrained(path if config is None else config, **options)
+    if path is None or not config.trained_only:
+        return load(path, *args, **kwargs)
+
+    state = load_state_dict(cached_file(path, "model.safetensors", **options))
+    reading = {name: kwargs[name] for name in ("dtype", "token", "cache_dir", "local_files_only") if name in kwargs}
+    for here, (field, source_class, there) in FROZEN.items():
+        source = getattr(config, field)
+        frozen = source_class.from_pretrained(source["repo"], revision=source.get("revision") or "main", **reading)
+        for name, tensor in frozen.state_dict().items():
+            if name.startswith(there):
+                state[here + name.removeprefix(there)] = tensor
+    config.trained_only = False
+    kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
+    return load(None, *args, **{**kwargs, "config": config, "state_dict": state})
