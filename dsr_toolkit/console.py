@@ -39,6 +39,6 @@ class TokenProgress:
 
 RANDOM_WEIGHTS = "(random weights: neither answer nor picture means anything)"
 RANDOM_WEIGHTS_NOTICE = (
-    "No trained model is loaded: this is a tiny one with RANDOM WEIGHTS. Everything runs, but the answer means nothing.\n"
+    "No trained model is loaded: this is a tiny one with RANDOM WEIGHTS. Everything runs, but answers mean nothing.\n"
     "Use --model REPO_OR_DIR for real weights."
 )

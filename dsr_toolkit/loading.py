@@ -32,11 +32,17 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
         say(f"The Hub cannot be reached and {model!r} is not in the cache.")
         return _tiny(model_type), True
     except HFValidationError as error:
-        raise ValueError(f"--model {model!r} is neither a folder nor the name of a Hub repository (OWNER/NAME).") from error
+        raise ValueError(f"--model {model!r} is neither a folder nor a Hub repository's name (OWNER/NAME).") from error
     return model, False
 
 
-def load(source: str, model_type: str, dtype: str = "auto", device: str | None = None, attn_implementation: str | None = None):
+def load(
+    source: str,
+    model_type: str,
+    dtype: str = "auto",
+    device: str | None = None,
+    attn_implementation: str | None = None,
+):
     """The model, in evaluation mode, and its processor."""
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")

@@ -9,7 +9,14 @@ from collections.abc import Iterable
 
 # Phrases that DSR-Bench's evaluation deletes before it looks for a letter. Its list names four more, "The best option
 # is", "The correct option is", "Best answer:" and "Best option:", which missing commas glue into two that never occur.
-DSR_BENCH_PREFIXES = ("The best answer is", "The correct answer is", "The answer is", "The answer", "Answer:", "Option:")
+DSR_BENCH_PREFIXES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "Answer:",
+    "Option:",
+)
 
 STI_PATTERNS = tuple(
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
@@ -55,9 +62,9 @@ def extract_letter_strict(text: str, letters: str = "ABCD") -> str | None:
     """
     The one letter that `text` gives as its answer, None where it gives none or several.
 
-    Read in this order: a text that is a letter or begins with a marked one ("B", "(b) larger", "C. Front"); letters that
-    the text calls the answer ("the correct option is D", "A is right"); a single capital that stands alone. A word's
-    first letter or the article "A" is never an answer.
+    Read in this order: a text that is a letter or begins with a marked one ("B", "(b) larger", "C. Front"); letters
+    that the text calls the answer ("the correct option is D", "A is right"); a single capital that stands alone. A
+    word's first letter or the article "A" is never an answer.
     """
     one = f"[{letters}]"
     text = text.strip()

@@ -69,7 +69,7 @@ def attention_sheet(
 
 
 def shrink(frames, width: int = 2 * CELL_WIDTH) -> np.ndarray:
-    """Frames (arrays `[H, W, 3]` or PIL images) at most `width` wide, uint8 `[T, H', W', 3]`: all that a sheet shows."""
+    """Frames (arrays `[H, W, 3]` or PIL images) at most `width` wide, all a sheet can show: uint8 `[T, H', W', 3]`."""
     images = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames]
     height = max(1, round(images[0].height * width / images[0].width))
     if images[0].width > width:
@@ -125,7 +125,8 @@ def _scale_block(low: float, high: float, caption: str, width: int) -> Image.Ima
     draw.text((MARGIN, 4), caption, INK, font)
     digits = max(2, 1 - int(np.floor(np.log10(max(high - low, 1e-6)))))
     for fraction, anchor in ((0, "la"), (0.5, "ma"), (1, "ra")):
-        draw.text((MARGIN + fraction * bar_width, 43), f"{low + fraction * (high - low):.{digits}f}x", INK, font, anchor)
+        number = f"{low + fraction * (high - low):.{digits}f}x"
+        draw.text((MARGIN + fraction * bar_width, 43), number, INK, font, anchor)
     return block
 
 

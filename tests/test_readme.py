@@ -29,7 +29,8 @@ def test_python_examples_run_in_order(page, tiny_dsr, capsys):
 @pytest.mark.parametrize("page", ["README.md", "model_card.md"])
 def test_links_inside_the_repository_lead_somewhere(page):
     text = (ROOT / page).read_text()
-    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in text.splitlines() if line[:1] == "#"}
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in headings

@@ -20,10 +20,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; may be repeated")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted DSR model; default: a tiny random one")
-    parser.add_argument("--frames", type=int, metavar="N", help="frames taken from each video (default: the model's, 32)")
+    parser.add_argument("--frames", type=int, metavar="N", help="frames of each video (default: the model's, 32)")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
-    parser.add_argument("--device", help='"cpu", "cuda", "cuda:1", or "auto" for all GPUs (default: a GPU if there is one)')
+    parser.add_argument("--device", help='"cpu", "cuda:1", or "auto" for all GPUs (default: a GPU if there is one)')
     parser.add_argument("--attn", metavar="NAME", help="attention implementation: sdpa, eager, flash_attention_2, …")
     parser.add_argument("-o", "--output", default="dsr-ask", metavar="DIR", help="where to write (default: dsr-ask)")
 
@@ -80,7 +80,9 @@ def read_media(videos: list[str], images: list[str], num_frames: int) -> list[di
         try:
             image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         except OSError as error:
-            raise ValueError(f"{path!r} cannot be read as an image: {error}. Expected a complete jpg, png or the like.") from error
+            raise ValueError(
+                f"{path!r} cannot be read as an image: {error}. Expected a complete jpg, png or the like."
+            ) from error
         media.append({"kind": "image", "path": path, "image": image})
     for path in videos:
         with step(f"Reading {path}"):
@@ -97,8 +99,9 @@ def answer(model, processor, media: list[dict], questions: list[str], max_new_to
     geometry tokens look and which words may come first; then the answer is generated.
 
     Yields:
-        For each question a dict with `question`, `answer`, `seconds`, `next_tokens` (the likeliest first tokens and their
-        probabilities), `logits` of the first token `[vocabulary]`, and `geometry_attentions` (None without geometry).
+        For each question a dict with `question`, `answer`, `seconds`, `next_tokens` (the likeliest first tokens and
+        their probabilities), `logits` of the first token `[vocabulary]`, and `geometry_attentions` (None without
+        geometry).
     """
     import torch
 
@@ -112,7 +115,11 @@ def answer(model, processor, media: list[dict], questions: list[str], max_new_to
             inputs = encoded if number == 1 else reprocess(processor, media, prompt, encoded).to(model.device)
             inputs = {name: value for name, value in inputs.items() if name not in PIXELS}
             first = model(
-                **inputs, mm_encoder_outputs=features, output_geometry_attentions=True, logits_to_keep=1, use_cache=False
+                **inputs,
+                mm_encoder_outputs=features,
+                output_geometry_attentions=True,
+                logits_to_keep=1,
+                use_cache=False,
             )
             tokens = model.generate(
                 **inputs,
@@ -192,7 +199,7 @@ def draw(processor, media: list[dict], result: dict, path: Path, remark: str | N
         lines = [Path(medium["path"]).name, f"Question: {result['question']}", f"Answer: {result['answer']}"]
         lines += [remark] if remark else []
         if len(read) > 1:
-            lines.insert(1, f"{heat.sum():.1%} of the attention fell on this file; the colours show how it spread inside.")
+            lines.insert(1, f"{heat.sum():.1%} of the attention fell on this file; colours show how it spread inside.")
         picture = attention_sheet(frames, heat, per_token, labels, TITLE.format(len(per_token)), lines)
         paths.append(path.with_name(f"{path.name}{f'-{number}' if len(read) > 1 else ''}.png"))
         picture.save(paths[-1])

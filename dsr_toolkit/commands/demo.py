@@ -14,7 +14,8 @@ REPORT = "demo.json"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"what to show: {', '.join(SECTIONS)} (default: all)")
+    choice = f"what to show: {', '.join(SECTIONS)} (default: all)"
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=choice)
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="use this converted model; its own code is run")
     parser.add_argument("-o", "--output", default="dsr-demo", metavar="DIR", help="where to write (default: dsr-demo)")
 
@@ -43,7 +44,7 @@ def run(args) -> None:
 
 
 def _section_of(model: str, sections: list[str]) -> tuple[list[str], str | None]:
-    """The section that shows the kind of `model`, and where to load it from (None: the tiny one, nothing within reach)."""
+    """The section that shows the kind of `model`, and where to load it from: None, the tiny one, if out of reach."""
     from transformers import AutoConfig
 
     from ..loading import resolve

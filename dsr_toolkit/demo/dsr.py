@@ -39,7 +39,8 @@ def run(folder: Path, model: str | None = None) -> dict:
     print(f"Q: {QUESTION}\nA: {result['answer']}")
     if random_weights:
         print(RANDOM_WEIGHTS)
-    print(f"   {picture}\n   {model}  loads with AutoModelForImageTextToText.from_pretrained(…, trust_remote_code=True)")
+    print(f"   {picture}")
+    print(f"   {model}  loads with AutoModelForImageTextToText.from_pretrained(…, trust_remote_code=True)")
     return {
         "model": str(model),
         "model_class": result["model_class"],

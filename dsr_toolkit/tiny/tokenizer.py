@@ -38,8 +38,8 @@ MARKER_TOKENS = (  # added to the published tokenizer as ordinary text, kept whe
     "<|file_sep|>",
 )
 
-# What the merges are learnt from: roles must be one token each, as in Qwen's tokenizer, and a random model should babble
-# in words rather than in broken bytes.
+# What the merges are learnt from: roles must be one token each, as in Qwen's tokenizer, and a random model should
+# babble in words rather than in broken bytes.
 CORPUS = (
     *("system\nuser\nassistant\n",) * 20,
     "the camera moves slowly to the left while the red ball rolls towards the blue box",

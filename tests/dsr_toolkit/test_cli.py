@@ -57,7 +57,8 @@ def results(model_and_processor, other_video):
 def picture(result) -> np.ndarray:
     """The sheet of a result over blank frames and without its words: what is left is where the tokens looked."""
     frames = np.full_like(result["frames"], 128)
-    return np.asarray(attention_sheet(frames, result["heat"], result["per_token"], [""] * len(frames), "")).astype(float)
+    sheet = attention_sheet(frames, result["heat"], result["per_token"], [""] * len(frames), "")
+    return np.asarray(sheet).astype(float)
 
 
 def test_another_question_changes_logits_answer_and_picture(results):
@@ -124,8 +125,8 @@ def test_ask_about_several_videos_and_an_image(tiny_dsr, tmp_path, other_video):
 
 def test_ask_about_an_image_alone_draws_nothing(tiny_dsr, tmp_path, capsys):
     Image.fromarray(render(1)[0]).save(tmp_path / "still.png")
-    options = ["--max-new-tokens", "2", "-o", str(tmp_path / "out")]
-    assert main(["ask", "--model", str(tiny_dsr), "--image", str(tmp_path / "still.png"), "What is this?", *options]) == 0
+    options = ["--model", str(tiny_dsr), "--max-new-tokens", "2", "-o", str(tmp_path / "out")]
+    assert main(["ask", "--image", str(tmp_path / "still.png"), "What is this?", *options]) == 0
     assert "no picture" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["answer.json"]
 
@@ -177,7 +178,7 @@ def test_ask_explains_bad_input_and_exits_with_2(tiny_dsr, tmp_path, capsys, arg
 @pytest.mark.parametrize(
     "model, message",
     [
-        ("not a name!", "neither a folder nor the name of a Hub repository"),
+        ("not a name!", "neither a folder nor a Hub repository's name"),
         ("sources/Qwen2.5-VL-tiny", "holds a 'qwen2_5_vl' model"),
     ],
 )

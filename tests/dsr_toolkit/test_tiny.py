@@ -92,7 +92,7 @@ def test_the_config_takes_its_ids_from_the_tokenizer(tokenizer, tiny_sources):
 
 
 CONVERSATION = [
-    {"role": "user", "content": [{"type": "video", "path": "a.mp4"}, {"type": "image"}, {"type": "text", "text": "Q?"}]},
+    {"role": "user", "content": [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "Q?"}]},
     {"role": "assistant", "content": "B"},
     {"role": "user", "content": "And now?"},
     {"role": "assistant", "content": [{"type": "text", "text": "C"}]},
@@ -103,7 +103,8 @@ def test_chat_template_writes_chatml(tokenizer):
     text = tokenizer.apply_chat_template(CONVERSATION[:1], tokenize=False, add_generation_prompt=True)
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|><|vision_start|><|image_pad|><|vision_end|>Q?<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>"
+        "<|vision_start|><|image_pad|><|vision_end|>Q?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
 
