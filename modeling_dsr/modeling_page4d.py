@@ -319,33 +319,46 @@ class Page4DModel(PreTrainedModel):
         return_dict = getattr(config, "return_dict", True) if return_dict is None else return_dict
         mask_alpha = config.mask_alpha if mask_alpha is None else mask_alpha
         pixel_values, grid = self._check_pixels(pixel_values)
-        batch, frames, _, height, width = pixel_values.shape
-        query_points = self._check_queries(query_points, batch)
+        query_points = self._check_queries(query_points, len(pixel_values))
         self._check_alpha(mask_alpha)
         targets = self._check_targets(pixel_values, depths, extrinsics, intrinsics, world_points, point_masks)
 
         tokens = self.aggregator(self.encode_frames(pixel_values), grid, mask_alpha, bool(output_hidden_states))
+        outputs = self.run_heads(tokens, pixel_values.shape, query_points)
+        if targets is not None:
+            with maybe_autocast(pixel_values.device.type, enabled=False):
+                losses = page4d_losses(outputs, targets, config)
+            outputs.loss, outputs.losses = losses.pop("loss"), losses
+        return outputs if return_dict else outputs.to_tuple()
+
+    def run_heads(self, tokens: AggregatedTokens, shape, query_points: torch.Tensor | None = None) -> Page4DOutput:
+        """
+        Everything that is read off the trunk, in float32.
+
+        Args:
+            tokens: of the aggregator. shape: of the images, `[B, S, 3, H, W]`.
+        """
+        batch, frames, _, height, width = shape
+        grid = (height // self.config.patch_size, width // self.config.patch_size)
         outputs = Page4DOutput(mask_bias=tokens.mask_bias, hidden_states=tokens.hidden_states)
         if tokens.mask_bias is not None:
             outputs.dynamic_mask = 0.5 - tokens.mask_bias
-        with maybe_autocast(pixel_values.device.type, enabled=False):
+        with maybe_autocast(tokens.camera_tokens.device.type, enabled=False):
             if self.camera_head is not None:
                 estimates = self.camera_head(tokens.camera_tokens.to(self.camera_head.token_norm.weight.dtype))
                 outputs.pose_enc, outputs.pose_enc_list = estimates[-1], tuple(estimates)
                 outputs.extrinsics, outputs.intrinsics = decode_pose(outputs.pose_enc, (height, width))
             if self.depth_head is not None:
-                activation = config.depth_activation
-                outputs.depth, outputs.depth_conf = self._dense(self.depth_head, tokens, grid, activation, (batch, frames))
+                outputs.depth, outputs.depth_conf = self._dense(
+                    self.depth_head, tokens, grid, self.config.depth_activation, (batch, frames)
+                )
             if self.point_head is not None:
                 outputs.world_points, outputs.world_points_conf = self._dense(
-                    self.point_head, tokens, grid, config.point_activation, (batch, frames)
+                    self.point_head, tokens, grid, self.config.point_activation, (batch, frames)
                 )
             if query_points is not None:
                 self._track(outputs, tokens, grid, query_points, (batch, frames))
-            if targets is not None:
-                losses = page4d_losses(outputs, targets, config)
-                outputs.loss, outputs.losses = losses.pop("loss"), losses
-        return outputs if return_dict else outputs.to_tuple()
+        return outputs
 
     def _dense(self, head: DPTHead, tokens: AggregatedTokens, grid, activation: str, shape) -> tuple[torch.Tensor, torch.Tensor]:
         """Values `[B, S, H, W, C]` and confidences `[B, S, H, W]` of a dense head, a few frames at a time."""

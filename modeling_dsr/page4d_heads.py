@@ -74,9 +74,18 @@ class SpecialQueryAttention(VisionAttention):
         if attention_mask is None:
             return super().forward(hidden_states, rope)
         query, key, value = self.project(hidden_states, rope)
-        frames = attention_mask.shape[1]
-        special, patches = query.unflatten(2, (frames, -1)).split([self.num_special, attention_mask.shape[2] - self.num_special], 3)
-        bias = attention_mask.flatten(1)[:, None, None].to(query.dtype)  # [B, 1, 1, S·N]
+        return self.proj(self.attend_biased(query, key, value, attention_mask).flatten(2))
+
+    def attend_biased(self, query, key, value, key_bias: torch.Tensor) -> torch.Tensor:
+        """
+        Attention of `[B, heads, S·N, d]` with biases of the keys `[B, S, N]` for special queries alone.
+
+        Returns:
+            `[B, S·N, heads, d]`.
+        """
+        frames, length = key_bias.shape[1:]
+        special, patches = query.unflatten(2, (frames, length)).split([self.num_special, length - self.num_special], 3)
+        bias = key_bias.flatten(1)[:, None, None].to(query.dtype)  # [B, 1, 1, S·N]
         # Few queries against a bias per key: flash kernels have no bias, and there is little to gain.
         eager = self.config._attn_implementation == "eager"
         attend = eager_attention if eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -84,8 +93,7 @@ class SpecialQueryAttention(VisionAttention):
             self, special.flatten(2, 3), key, value, bias, dropout=0.0, scaling=self.scaling, is_causal=False
         )[0]
         patches = self.attend(patches.flatten(2, 3), key, value)
-        attended = torch.cat([part.unflatten(1, (frames, -1)) for part in (special, patches)], 2)  # [B, S, N, heads, d]
-        return self.proj(attended.flatten(3).flatten(1, 2))
+        return torch.cat([part.unflatten(1, (frames, -1)) for part in (special, patches)], 2).flatten(1, 2)
 
 
 class GlobalBlock(VisionBlock):
