@@ -663,7 +663,7 @@ class SceneQFormerConfig(PreTrainedConfig):
             `num_deformable_points` cells per head and camera, around a learned reference point.
         num_deformable_points (`int`, *optional*, defaults to 4).
         num_constrained_queries (`int`, *optional*):
-            Queries that belong to a camera (content + camera + slot), the first ones. Default: 576, or all if there are
+            Queries that belong to a camera (content + camera + place), the first ones. Default: 576, or all if there are
             fewer, with `"depth_3d"`; none otherwise.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Any backbone that transformers' `AutoBackbone` builds, timm's included. Default: ResNet-50.
@@ -702,9 +702,9 @@ class SceneQFormerConfig(PreTrainedConfig):
             Placeholder that the processor writes, once per scene token. Default: the `image_token_index`.
         max_sequence_length (`int`, *optional*):
             Prompts with [`image_token_index`] placeholders are cut to this many tokens after the scene tokens are in.
-        init_scale_camera, init_std_content, init_std_slot:
+        init_scale_camera, init_std_content, init_std_place:
             Initial values of the `"depth_3d"` queries: orthogonal camera embeddings times a scale, normal content and
-            slots. With the other encodings, queries and camera embeddings start standard normal.
+            places. With the other encodings, queries and camera embeddings start standard normal.
     """
 
     model_type = "scene_qformer"
@@ -747,7 +747,7 @@ class SceneQFormerConfig(PreTrainedConfig):
     max_sequence_length: int | None = None
     init_scale_camera: float = 0.5
     init_std_content: float = 0.1
-    init_std_slot: float = 0.048
+    init_std_place: float = 0.048
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

@@ -1063,7 +1063,6 @@ class SceneQFormerProcessor(ProcessorMixin):
         **kwargs,
     ):
         self.tokenizer = tokenizer
-        self.has_tokenizer = tokenizer is not None
         self.image_size = tuple(image_size)
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.num_scene_tokens = num_scene_tokens
@@ -1075,6 +1074,9 @@ class SceneQFormerProcessor(ProcessorMixin):
             super().__init__(chat_template=chat_template)
         else:
             super().__init__(tokenizer, chat_template=chat_template)
+
+    def to_dict(self):
+        return {**super().to_dict(), "has_tokenizer": self.tokenizer is not None}
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):

@@ -86,9 +86,9 @@ def _trained_rules(prefix: str, detector: bool, stages: int, with_llm: bool, con
         rename(source + r"img_neck\.(.+)", rf"{prefix}neck.\1"),
         rename(source + r"camera_embed\.(.+)", rf"{prefix}camera_embed.\1"),
         rename(source + r"(?:query_embed|query_content)\.(.+)", rf"{prefix}queries.content.\1"),
-        rename(source + r"spatial_query_embed\.(.+)", rf"{prefix}queries.slot.\1"),
+        rename(source + r"spatial_query_embed\.(.+)", rf"{prefix}queries.place_embed.\1"),
         rename(source + r"camera_assignment", rf"{prefix}queries.camera_assignment"),
-        rename(source + r"spatial_idx", rf"{prefix}queries.slot_assignment"),
+        rename(source + r"spatial_idx", rf"{prefix}queries.place_assignment"),
         rename(source + r"position_encoding_3d\.(.+)", rf"{prefix}position_encoding_3d.\1"),
         rename(source + r"decoder\.(layers\..+)", rf"{prefix}scene_decoder.\1"),
         rename(source + r"projector\.(.+)", rf"{prefix}projector.\1"),
@@ -353,7 +353,7 @@ def _fill(prefix: str, config) -> list:
         init(q + r".*running_mean", zeros),
         init(q + r".*running_var", ones),
         init(q + r"queries\.content\.weight", normal(config.init_std_content if depth else 1.0)),
-        init(q + r"queries\.slot\.weight", normal(config.init_std_slot)),
+        init(q + r"queries\.place_embed\.weight", normal(config.init_std_place)),
         init(q + r"camera_embed\.weight", values("orthogonal rows", camera) if depth else normal(1.0)),
         init(q + r"position_encoding_3d\.pc_range", values("pc_range", torch.tensor(list(config.pc_range)))),
         init(q + r"position_encoding_3d\.depth_bins", values("depth bins", depth_bins(config))),
@@ -387,10 +387,10 @@ def _assignments(q: str, config) -> list:
     total, cameras = config.num_constrained_queries, config.num_cams
     sizes = [total // cameras + (camera < total % cameras) for camera in range(cameras)]
     camera = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
-    slot = torch.tensor([number for size in sizes for number in range(size)])
+    place = torch.tensor([number for size in sizes for number in range(size)])
     return [
         init(q + r"queries\.camera_assignment", values("camera of each query", camera)),
-        init(q + r"queries\.slot_assignment", values("place in the camera's block", slot)),
+        init(q + r"queries\.place_assignment", values("place in the camera's block", place)),
     ]
 
 

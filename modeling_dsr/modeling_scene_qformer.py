@@ -12,6 +12,7 @@ Data flow, for B scenes of N cameras, feature maps of h×w cells, M = N·h·w:
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput, is_timm_available
 
 from .configuration_dsr import SceneQFormerConfig
-from .scene_decoder import SceneAttention, SceneDecoder, SceneDeformableAttention
+from .scene_decoder import SceneAttention, SceneDecoder, SceneDeformableAttention, start_with
 from .scene_map_head import (
     SceneMapDecoder,
     SceneMapInteraction,
@@ -40,7 +41,6 @@ from .scene_position import (
     DepthPositionEncoding,
     RayPositionEncoding,
     check_calibration,
-    depth_bins,
     sine_table,
 )
 from .scene_prompt import IGNORE_INDEX, expand_placeholders
@@ -125,13 +125,16 @@ class SceneQueries(nn.Module):
     def __init__(self, config: SceneQFormerConfig):
         super().__init__()
         self.config = config
-        self.content = nn.Embedding(config.num_queries, config.embed_dims)
+        std = config.init_std_content if config.position_encoding == "depth_3d" else 1.0
+        content = nn.Embedding(config.num_queries, config.embed_dims)
+        self.content = start_with(content, weight=partial(init.normal_, std=std))
         if config.num_constrained_queries:
-            camera, slot = self._assignment()
+            camera, place = self._assignment()
             self.register_buffer("camera_assignment", camera)
-            self.register_buffer("slot_assignment", slot)
+            self.register_buffer("place_assignment", place)
             most = -(-config.num_constrained_queries // config.num_cams)
-            self.slot = nn.Embedding(most, config.embed_dims)
+            places = nn.Embedding(most, config.embed_dims)
+            self.place_embed = start_with(places, weight=partial(init.normal_, std=config.init_std_place))
 
     def _assignment(self) -> tuple[torch.Tensor, torch.Tensor]:
         total, cameras = self.config.num_constrained_queries, self.config.num_cams
@@ -140,19 +143,16 @@ class SceneQueries(nn.Module):
         return camera, torch.arange(total) - (sizes.cumsum(0) - sizes)[camera]
 
     def reset_parameters(self):
-        depth = self.config.position_encoding == "depth_3d"
-        init.normal_(self.content.weight, std=self.config.init_std_content if depth else 1.0)
         if self.config.num_constrained_queries:
-            init.normal_(self.slot.weight, std=self.config.init_std_slot)
-            camera, slot = self._assignment()
+            camera, place = self._assignment()
             init.copy_(self.camera_assignment, camera)
-            init.copy_(self.slot_assignment, slot)
+            init.copy_(self.place_assignment, place)
 
     def forward(self, camera_embed: torch.Tensor) -> torch.Tensor:
         """`[1, Q, C]` from the camera embedding `[N, C]`."""
         queries = self.content.weight
         if self.config.num_constrained_queries:
-            belonging = camera_embed[self.camera_assignment] + self.slot.weight[self.slot_assignment]
+            belonging = camera_embed[self.camera_assignment] + self.place_embed.weight[self.place_assignment]
             queries = queries + nn.functional.pad(belonging, (0, 0, 0, len(queries) - len(belonging)))
         return queries.unsqueeze(0)
 
@@ -167,7 +167,8 @@ class SceneQFormerPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["SceneDecoderLayer", "SceneMapInteractionLayer", "ResNetConvLayer", "ResNetShortCut"]
     _keep_in_fp32_modules_strict = [
         "camera_embed",
-        "queries",
+        "queries.content",
+        "queries.place_embed",
         "position_encoding_3d",
         "scene_decoder",
         "projector",
@@ -183,22 +184,14 @@ class SceneQFormerPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 bound = module.weight[0].numel() ** -0.5
                 init.uniform_(module.bias, -bound, bound)
-        elif isinstance(
-            module,
-            (SceneAttention, SceneDeformableAttention, SceneQueries, SceneMapQueries, SceneMapInteraction, SceneMapRefinement)
-            + (SceneMapDecoder,),
-        ):
+        elif isinstance(module, (SceneAttention, SceneDeformableAttention, SceneQueries, DepthPositionEncoding)):
             module.reset_parameters()
-        elif isinstance(module, DepthPositionEncoding):
-            init.copy_(module.pc_range, torch.tensor(list(self.config.pc_range), dtype=torch.float32))
-            init.copy_(module.depth_bins, depth_bins(self.config))
-        elif isinstance(module, SceneQFormerModel):
-            if self.config.position_encoding == "depth_3d":
-                init.orthogonal_(module.camera_embed.weight, gain=self.config.init_scale_camera)
-            else:
-                init.normal_(module.camera_embed.weight)
+        elif isinstance(module, (SceneMapQueries, SceneMapInteraction, SceneMapRefinement)):
+            module.reset_parameters()
         else:
             super()._init_weights(module)
+        for name, fill in getattr(module, "initial_values", {}).items():
+            fill(getattr(module, name))
 
 
 class SceneQFormerModel(SceneQFormerPreTrainedModel):
@@ -218,7 +211,11 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
             nn.BatchNorm2d(config.embed_dims),
             nn.ReLU(),
         )
-        self.camera_embed = nn.Embedding(config.num_cams, config.embed_dims)
+        camera_embed = nn.Embedding(config.num_cams, config.embed_dims)
+        if config.position_encoding == "depth_3d":
+            self.camera_embed = start_with(camera_embed, weight=partial(init.orthogonal_, gain=config.init_scale_camera))
+        else:
+            self.camera_embed = start_with(camera_embed, weight=init.normal_)
         if config.position_encoding == "depth_3d":
             self.position_encoding_3d = DepthPositionEncoding(config)
         elif config.position_encoding == "ray_3d":

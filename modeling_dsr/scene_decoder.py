@@ -5,6 +5,9 @@ in which the published weights are, and compute less: what does not depend on th
 attention inputs are projected together.
 """
 
+import math
+from functools import partial
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -15,6 +18,30 @@ from transformers.models.deformable_detr.modeling_deformable_detr import Deforma
 
 from .geometry_encoder import eager_attention
 from .scene_position import weight_versions
+
+
+def start_with(module: nn.Module, **values) -> nn.Module:
+    """
+    Give parameters of a library module initial values of their own: functions that fill them in place.
+
+    Only the module itself can be asked for them: a parent is not initialised again when a checkpoint lacks a child's weight.
+    """
+    module.initial_values = values
+    return module
+
+
+def fill_from(make, parameter: torch.Tensor) -> None:
+    """Fill a parameter with what `make()` returns, made when it is needed and not where the model is built without storage."""
+    init.copy_(parameter, make())
+
+
+def head_directions(heads: int, levels: int, points: int) -> torch.Tensor:
+    """Offsets `[heads·levels·points·2]` in cells: each head in its direction, point p at distance p + 1."""
+    angles = torch.arange(heads, dtype=torch.float32) * (2.0 * math.pi / heads)
+    directions = torch.stack([angles.cos(), angles.sin()], -1)
+    directions = directions / directions.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, points + 1, dtype=torch.float32)[:, None]
+    return (directions[:, None, None] * steps).expand(-1, levels, -1, -1).reshape(-1)
 
 
 class SceneAttention(nn.Module):
@@ -30,12 +57,11 @@ class SceneAttention(nn.Module):
         self.num_key_value_groups = 1
         self.in_proj_weight = nn.Parameter(torch.empty(3 * self.dims, self.dims))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * self.dims))
-        self.out_proj = nn.Linear(self.dims, self.dims)
+        self.out_proj = start_with(nn.Linear(self.dims, self.dims), bias=init.zeros_)
 
     def reset_parameters(self):
         init.xavier_uniform_(self.in_proj_weight)
         init.zeros_(self.in_proj_bias)
-        init.zeros_(self.out_proj.bias)
 
     def project(self, hidden_states: torch.Tensor, first: int, count: int) -> tuple[torch.Tensor, ...]:
         """`count` of query (0), key (1), value (2) from `first` on; each `[B, heads, L, head_dim]`."""
@@ -76,22 +102,16 @@ class SceneDeformableAttention(DeformableDetrMultiscaleDeformableAttention):
         # Logits of (x, y) in [0, 1] of each camera's image.
         self.reference_points = nn.Parameter(torch.empty(config.num_queries, config.num_cams, 2))
 
+        # Deformable DETR's beginning: heads look in all directions, farther with each point, all with the same weight.
+        offsets = partial(head_directions, self.n_heads, self.n_levels, self.n_points)
+        start_with(self.sampling_offsets, weight=init.zeros_, bias=partial(fill_from, offsets))
+        start_with(self.attention_weights, weight=init.zeros_, bias=init.zeros_)
+        start_with(self.value_proj, bias=init.zeros_)
+        start_with(self.output_proj, bias=init.zeros_)
+
     def reset_parameters(self):
-        """Reference points spread over the images, first offsets in all directions, even weights (Deformable DETR)."""
+        """Reference points spread over the images."""
         init.uniform_(self.reference_points, -2.0, 2.0)
-        init.zeros_(self.sampling_offsets.weight)
-        angles = torch.arange(self.n_heads, dtype=torch.float32) * (2.0 * torch.pi / self.n_heads)
-        directions = torch.stack([angles.cos(), angles.sin()], -1)
-        directions = directions / directions.abs().amax(-1, keepdim=True)  # [heads, 2]
-        steps = torch.arange(1, self.n_points + 1, dtype=torch.float32)[:, None]
-        offsets = (directions[:, None, None] * steps).expand(-1, self.n_levels, -1, -1)  # [heads, levels, points, 2]
-        init.copy_(self.sampling_offsets.bias, offsets.reshape(-1))
-        init.zeros_(self.attention_weights.weight)
-        init.zeros_(self.attention_weights.bias)
-        init.xavier_uniform_(self.value_proj.weight)
-        init.zeros_(self.value_proj.bias)
-        init.xavier_uniform_(self.output_proj.weight)
-        init.zeros_(self.output_proj.bias)
 
     def forward(self, hidden_states, memory, output_attentions=False, num_cameras=None, grid=None):
         """

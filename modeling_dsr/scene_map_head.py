@@ -9,18 +9,20 @@ Coordinates are in -1 … 1 over `point_range` of the LiDAR frame (x right, y fo
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, is_scipy_available
+from transformers.utils import ModelOutput
 
-from .scene_decoder import SceneAttention
+from .scene_decoder import SceneAttention, fill_from, start_with
 
-
-if is_scipy_available():
+try:
     from scipy.optimize import linear_sum_assignment
+except ImportError:  # needed for training the map head alone
+    linear_sum_assignment = None
 
 
 # Published: the direction of an edge shorter than 1 cm is noise, and this much keeps its normalisation differentiable.
@@ -82,13 +84,14 @@ class SceneMapQueries(nn.Module):
         super().__init__()
         self.std = config.initializer_range
         self.instance_content = nn.Parameter(torch.empty(config.num_instances, hidden_size))
-        self.instance_position = nn.Embedding(config.num_instances, hidden_size)
+        normal = partial(init.normal_, std=self.std)
+        self.instance_position = start_with(nn.Embedding(config.num_instances, hidden_size), weight=normal)
         self.point_content = nn.Parameter(torch.empty(config.num_instances, config.num_points, hidden_size))
-        self.point_position = nn.Embedding(config.num_points, hidden_size)
+        self.point_position = start_with(nn.Embedding(config.num_points, hidden_size), weight=normal)
 
     def reset_parameters(self):
-        for weight in self.parameters():
-            init.normal_(weight, std=self.std)
+        init.normal_(self.instance_content, std=self.std)
+        init.normal_(self.point_content, std=self.std)
 
     def forward(self) -> torch.Tensor:
         """`[I·(1 + P), hidden]`."""
@@ -172,6 +175,13 @@ class _Reducer(nn.Sequential):
         return hidden_states
 
 
+def order_table(points: int, dims: int) -> torch.Tensor:
+    """`[points, dims]`: sines and cosines of the number of a point, by turns."""
+    rates = torch.exp(torch.arange(0, dims, 2, dtype=torch.float32) * (-math.log(10000.0) / dims))
+    angles = torch.arange(points, dtype=torch.float32).unsqueeze(1) * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :dims]
+
+
 class SceneMapRefinement(nn.Module):
     """The points of an instance read each other, then each one moves."""
 
@@ -231,15 +241,11 @@ class SceneMapDecoder(nn.Module):
         self.order_embedding = nn.Embedding(config.num_points, small)
         self.refinements = nn.ModuleList(SceneMapRefinement(config) for _ in range(config.num_refinements))
 
-    def reset_parameters(self):
-        """Rare classes, points on their anchors, and a smooth order code to begin with."""
-        init.xavier_uniform_(self.class_head[-1].weight)
-        init.constant_(self.class_head[-1].bias, -math.log((1 - self.config.prior) / self.config.prior))
-        init.zeros_(self.first_offset[-1].weight)
-        init.zeros_(self.first_offset[-1].bias)
-        points, dims = self.order_embedding.weight.shape
-        angles = torch.arange(points).unsqueeze(1) * torch.exp(torch.arange(0, dims, 2) * (-math.log(10000.0) / dims))
-        init.copy_(self.order_embedding.weight, torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :dims])
+        # Rare classes, points on their anchors, and a smooth order code to begin with.
+        rare = -math.log((1 - config.prior) / config.prior)
+        start_with(self.class_head[-1], bias=partial(init.constant_, val=rare))
+        start_with(self.first_offset[-1], weight=init.zeros_, bias=init.zeros_)
+        start_with(self.order_embedding, weight=partial(fill_from, partial(order_table, config.num_points, small)))
 
     def encode_coordinates(self, points: torch.Tensor) -> torch.Tensor:
         """`[..., coordinate_dims]`: sines and cosines of π·2^f·(x, y) for each f, projected."""
@@ -346,7 +352,7 @@ def map_detection_loss(class_logits: torch.Tensor, steps: torch.Tensor, map_labe
         class_logits: `[B, I, classes]`. steps: `[S, B, I, P, 2]`, points after each refinement.
         map_labels: per scene `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1.
     """
-    if not is_scipy_available():
+    if linear_sum_assignment is None:
         raise ImportError('The map loss matches predictions with scipy: pip install "dsr-models[scene]".')
     num_steps, batch, instances, num_points, _ = steps.shape
     check_map_labels(map_labels, batch, config)

@@ -10,6 +10,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 from torch import nn
+from transformers import initialization as init
 
 # Published: added to the diagonal of the intrinsics before inversion. Changes a ray by 1e-6 of its length.
 INTRINSICS_EPSILON = 1e-6
@@ -126,6 +127,10 @@ class DepthPositionEncoding(nn.Module):
             nn.Linear(second, config.embed_dims),
             nn.LayerNorm(config.embed_dims),
         )
+
+    def reset_parameters(self):
+        init.copy_(self.pc_range, torch.tensor(list(self.config.pc_range), dtype=torch.float32))
+        init.copy_(self.depth_bins, depth_bins(self.config))
 
     def forward(
         self,

@@ -1,5 +1,8 @@
 """Scene Q-Former: the checks common to all models, for the vision model and with a language model."""
 
+import tempfile
+from pathlib import Path
+
 import torch
 from tests.model_checks import ModelChecks, tensors_of
 from tests.modeling_dsr.scene_samples import (
@@ -10,7 +13,9 @@ from tests.modeling_dsr.scene_samples import (
     tiny_config,
     tiny_language_config,
 )
+from transformers import AutoTokenizer
 
+from dsr_toolkit.tiny.tokenizer import write_tokenizer
 from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
 from processing_dsr import SceneQFormerProcessor
 
@@ -46,9 +51,6 @@ class TestSceneQFormer(ModelChecks):
             "decoder": (model.scene_decoder, (queries, memory), {}),
         }
 
-    def processor(self):
-        return SceneQFormerProcessor(image_size=IMAGE_SIZE, num_scene_tokens=14, needs_calibration=True)
-
 
 class TestSceneQFormerForConditionalGeneration(ModelChecks):
     """A LLaMA with output queries behind the sine variant."""
@@ -72,6 +74,13 @@ class TestSceneQFormerForConditionalGeneration(ModelChecks):
     def compile_pieces(self, model, inputs):
         text = {"inputs_embeds": torch.randn(2, 7, 32), "use_cache": False}
         return {"text": (model.language_model, (), text)}
+
+    def processor(self):
+        with tempfile.TemporaryDirectory() as folder:
+            write_tokenizer(Path(folder))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        return SceneQFormerProcessor(tokenizer, image_size=IMAGE_SIZE, num_scene_tokens=14)
 
     def per_sample(self, outputs, inputs, batch):
         samples = super().per_sample(outputs, inputs, batch)

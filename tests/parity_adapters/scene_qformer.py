@@ -95,7 +95,7 @@ def ours(name: str) -> str:
     name = re.sub(r"^img_backbone\.1", "backbone.embedder.embedder.normalization", name)
     name = re.sub(r"^decoder", "scene_decoder", name)
     name = re.sub(r"^(query_embed|query_content)", "queries.content", name)
-    name = re.sub(r"^spatial_query_embed", "queries.slot", name)
+    name = re.sub(r"^spatial_query_embed", "queries.place_embed", name)
     block = re.match(r"img_backbone\.(\d)\.(\d+)\.(conv|bn)(\d)\.(.+)", name)
     if block:
         kind = "convolution" if block[3] == "conv" else "normalization"
