@@ -5,6 +5,7 @@ the rows of a few tokens towards a few others. [`capture_attention`] leaves the 
 computes those rows beside it, one layer at a time.
 """
 
+import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Callable
@@ -39,19 +40,20 @@ class AttentionCapture:
         return tuple(self.by_layer[layer] for layer in sorted(self.by_layer))
 
     def record(self, module, query, key, attention_mask, scaling, kwargs) -> None:
+        """Compute the rows of a layer whose kernel keeps its probabilities to itself."""
+        special = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+        if special:
+            raise ValueError(
+                f"{type(module).__name__} computes attention with {special}, which only its eager kernel does openly; load the "
+                'model with attn_implementation="eager". Whole matrices are then made, one layer at a time.'
+            )
         rows = _resolve(self.rows, query.shape[2], query)
-        columns = _resolve(self.columns, key.shape[2], query)
-        weights = attention_rows(
-            query,
-            key,
-            rows,
-            attention_mask,
-            scaling,
-            is_flash="flash" in self.implementation,
-            softcap=kwargs.get("softcap"),
-            sinks=kwargs.get("s_aux"),
-            sliding_window=kwargs.get("sliding_window"),
-        )
+        window = kwargs.get("sliding_window")
+        self.keep(module, attention_rows(query, key, rows, attention_mask, scaling, "flash" in self.implementation, window))
+
+    def keep(self, module, weights: torch.Tensor) -> None:
+        """Store the columns of a layer's rows `[B, heads, rows, K]`."""
+        columns = _resolve(self.columns, weights.shape[-1], weights)
         weights = weights.gather(-1, columns[:, None, None].expand(*weights.shape[:3], -1))
         self.by_layer[module.layer_idx] = self.reduce(weights) if self.reduce is not None else weights
 
@@ -82,7 +84,7 @@ def capture_attention(
             per sample, or a slice; None for all.
         columns: tokens looked at, as positions in all tokens including cached ones: `[C]`, `[B, C]`, slice or None.
         reduce: applied to each layer's `[B, heads, rows, columns]`, so that only its result is kept.
-        implementation: the kernel to run; default the model's own, "sdpa" in place of "eager".
+        implementation: the kernel to run; default the model's own.
 
     Yields:
         An [`AttentionCapture`].
@@ -98,7 +100,7 @@ def capture_attention(
         )
     configs = {id(m.config): m.config for m in modules}
     chosen = implementation or modules[0].config._attn_implementation
-    capture = AttentionCapture(rows, columns, reduce, "sdpa" if chosen in (None, "eager") else chosen)
+    capture = AttentionCapture(rows, columns, reduce, chosen or "sdpa")
     capture.modules = {id(m) for m in modules}
     before = {name: config._attn_implementation for name, config in configs.items()}
     token = _active.set(capture)
@@ -144,8 +146,6 @@ def attention_rows(
     attention_mask: torch.Tensor | None,
     scaling: float | None,
     is_flash: bool = False,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
     """
@@ -166,8 +166,6 @@ def attention_rows(
     grouped = query.reshape(batch, key_heads, -1, width)  # [B, key_value_heads, groups·R, d]
     scores = torch.matmul(grouped, key.transpose(2, 3)) * (width**-0.5 if scaling is None else scaling)
     scores = scores.reshape(batch, heads, -1, num_keys)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
     lowest = torch.finfo(scores.dtype).min
     if attention_mask is not None and attention_mask.ndim == 4:
         mask = attention_mask.expand(batch, -1, -1, -1)[..., :num_keys]
@@ -183,9 +181,6 @@ def attention_rows(
         if attention_mask is not None:
             hidden = hidden | (attention_mask[:, None, None, :num_keys] == 0)
         scores = scores.masked_fill(hidden, lowest)
-    if sinks is not None:  # learned logits that take part in the normalisation only
-        sinks = sinks.reshape(1, -1, 1, 1).expand(batch, -1, scores.shape[2], -1).to(scores.dtype)
-        return torch.cat([scores, sinks], -1).softmax(-1, dtype=torch.float32)[..., :-1].to(query.dtype)
     return scores.softmax(-1, dtype=torch.float32).to(query.dtype)
 
 
@@ -206,8 +201,17 @@ def _capturing_attention(module, query, key, value, attention_mask, *args, scali
     capture = _active.get()
     if capture is None:
         raise RuntimeError(f'The attention implementation "{CAPTURE}" works only inside `capture_attention`.')
+    wanted = id(module) in capture.modules
+    if capture.implementation == "eager":  # every model file has its own, which returns the probabilities
+        attend = sys.modules[type(module).__module__].eager_attention_forward
+        output, weights = attend(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
+        if wanted:
+            rows = _resolve(capture.rows, query.shape[2], query)
+            rows = rows[:, None, :, None].expand(-1, weights.shape[1], -1, weights.shape[-1])
+            capture.keep(module, weights.detach().gather(2, rows))
+        return output, None
     attend = ALL_ATTENTION_FUNCTIONS[capture.implementation]
-    if id(module) in capture.modules:
+    if wanted:
         with torch.no_grad():
             capture.record(module, query, key, attention_mask, scaling, kwargs)
     return attend(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
