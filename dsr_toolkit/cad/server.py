@@ -24,6 +24,7 @@ from . import confinement
 
 MAX_PAYLOAD = 256 * 2**20  # bytes that a child may send
 MAX_REQUEST = 4 * 2**20
+POLL_SECONDS = 0.05
 FILE_BYTES = 48 * 2**20  # largest file that a program may write
 
 
@@ -46,6 +47,7 @@ def main(settings: dict) -> None:
     go, _ = receive_message(control)
     if not go:
         return
+    confinement.become_reaper()
     for descriptor in keepers:
         if os.fork() == 0:
             control.close()
@@ -62,6 +64,7 @@ def main(settings: dict) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     send_message(control, {"ready": True})
     control.recv(1)  # returns when the parent closes it or is gone
+    _end_descendants(processes)
 
 
 def keep(parent: socket.socket, applied: frozenset[str], null: int, processes: int | None) -> None:
@@ -87,7 +90,7 @@ def execute(request: dict, applied: frozenset[str], null: int, processes: int | 
         _child(request, applied, null, writing, nonce, folder)
     os.close(writing)
     seen = {"timeout": False, "oversize": False}
-    payload = _read(reading, start + request["seconds"], seen)
+    payload = _read(reading, child, start + request["seconds"], seen)
     status = _finish(child, start + request["seconds"], seen)
     os.close(reading)
     if confinement.PID not in applied:
@@ -115,15 +118,18 @@ def _child(request, applied, null, writing, nonce, folder) -> None:
         os._exit(0)
 
 
-def _read(reading: int, deadline: float, seen: dict) -> bytearray:
-    """What the child writes until it closes the pipe, its time is over or it is too much."""
-    payload = bytearray()
+def _read(reading: int, child: int, deadline: float, seen: dict) -> bytearray:
+    """What the child writes until it closes the pipe or ends, its time is over or it is too much."""
+    payload, ended = bytearray(), False
     while True:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             seen["timeout"] = True
             return payload
-        if not select.select([reading], [], [], remaining)[0]:
+        if not select.select([reading], [], [], min(remaining, POLL_SECONDS))[0]:
+            if ended:  # a descendant may hold the pipe open
+                return payload
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
             continue
         piece = os.read(reading, 1 << 20)
         if not piece:

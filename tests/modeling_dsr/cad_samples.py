@@ -9,7 +9,7 @@ POINT, IM_START, IM_END, VISION_START, VISION_END, IMAGE, VIDEO = 80, 81, 82, 83
 GRID = (1, 4, 6)  # patches of a sample's views; 2 x 3 vision tokens
 
 TEXT = dict(
-    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=256,
 )  # fmt: skip
 
@@ -17,11 +17,11 @@ TEXT = dict(
 def cadrille_config(**overrides) -> CadrilleConfig:
     text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}}
     vision = dict(depth=2, embed_dim=16, num_heads=2, hidden_size=32, mlp_ratio=2)
-    ids = dict(
-        point_token_id=POINT, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
+    fields = dict(
+        num_points=NUM_POINTS, point_token_id=POINT, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
     )  # fmt: skip
-    return CadrilleConfig(text_config=text, vision_config=vision, num_points=NUM_POINTS, **{**ids, **overrides})
+    return CadrilleConfig(text_config=text, vision_config=vision, **{**fields, **overrides})
 
 
 def cad_recode_config(**overrides) -> CADRecodeConfig:
