@@ -124,9 +124,7 @@ def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | No
                 config.dtype = dtype
 
 
-def _describe(
-    arch: str, plan: Plan, resolution: Resolution, sources: dict[str, Source], shards: list[Shard]
-) -> Report:
+def _describe(arch: str, plan: Plan, resolution: Resolution, sources: dict[str, Source], shards: list[Shard]) -> Report:
     import safetensors
     import transformers
 
@@ -213,7 +211,9 @@ def _write_weights(
                 for source, description in zip(sources.values(), report.sources)
                 for path, record in zip(source.files, description["files"])
             ]
-            with ShardWriter(staging.folder, lambda s, digest: staging.finish(s.name, sha256=digest), bar.update) as writer:
+            with ShardWriter(
+                staging.folder, lambda s, digest: staging.finish(s.name, sha256=digest), bar.update
+            ) as writer:
                 for shard in shards:
                     if shard.name not in staging.finished:
                         writer.write(shard, partial(pieces, sources=sources, seed=plan.seed))
@@ -222,7 +222,9 @@ def _write_weights(
                 record["sha256"] = future.result()
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise OSError(error.errno, f"{error.strerror} while writing the weights", str(staging.output)) from error
+                raise OSError(
+                    error.errno, f"{error.strerror} while writing the weights", str(staging.output)
+                ) from error
             raise
         finally:
             stop.set()

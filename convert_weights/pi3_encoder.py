@@ -50,7 +50,9 @@ def encoder_config(source: Source, source_prefix: str, overrides: dict) -> dict:
     positions = source.shape(f"{source_prefix}pos_embed")[1] - 1
     grid = round(positions**0.5)
     if grid**2 != positions:
-        raise ValueError(f"`{source_prefix}pos_embed` of source `{source.name}` has {positions} positions: no square grid.")
+        raise ValueError(
+            f"`{source_prefix}pos_embed` of source `{source.name}` has {positions} positions: no square grid."
+        )
     patch = source.shape(f"{source_prefix}patch_embed.proj.weight")[-1]
     layers = [int(m[1]) for m in source.match(re.escape(source_prefix) + r"blocks\.(\d+)\.norm1\.weight")]
     heads = overrides.get("num_attention_heads", width // 64)
