@@ -405,7 +405,7 @@ class Page4DConfig(PreTrainedConfig):
             The track head.
         image_mean, image_std (`list[float]`):
             Normalisation of the images, which happens inside the model.
-        encoder_chunk_size, head_chunk_size (`int`, *optional*, default to 8 and 2):
+        encoder_chunk_size, head_chunk_size (`int`, *optional*, default to 8 and 4):
             Frames that pass the encoder, and the dense heads, at a time. Peak memory grows with them, results do not
             depend on them.
         trunk_chunk_size (`int`, *optional*, defaults to 8):
@@ -473,7 +473,7 @@ class Page4DConfig(PreTrainedConfig):
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
     encoder_chunk_size: int = 8
     trunk_chunk_size: int = 8
-    head_chunk_size: int = 2
+    head_chunk_size: int = 4
     freeze: str | None = None
     camera_loss_weight: float | int = 5.0
     depth_loss_weight: float | int = 1.0

@@ -257,6 +257,14 @@ class Page4DModel(PreTrainedModel):
             init.copy_(module.image_mean, self._pixel_constant(self.config.image_mean))
             init.copy_(module.image_std, self._pixel_constant(self.config.image_std))
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in [`PreTrainedModel`], which makes every loaded parameter trainable; `config.freeze` is applied again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.apply_freeze_policy()
+        return loaded
+
     def apply_freeze_policy(self) -> None:
         """
         Set which parameters train, by `config.freeze`: None all, "page4d" those that the paper tunes.

@@ -12,17 +12,19 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def tiny_dsr(tmp_path_factory):
-    return build("dsr", tmp_path_factory.mktemp("readme"))
+def tiny_models(tmp_path_factory):
+    return {name: build(name, tmp_path_factory.mktemp("readme")) for name in ("dsr", "page4d")}
 
 
 @pytest.mark.parametrize("page", ["README.md", "model_card.md"])
-def test_python_examples_run_in_order(page, tiny_dsr, capsys):
+def test_python_examples_run_in_order(page, tiny_models, capsys):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert examples
     names = {}
     for example in examples:
-        exec(example.replace("OWNER/dsr", str(tiny_dsr)).replace("video.mp4", str(CLIP)), names)
+        for name, folder in tiny_models.items():
+            example = example.replace(f"OWNER/{name}", str(folder))
+        exec(example.replace("video.mp4", str(CLIP)), names)
     assert len(capsys.readouterr().out.splitlines()) >= len(examples)
 
 

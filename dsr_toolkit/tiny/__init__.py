@@ -25,8 +25,14 @@ def _dsr_sources(folder: Path):
     return sources, DSR_OVERRIDES
 
 
+def _page4d_sources(folder: Path):
+    from .page4d import OVERRIDES, write_page4d
+
+    return {"page4d": write_page4d(folder / "PAGE4D-tiny" / "checkpoint_mask.pt")}, OVERRIDES
+
+
 # Per model type: folder -> (sources for the converter, its config overrides).
-SOURCES = {"dsr": _dsr_sources}
+SOURCES = {"dsr": _dsr_sources, "page4d": _page4d_sources}
 
 
 def build(model_type: str, folder: str | Path) -> Path:

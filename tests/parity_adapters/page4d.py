@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import torch
 from transformers import AutoModel, AutoProcessor
@@ -85,7 +86,7 @@ def config_overrides(published: dict) -> dict:
 
 
 def run_case(case: Case, models: Models) -> Result | None:
-    if case.is_json or "gt_depth" in case.inputs:
+    if case.is_json or "gt_depth" in case.inputs or not models.folders:
         return None
     if "runs" in case.meta:
         return preprocess(case, models)
@@ -296,7 +297,7 @@ def source_gradients(model, folder) -> dict[str, torch.Tensor | None]:
 # --------------------------------------------------------------------------------------
 
 
-def components(case: Case, models: Models) -> Result:
+def components(case: Case, models: Models | SourceTree) -> Result:
     model, inputs, tensors = models.load(AutoModel), case.inputs, {}
     with torch.no_grad():
         for part in (rope, patch_encoder, masked_block, mask_head, camera_head, pose, dense):
@@ -329,12 +330,12 @@ def rope(case, inputs, model, models) -> dict:
 
 
 def patch_encoder(case, inputs, model, models) -> dict:
-    tensors, embeddings = {}, model.encoder.embeddings
+    tensors = {}
     for name in stored(case, "dino_pos_embed."):
         height, width = numbers(name.split(".")[1])
         patch = model.config.patch_size
         tokens = torch.zeros(1, 1 + (height // patch) * (width // patch), model.config.embed_dim)
-        tensors[name] = embeddings.interpolate_pos_encoding(tokens, height, width)[0]
+        tensors[name] = model.encoder.embeddings.interpolate_pos_encoding(tokens, height, width)[0]
     if "dino.normalized_pixels" in inputs:
         states = model.encoder(inputs["dino.normalized_pixels"]).last_hidden_state
         skip = 1 + model.config.encoder_config.num_register_tokens
@@ -420,7 +421,7 @@ def dense(case, inputs, model, models) -> dict:
     if "head_act.raw" in inputs:
         raw = inputs["head_act.raw"]
         activate = models.module("dpt", "activate_dense")
-        values, confidences = (models.module("configuration_dsr", name) for name in ("DENSE_ACTIVATIONS", "CONFIDENCE_ACTIVATIONS"))
+        values, confidences = (models.module("dpt", name) for name in ("VALUE_ACTIVATIONS", "CONFIDENCE_ACTIVATIONS"))
         # "sigmoid" names an activation of both; the stored one is of the values.
         tensors |= {f"head_act.{name}": activate(raw, "linear", name)[1] for name in confidences}
         tensors |= {f"head_act.{name}": activate(raw, name, "expp1")[0] for name in values}
@@ -435,15 +436,32 @@ def dense(case, inputs, model, models) -> dict:
             across = embed(x, half).T.expand(rows, -1, -1)
             down = embed(y, half).T.unsqueeze(1).expand(-1, columns, -1)
             tensors[other] = torch.cat([across, down], -1)
-    fusion = model.depth_head.fusions[0]
     if "residual_conv_unit.x" in inputs:
-        tensors["residual_conv_unit"] = fusion.skip_unit(inputs["residual_conv_unit.x"])
+        tensors["residual_conv_unit"] = model.depth_head.fusions[0].skip_unit(inputs["residual_conv_unit.x"])
     for name in stored(case, "fusion."):
         x, skip = inputs["fusion.x0"], inputs["fusion.x1"]
         given = numbers(name)
         size = [side * given[0] for side in x.shape[-2:]] if "scale" in name else given
-        tensors[name] = fusion(x, skip, size)
+        tensors[name] = model.depth_head.fusions[0](x, skip, size)
     return tensors
+
+
+class SourceTree:
+    """Stands for `Models` where there is no checkpoint: functions of the library itself, and the published sizes."""
+
+    def module(self, filename: str, attribute: str):
+        import importlib
+
+        return getattr(importlib.import_module(f"modeling_dsr.{filename}"), attribute)
+
+    def load(self, auto_class):
+        from configuration_dsr import Page4DConfig
+        from processing_dsr import GeometryProcessor
+
+        if auto_class is AutoProcessor:
+            return GeometryProcessor(resize_rule="page4d")
+        config = Page4DConfig()
+        return SimpleNamespace(config=config, aggregator=SimpleNamespace(num_special=1 + config.num_register_tokens))
 
 
 # --------------------------------------------------------------------------------------
@@ -452,9 +470,11 @@ def dense(case, inputs, model, models) -> dict:
 
 
 def run_function_case(case: Case) -> Result | None:
-    """Metrics do not ship with the weights; they run in the library's own process."""
-    if not case.is_json:
+    """Metrics, which do not ship with the weights, and the functions of a suite without a checkpoint."""
+    if "gt_depth" in case.inputs:
         return Result()  # its numbers are in the file of results
+    if not case.is_json:
+        return preprocess(case, SourceTree()) if "runs" in case.meta else components(case, SourceTree())
     from dsr_toolkit.geometry_metrics import THRESHOLDS, depth_metrics, trajectory_metrics
 
     source = next(c for c in case.suite.cases if c.meta.get("expected") == case.path.name)
