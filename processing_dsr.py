@@ -1322,7 +1322,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         bar = np.tile(np.linspace(0, 1, 120), (10, 1))
         lower = sheet.height - 20
         sheet.paste(Image.fromarray(_heat_colors(bar)), (gap, lower))
-        pen.text((gap + 126, lower - 2), f"0 … {top * height * width:.2g} × the even share of one image", fill="black")
+        pen.text((gap + 126, lower - 2), f"0 to {top * heat.size:.2g} times the even share of a pixel", fill="black")
         return sheet
 
     def post_process_map_detection(self, outputs, threshold: float = 0.3, point_range=(-15.0, -30.0, 15.0, 30.0)) -> list[dict]:

@@ -21,12 +21,13 @@ EXTRAS = {
     "geometry": ["trimesh>=4", "evo>=1.31,<1.38", "scipy"],
     "cad": ["cadquery>=2.5", "manifold3d>=3", "trimesh>=4", "scipy"],
     "segment": ["pycocotools>=2.0.8"],
+    "scene": ["timm>=1.0", "scipy"],
     "serve": ["fastapi", "uvicorn", "gradio>=5"],
     "train": ["trl>=1.0"],
 }
 EXTRAS["test"] = sorted(
     {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "scipy"}
-    | {requirement for name in ("geometry", "segment", "train") for requirement in EXTRAS[name]}
+    | {requirement for name in ("geometry", "segment", "train", "scene") for requirement in EXTRAS[name]}
 )
 
 setup(

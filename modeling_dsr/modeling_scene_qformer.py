@@ -198,6 +198,8 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
     """Images of surround cameras, and their calibration where the position encoding needs it, to scene tokens."""
 
     main_input_name = "pixel_values"
+    # A folder of the generation model holds these, too.
+    _keys_to_ignore_on_load_unexpected = [r"^language_model\.", r"^lm_head\.", r"^map_(queries|scene_interaction|decoder)\."]
 
     def __init__(self, config: SceneQFormerConfig):
         super().__init__(config)

@@ -31,8 +31,22 @@ def _page4d_sources(folder: Path):
     return {"page4d": write_page4d(folder / "PAGE4D-tiny" / "checkpoint_mask.pt")}, OVERRIDES
 
 
+def _scene_qformer_sources(folder: Path):
+    from .scene_qformer import SCENE_QFORMER_OVERRIDES, write_llama, write_scene_qformer
+
+    sources = {
+        "scene_qformer": write_scene_qformer(folder / "SceneQFormer-tiny" / "checkpoint_epoch_1.pth"),
+        "llm": write_llama(folder / "Vicuna-tiny"),
+    }
+    return sources, SCENE_QFORMER_OVERRIDES
+
+
 # Per model type: folder -> (sources for the converter, its config overrides).
-SOURCES = {"dsr": _dsr_sources, "page4d": _page4d_sources}
+SOURCES = {
+    "dsr": _dsr_sources,
+    "page4d": _page4d_sources,
+    "scene_qformer": _scene_qformer_sources,
+}
 
 
 def build(model_type: str, folder: str | Path) -> Path:
