@@ -11,7 +11,7 @@ import sys
 
 from .console import say
 
-COMMANDS = ("demo", "ask", "convert")
+COMMANDS = ("demo", "ask", "cad", "convert", "eval")
 
 
 def main(argv: list[str] | None = None) -> int:

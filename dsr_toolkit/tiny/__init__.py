@@ -25,8 +25,20 @@ def _dsr_sources(folder: Path):
     return sources, DSR_OVERRIDES
 
 
+def _cadrille_sources(folder: Path):
+    from .cadrille import write_cadrille
+
+    return {"cadrille": write_cadrille(folder / "cadrille-tiny")}, {}
+
+
+def _cad_recode_sources(folder: Path):
+    from .cadrille import write_cad_recode
+
+    return {"cad_recode": write_cad_recode(folder / "cad-recode-tiny")}, {}
+
+
 # Per model type: folder -> (sources for the converter, its config overrides).
-SOURCES = {"dsr": _dsr_sources}
+SOURCES = {"dsr": _dsr_sources, "cadrille": _cadrille_sources, "cad_recode": _cad_recode_sources}
 
 
 def build(model_type: str, folder: str | Path) -> Path:
