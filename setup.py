@@ -26,7 +26,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = sorted(
     {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "scipy"}
-    | {requirement for name in ("geometry", "segment", "train") for requirement in EXTRAS[name]}
+    | {requirement for name in ("cad", "geometry", "segment", "train") for requirement in EXTRAS[name]}
 )
 
 setup(
