@@ -27,7 +27,7 @@ EXTRAS = {
 }
 EXTRAS["test"] = sorted(
     {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "scipy"}
-    | {requirement for name in ("geometry", "segment", "train", "scene") for requirement in EXTRAS[name]}
+    | {requirement for name in ("cad", "geometry", "scene", "segment", "train") for requirement in EXTRAS[name]}
 )
 
 setup(

@@ -11,7 +11,7 @@ import sys
 
 from .console import say
 
-COMMANDS = ("demo", "ask", "convert", "scene")
+COMMANDS = ("demo", "ask", "cad", "scene", "eval", "convert")
 
 
 def main(argv: list[str] | None = None) -> int:

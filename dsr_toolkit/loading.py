@@ -5,13 +5,17 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 import modeling_dsr  # noqa: F401  registers this library's classes: the code inside a model's repository is never run
 
 from .console import say
 
-AUTO_CLASS = {"dsr": AutoModelForImageTextToText}
+AUTO_CLASS = {
+    "dsr": AutoModelForImageTextToText,
+    "cadrille": AutoModelForImageTextToText,
+    "cad_recode": AutoModelForCausalLM,
+}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -41,10 +41,24 @@ def _scene_qformer_sources(folder: Path):
     return sources, SCENE_QFORMER_OVERRIDES
 
 
+def _cadrille_sources(folder: Path):
+    from .cadrille import write_cadrille
+
+    return {"cadrille": write_cadrille(folder / "cadrille-tiny")}, {}
+
+
+def _cad_recode_sources(folder: Path):
+    from .cadrille import write_cad_recode
+
+    return {"cad_recode": write_cad_recode(folder / "cad-recode-tiny")}, {}
+
+
 # Per model type: folder -> (sources for the converter, its config overrides).
 SOURCES = {
     "dsr": _dsr_sources,
     "page4d": _page4d_sources,
+    "cadrille": _cadrille_sources,
+    "cad_recode": _cad_recode_sources,
     "scene_qformer": _scene_qformer_sources,
 }
 
