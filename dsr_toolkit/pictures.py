@@ -24,7 +24,8 @@ def attention_sheet(
     lines: Sequence[str] = (),
 ) -> Image.Image:
     """
-    A contact sheet of frames under the attention they received, and below it the share of every token in every frame.
+    A contact sheet of frames under the attention they received, and, where there are several, below it the share of
+    every token in every frame.
 
     Args:
         frames: uint8 RGB `[T, H, W, 3]`.
@@ -58,7 +59,8 @@ def attention_sheet(
             ImageDraw.Draw(row).text((left, 2), labels[index], INK, _font(15))
         blocks.append(row)
     blocks.append(_scale_block(low, high, "attention per pixel, as a multiple of the even share", width))
-    blocks.append(_token_block(per_token, labels, width))
+    if len(frames) > 1:  # one frame has all of every token
+        blocks.append(_token_block(per_token, labels, width))
 
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks) + 2 * MARGIN), PAPER)
     top = MARGIN

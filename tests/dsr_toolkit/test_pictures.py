@@ -53,6 +53,10 @@ def test_any_number_of_frames(frames):
     assert sheet(frames=frames).shape[1] >= 2 * MARGIN + 2 * CELL_WIDTH
 
 
+def test_a_single_frame_has_no_shares_between_frames():
+    assert sheet(frames=2, tokens=32).shape[0] > sheet(frames=1, tokens=32).shape[0] + 32 * 9
+
+
 def test_even_attention_is_drawn_without_division_by_zero():
     with np.errstate(all="raise"):
         sheet()
