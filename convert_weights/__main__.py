@@ -1,4 +1,4 @@
-"""`python -m convert_weights ARCH --source NAME=PATH_OR_HUB_ID … --output DIR`, and `python -m convert_weights verify DIR`."""
+"""`python -m convert_weights ARCH --source NAME=PATH_OR_HUB_ID … --output DIR`, and `… verify DIR`."""
 
 from __future__ import annotations
 
@@ -44,8 +44,12 @@ def _add_architecture(commands, name: str) -> None:
     command.add_argument("--output", type=Path, metavar="DIR", help="folder to make (not needed for a dry run)")
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in the sources")
     command.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="such as 5GB or 500MB (default: 5GB)")
-    command.add_argument("--config", type=Path, metavar="JSON", help="configuration overrides, nested as in config.json")
-    command.add_argument("--dry-run", action="store_true", help="print what would be done with every tensor, write nothing")
+    command.add_argument(
+        "--config", type=Path, metavar="JSON", help="configuration overrides, nested as in config.json"
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="print what would be done with every tensor, write nothing"
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_convert, arch=name)
 
@@ -87,7 +91,9 @@ def _read_overrides(path: Path | None) -> dict:
     except ValueError as error:
         raise ValueError(f"`--config` {path} is not valid JSON: {error}.") from None
     if not isinstance(overrides, dict):
-        raise ValueError(f"`--config` {path} must hold an object such as config.json, got a {type(overrides).__name__}.")
+        raise ValueError(
+            f"`--config` {path} must hold an object such as config.json, got a {type(overrides).__name__}."
+        )
     return overrides
 
 

@@ -9,7 +9,9 @@ import json
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -124,9 +126,7 @@ def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | No
                 config.dtype = dtype
 
 
-def _describe(
-    arch: str, plan: Plan, resolution: Resolution, sources: dict[str, Source], shards: list[Shard]
-) -> Report:
+def _describe(arch: str, plan: Plan, resolution: Resolution, sources: dict[str, Source], shards: list[Shard]) -> Report:
     import safetensors
     import transformers
 
@@ -206,14 +206,16 @@ def _write_weights(
     done = sum(shard.nbytes for shard in shards if shard.name in staging.finished)
     bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="converting", disable=not progress)
     stop = threading.Event()
-    with bar, ThreadPoolExecutor(2, thread_name_prefix="sha256") as pool:
+    with bar, _one_compute_thread(), ThreadPoolExecutor(2, thread_name_prefix="sha256") as pool:
         try:
             hashes = [
                 (record, pool.submit(_source_hash, staging, path, stop))
                 for source, description in zip(sources.values(), report.sources)
                 for path, record in zip(source.files, description["files"])
             ]
-            with ShardWriter(staging.folder, lambda s, digest: staging.finish(s.name, sha256=digest), bar.update) as writer:
+            with ShardWriter(
+                staging.folder, lambda s, digest: staging.finish(s.name, sha256=digest), bar.update
+            ) as writer:
                 for shard in shards:
                     if shard.name not in staging.finished:
                         writer.write(shard, partial(pieces, sources=sources, seed=plan.seed))
@@ -222,10 +224,24 @@ def _write_weights(
                 record["sha256"] = future.result()
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise OSError(error.errno, f"{error.strerror} while writing the weights", str(staging.output)) from error
+                raise OSError(
+                    error.errno, f"{error.strerror} while writing the weights", str(staging.output)
+                ) from error
             raise
         finally:
             stop.set()
+
+
+@contextmanager
+def _one_compute_thread() -> Iterator[None]:
+    """Threads of torch's own have nothing to do here that is worth their waiting loops, which take processors from the
+    threads that hash and write."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _source_hash(staging: Staging, path: Path, stop: threading.Event) -> str:

@@ -153,8 +153,8 @@ def _token_ids(source: Source, content: dict, overrides: dict) -> dict:
         largest = max(vocabulary[token] for token in TOKENS.values())
         if largest >= content["text_config"]["vocab_size"]:
             raise ValueError(
-                f"The tokenizer of source `{source.name}` ({source.location}) has special ids up to {largest}, the model a "
-                f"vocabulary of {content['text_config']['vocab_size']}: it belongs to another model."
+                f"The tokenizer of source `{source.name}` ({source.location}) has special ids up to {largest}, but the "
+                f"vocabulary has {content['text_config']['vocab_size']}: it belongs to another model."
             )
         return {name: vocabulary[token] for name, token in TOKENS.items()}
     from configuration_dsr import DSRConfig
@@ -167,8 +167,8 @@ def _token_ids(source: Source, content: dict, overrides: dict) -> dict:
     if missing := [name for name in TOKENS if name not in known]:
         if any(known[name] != standard[name] for name in known):
             raise ValueError(
-                f"Source `{source.name}` has no tokenizer and a vocabulary of its own, so {missing} are unknown. Give them "
-                "as configuration overrides, or put the tokenizer files beside the weights."
+                f"Source `{source.name}` has no tokenizer and a vocabulary of its own, so {missing} are unknown. Give "
+                "them as configuration overrides, or put the tokenizer files beside the weights."
             )
         known |= {name: standard[name] for name in missing}
     return known
@@ -198,7 +198,9 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
     """Processor files, from the tokenizer and the preprocessing configuration beside Qwen's weights."""
     source = sources.get("dsr") or sources["qwen"]
     if not _has_tokenizer(source):
-        return [f"source `{source.name}` has no tokenizer, so no processor was written: put Qwen2.5-VL's beside its weights"]
+        return [
+            f"source `{source.name}` has no tokenizer, so no processor was written: put Qwen2.5-VL's beside its weights"
+        ]
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     from processing_dsr import DSRProcessor
@@ -217,8 +219,8 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
     if source.path("video_preprocessor_config.json"):
         video_processor = Qwen2VLVideoProcessor.from_pretrained(source.folder)
     else:
-        # The defaults of the class, 128 to 768 tokens a frame, are what DSR was evaluated with. Qwen publishes bounds for
-        # images alone, 16 times as large; bounds below are meant.
+        # The defaults of the class, 128 to 768 tokens a frame, are what DSR was evaluated with. Qwen publishes bounds
+        # for images, with a maximum 21 times as large; a source whose maximum is below DSR's means it.
         video_processor = Qwen2VLVideoProcessor(**sizes)
         if image_processor.size["longest_edge"] < video_processor.size["longest_edge"]:
             video_processor = Qwen2VLVideoProcessor(**sizes, size=dict(image_processor.size))

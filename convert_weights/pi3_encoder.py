@@ -50,14 +50,16 @@ def encoder_config(source: Source, source_prefix: str, overrides: dict) -> dict:
     positions = source.shape(f"{source_prefix}pos_embed")[1] - 1
     grid = round(positions**0.5)
     if grid**2 != positions:
-        raise ValueError(f"`{source_prefix}pos_embed` of source `{source.name}` has {positions} positions: no square grid.")
+        raise ValueError(
+            f"`{source_prefix}pos_embed` of source `{source.name}` has {positions} positions: no square grid."
+        )
     patch = source.shape(f"{source_prefix}patch_embed.proj.weight")[-1]
     layers = [int(m[1]) for m in source.match(re.escape(source_prefix) + r"blocks\.(\d+)\.norm1\.weight")]
     heads = overrides.get("num_attention_heads", width // 64)
     if "num_attention_heads" not in overrides and width % 64:
         raise ValueError(
-            f"The encoder of source `{source.name}` is {width} wide, which does not tell its number of heads. Give it as "
-            'configuration override, such as {"num_attention_heads": 2} below the encoder.'
+            f"The encoder of source `{source.name}` is {width} wide, which does not tell its number of heads. Give it "
+            'as configuration override, such as {"num_attention_heads": 2} below the encoder.'
         )
     return {
         "hidden_size": width,

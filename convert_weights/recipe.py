@@ -21,9 +21,9 @@ own and from shapes, and returns it with the rules:
                 "trained": [
                     rename(r"encoder\.(.+)", r"model.encoder.\1"),
                     rename(r"blocks\.(\d+)\.(.+)", lambda m: f"model.layers.{int(m[1]) // 2}.{m[2]}"),
-                    split(r"(.+)\.qkv\.(weight|bias)", [r"model.\1.q_proj.\2", r"model.\1.k_proj.\2", r"model.\1.v_proj.\2"]),
+                    split(r"(.+)\.qkv\.(weight|bias)", [rf"model.\1.{name}_proj.\2" for name in "qkv"]),
                     transform(r"conv\.weight", r"model.linear.weight", flatten_kernel),
-                    merge(r"(.+)\.base\.weight", [r"\1.lora_A.weight", r"\1.lora_B.weight"], r"model.\1.weight", add_lora),
+                    merge(r"(.+)\.base\.weight", [r"\1.lora_A", r"\1.lora_B"], r"model.\1.weight", add_lora),
                     drop(r"old_head\..+", "replaced by the new head"),
                 ],
             },
@@ -45,6 +45,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,8 @@ def constant(value: float) -> Initialiser:
 
 def normal(std: float, mean: float = 0.0) -> Initialiser:
     return Initialiser(
-        f"normal(mean={mean:g}, std={std:g})", lambda piece, generator, shape: piece.normal_(mean, std, generator=generator)
+        f"normal(mean={mean:g}, std={std:g})",
+        lambda piece, generator, shape: piece.normal_(mean, std, generator=generator),
     )
 
 
@@ -297,8 +299,6 @@ class Skeleton:
 
 def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Skeleton:
     """Build the model without storage, in the contexts that `from_pretrained` builds it in."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         for context in model_class.get_init_context(torch.float32, False, False, None):
             stack.enter_context(context)
@@ -350,6 +350,8 @@ def resolve(plan: Plan, sources: dict[str, Source], dtype: torch.dtype | None = 
     Raises:
         ValueError: lists the source keys without a rule, the targets without a value, shapes and dtypes that differ.
     """
+    if set(plan.load) != set(sources):
+        raise ValueError(f"`load` of the plan must have rules for {sorted(sources)}, got {sorted(plan.load)}.")
     model = skeleton(plan.model_class, plan.config)
     resolver = _Resolver(plan, sources, model, dtype)
     for name, rules in plan.load.items():
@@ -428,7 +430,9 @@ class _Resolver:
         if sizes is None:
             sizes = (count // len(targets),) * len(targets)
         if sum(sizes) != count or len(sizes) != len(targets):
-            self.problem("source tensors that cannot be split", f"{source.name}:{key} {list(info.shape)} into {list(sizes)}")
+            self.problem(
+                "source tensors that cannot be split", f"{source.name}:{key} {list(info.shape)} into {list(sizes)}"
+            )
             return []
         stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         return [(stop - size, stop) for stop, size in zip(stops, sizes)]
@@ -467,7 +471,10 @@ class _Resolver:
         ):
             self.problem("dtypes that differ", f"{where} is {dtype} → {entry.target} is {wanted.dtype}")
         elif dtype.is_floating_point and dtype.itemsize == 1:
-            self.problem("dtypes that differ", f"{where} is {dtype}: quantised weights need their scales; use an unquantised checkpoint")
+            self.problem(
+                "dtypes that differ",
+                f"{where} is {dtype}: quantised weights need their scales; use an unquantised checkpoint",
+            )
         return self.cast(entry.target, dtype)
 
     def cast(self, target: str, dtype: torch.dtype) -> torch.dtype:
@@ -506,7 +513,9 @@ class _Resolver:
                     continue
                 entry = replace(original, target=target, action="copied", origin=f"copy of {origin}")
                 if original.info.shape != info.shape:
-                    self.problem("shapes that differ", f"{origin} {list(original.info.shape)} → {target} {list(info.shape)}")
+                    self.problem(
+                        "shapes that differ", f"{origin} {list(original.info.shape)} → {target} {list(info.shape)}"
+                    )
             else:
                 name = rule.initialiser.name
                 dtype = self.new_dtype() if info.dtype.is_floating_point else info.dtype

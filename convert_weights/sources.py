@@ -86,7 +86,9 @@ class SafetensorsFile:
                 raise ValueError(f"{self.path} is truncated: {size} bytes cannot hold a safetensors header.")
             length = int.from_bytes(start, "little")
             if start == b"version ":
-                raise ValueError(f"{self.path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`.")
+                raise ValueError(
+                    f"{self.path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`."
+                )
             if length > MAX_HEADER:
                 raise ValueError(f"{self.path} is not a safetensors file: its header would be {length} bytes long.")
             if 8 + length > size:
@@ -347,7 +349,9 @@ def _open_folder(folder: Path, entry: str | None) -> list:
     if not found:
         raise FileNotFoundError(f"{folder} holds no weights: expected *.safetensors or one of {', '.join(PICKLES)}.")
     names = ", ".join(p.name for p in found[:8])
-    raise ValueError(f"{folder} holds {names} and no index (*.index.json) to join them: name one file, or add the index.")
+    raise ValueError(
+        f"{folder} holds {names} and no index (*.index.json) to join them: name one file, or add the index."
+    )
 
 
 def _open_shards(folder: Path, index: Path) -> list:
@@ -365,9 +369,13 @@ def _open_shards(folder: Path, index: Path) -> list:
     for container in containers:
         listed = {key for key, shard in weight_map.items() if shard == container.path.name}
         if absent := sorted(listed - container.tensors.keys()):
-            raise ValueError(f"{container.path} lacks `{absent[0]}` ({len(absent)} keys), which {index.name} expects in it.")
+            raise ValueError(
+                f"{container.path} lacks `{absent[0]}` ({len(absent)} keys), which {index.name} expects in it."
+            )
         if extra := sorted(container.tensors.keys() - listed):
-            raise ValueError(f"{container.path} holds `{extra[0]}` ({len(extra)} keys), which {index.name} does not list.")
+            raise ValueError(
+                f"{container.path} holds `{extra[0]}` ({len(extra)} keys), which {index.name} does not list."
+            )
     return containers
 
 

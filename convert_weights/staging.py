@@ -16,6 +16,7 @@ import shutil
 import threading
 from pathlib import Path
 
+
 class Staging:
     """The making of `output`. Use it as a context and call `commit` at the end.
 

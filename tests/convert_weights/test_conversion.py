@@ -173,7 +173,12 @@ def test_the_report_accounts_for_every_tensor_of_both_sides(run, output, state):
 
 def test_the_summary_counts_tensors_and_parameters(run):
     summary = run().summary
-    assert [summary[action]["tensors"] for action in ("loaded", "transformed", "copied", "initialised")] == [7, 14, 16, 2]
+    assert [summary[action]["tensors"] for action in ("loaded", "transformed", "copied", "initialised")] == [
+        7,
+        14,
+        16,
+        2,
+    ]
     assert summary["total"]["parameters"] == sum(summary[a]["parameters"] for a in list(summary)[:4])
     assert sum(summary[a]["percent"] for a in list(summary)[:4]) == pytest.approx(100, abs=1e-3)
 
@@ -227,5 +232,10 @@ def test_shards_give_the_same_as_one_file(run, output, sharded, state):
 
 def test_the_table_names_actions_reasons_and_notes(run):
     table = run(dry_run=True).table(details=True)
-    for text in ("transformed", "toy:blk.0.qkv.weight[8:16]", "only used in training", "add_low_rank(toy:ad.base, toy:ad.a"):
+    for text in (
+        "transformed",
+        "toy:blk.0.qkv.weight[8:16]",
+        "only used in training",
+        "add_low_rank(toy:ad.base, toy:ad.a",
+    ):
         assert text in table

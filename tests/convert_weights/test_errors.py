@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -241,7 +240,9 @@ def test_two_values_for_one_target(source, output, tmp_path, monkeypatch):
         convert("toy", {"toy": source, "patch": tmp_path / "patch.safetensors"}, output, progress=False)
 
 
-@pytest.mark.parametrize("value, word", [(float("nan"), "NaN"), (float("inf"), "infinite"), (-float("inf"), "infinite")])
+@pytest.mark.parametrize(
+    "value, word", [(float("nan"), "NaN"), (float("inf"), "infinite"), (-float("inf"), "infinite")]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_numbers_that_are_not_finite(run, save, state, value, word, dtype):
     bias = state["conv.bias"].to(dtype)

@@ -158,7 +158,9 @@ def dsr_layout(config: dict, encoder: dict | None = None, queries: int = 32) -> 
     layout = {"visual.q_former_queries": (queries, width), **qwen_layout(config)}
     layout |= encoder_layout("visual.spatial_encoder.", **encoder)
     layout["visual.spatial_merger.ln_q.weight"] = (merged,)
-    layout |= _linear("visual.spatial_merger.mlp.0", merged, merged) | _linear("visual.spatial_merger.mlp.2", width, merged)
+    layout |= _linear("visual.spatial_merger.mlp.0", merged, merged) | _linear(
+        "visual.spatial_merger.mlp.2", width, merged
+    )
     for name in ("visual.q_former_1", "visual.q_former_2"):
         layout |= {f"{name}.norm1.weight": (width,), f"{name}.norm2.weight": (width,)}
         layout |= _linear(f"{name}.attn.q_proj", width, width)
