@@ -9,7 +9,9 @@ import json
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -204,7 +206,7 @@ def _write_weights(
     done = sum(shard.nbytes for shard in shards if shard.name in staging.finished)
     bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc="converting", disable=not progress)
     stop = threading.Event()
-    with bar, ThreadPoolExecutor(2, thread_name_prefix="sha256") as pool:
+    with bar, _one_compute_thread(), ThreadPoolExecutor(2, thread_name_prefix="sha256") as pool:
         try:
             hashes = [
                 (record, pool.submit(_source_hash, staging, path, stop))
@@ -228,6 +230,18 @@ def _write_weights(
             raise
         finally:
             stop.set()
+
+
+@contextmanager
+def _one_compute_thread() -> Iterator[None]:
+    """Threads of torch's own have nothing to do here that is worth their waiting loops, which take processors from the
+    threads that hash and write."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _source_hash(staging: Staging, path: Path, stop: threading.Event) -> str:

@@ -58,8 +58,8 @@ def encoder_config(source: Source, source_prefix: str, overrides: dict) -> dict:
     heads = overrides.get("num_attention_heads", width // 64)
     if "num_attention_heads" not in overrides and width % 64:
         raise ValueError(
-            f"The encoder of source `{source.name}` is {width} wide, which does not tell its number of heads. Give it as "
-            'configuration override, such as {"num_attention_heads": 2} below the encoder.'
+            f"The encoder of source `{source.name}` is {width} wide, which does not tell its number of heads. Give it "
+            'as configuration override, such as {"num_attention_heads": 2} below the encoder.'
         )
     return {
         "hidden_size": width,
