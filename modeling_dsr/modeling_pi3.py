@@ -207,6 +207,7 @@ class Pi3Model(PreTrainedModel):
         config = self.config
         registers = self.register_token[0].to(patch_tokens.dtype).expand(len(patch_tokens), -1, -1)
         tokens = torch.cat([registers, patch_tokens], 1)  # [B·N, T, C]
+        del patch_tokens
         batch, length = len(tokens) // frames, tokens.shape[1]
         rope = self._rope(grid, config.hidden_size // config.num_attention_heads, tokens.device)
         poses = self._pose_inputs(conditions, grid, tokens)

@@ -105,10 +105,12 @@ class VisionAttention(nn.Module):
     def project(self, hidden_states: torch.Tensor, rope=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values `[B, heads, L, head_dim]`, normalised and rotated."""
         query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
-        if rope is not None:
-            query, key = apply_axial_rope(query, rope), apply_axial_rope(key, rope)
-        return query, key, value
+
+        def place(heads: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+            heads = norm(heads).to(value.dtype)
+            return heads if rope is None else apply_axial_rope(heads, rope)
+
+        return place(query, self.q_norm), place(key, self.k_norm), value
 
     def attend(self, query, key, value, attention_mask=None) -> torch.Tensor:
         """Attention of `[B, heads, L, head_dim]` by the implementation of the config; returns `[B, L, heads, head_dim]`."""
