@@ -62,8 +62,11 @@ class TestPi3(Pi3Checks):
 
 class TestPi3X(Pi3Checks):
     variant = "pi3x"
-    # The metric scale multiplies everything, and the loss looks at it against a target without gradient.
     parameters_without_gradient = (r".*encoder\.embeddings\.mask_token",)
+
+    @pytest.mark.slow
+    def test_missing_keys_are_initialised(self, tmp_path):
+        super().test_missing_keys_are_initialised(tmp_path)
 
     def inputs(self, batch, padding_side="left"):
         return {"pixel_values": images(batch), **conditions(batch)}
