@@ -1,9 +1,9 @@
 """Peak memory of π³ on 24 frames: frames in chunks and streamed heads, against everything at once.
 
-The baseline computes as the published code does: all frames pass the encoder, every block and every head together, rotary
-tables are gathered for every token of every frame, and attention is restricted to the kernels that the published code
-allows in float32, of which the CPU has the one that writes out all scores (`memory`). `memory_vs_sdpa` is the same code
-with torch's own choice of kernel.
+The baseline computes as the published code does: all frames pass the encoder, every block and every head together,
+rotary tables are gathered for every token of every frame, and attention is restricted to the kernels that the published
+code allows in float32, of which the CPU has the one that writes out all scores (`memory`). `memory_vs_sdpa` is the same
+code with torch's own choice of kernel.
 """
 
 from contextlib import nullcontext

@@ -50,7 +50,16 @@ def test_files_arrays_tensors_and_images_give_the_same(processor, tmp_path):
     array = np.asarray(image)
     expected = processor([image])["pixel_values"]
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    for same in ([tmp_path / "a.png"], str(tmp_path / "a.png"), tmp_path, [array], array, image, [tensor], [tensor / 255]):
+    for same in (
+        [tmp_path / "a.png"],
+        str(tmp_path / "a.png"),
+        tmp_path,
+        [array],
+        array,
+        image,
+        [tensor],
+        [tensor / 255],
+    ):
         assert torch.equal(processor(same)["pixel_values"], expected)
 
 
@@ -121,7 +130,11 @@ def pinhole_scene(size: tuple[int, int], focal: tuple[float, float], frames: int
     x, y = x / focal[0], y / focal[1]
     depth = 2 / (1 + 0.2 * x + 0.1 * y)
     local = torch.stack([x * depth, y * depth, depth], -1).expand(1, frames, height, width, 3)
-    return {"local_points": local, "conf": torch.full((1, frames, height, width, 1), 3.0), "camera_poses": poses(1, frames)}
+    return {
+        "local_points": local,
+        "conf": torch.full((1, frames, height, width, 1), 3.0),
+        "camera_poses": poses(1, frames),
+    }
 
 
 def test_cameras_and_points_return_at_the_original_size(processor):
@@ -252,7 +265,10 @@ def test_scenes_that_do_not_stack_are_refused(processor):
         (dict(interval=2, num_frames=3), "`interval` and `num_frames`"),
         (dict(fps=2), "`fps` is for video files"),
         (dict(num_frames=0), "`num_frames` must be positive, got 0"),
-        (dict(intrinsics=torch.full((2, 3, 3), float("nan"))), "`intrinsics` hold numbers that are not finite in matrix 0"),
+        (
+            dict(intrinsics=torch.full((2, 3, 3), float("nan"))),
+            "`intrinsics` hold numbers that are not finite in matrix 0",
+        ),
         (dict(poses=2 * torch.eye(4).expand(2, 4, 4)), "`poses` hold a matrix that is not rigid: number 0"),
         (dict(poses=torch.eye(4).expand(3, 4, 4)), "`poses` must hold one entry per image"),
         (dict(depths=torch.ones(2, 1, 40, 60)), r"`depths` must be \[N, h, w\]"),

@@ -52,7 +52,12 @@ def test_converted_folder_holds_the_weights_and_verifies(tmp_path):
         (lambda state: state, "pi3x", PI3_OVERRIDES, "no Pi3X checkpoint: name it `--source pi3="),
         (lambda state: state, "pi3", {}, "does not tell"),
         (lambda state: state | {"extra.weight": torch.ones(2)}, "pi3", PI3_OVERRIDES, "extra.weight"),
-        (lambda state: {k: v for k, v in state.items() if k != "camera_head.fc_t.bias"}, "pi3", PI3_OVERRIDES, "fc_t.bias"),
+        (
+            lambda state: {k: v for k, v in state.items() if k != "camera_head.fc_t.bias"},
+            "pi3",
+            PI3_OVERRIDES,
+            "fc_t.bias",
+        ),
     ],
 )
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, change, source, overrides, message):

@@ -46,7 +46,9 @@ def test_a_perfect_prediction_costs_nothing_at_any_scale():
     true = targets(2)
     target = Pi3Targets(true["target_points"], true["target_camera_poses"], true["target_valid"])
     inverse = torch.linalg.inv(target.camera_poses)
-    local = (inverse[..., None, None, :3, :3] @ target.points.unsqueeze(-1)).squeeze(-1) + inverse[..., None, None, :3, 3]
+    local = (inverse[..., None, None, :3, :3] @ target.points.unsqueeze(-1)).squeeze(-1) + inverse[
+        ..., None, None, :3, 3
+    ]
     scaled = target.camera_poses.clone()
     scaled[..., :3, 3] *= 4
     _, losses = pi3_loss(4 * local, scaled, torch.zeros_like(local[..., :1]), target, tiny_config())
@@ -59,7 +61,9 @@ def test_the_loss_does_not_depend_on_world_frames():
     local, camera_poses, conf, target = example()
     expected, _ = pi3_loss(local, camera_poses, conf, target, tiny_config())
     elsewhere = poses(2, 1, seed=3)
-    world = (elsewhere[..., None, None, :3, :3] @ target.points.unsqueeze(-1)).squeeze(-1) + elsewhere[..., None, None, :3, 3]
+    world = (elsewhere[..., None, None, :3, :3] @ target.points.unsqueeze(-1)).squeeze(-1) + elsewhere[
+        ..., None, None, :3, 3
+    ]
     moved = Pi3Targets(world, elsewhere @ target.camera_poses, target.valid)
     found, _ = pi3_loss(local, poses(2, 1, seed=4) @ camera_poses, conf, moved, tiny_config())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
@@ -117,7 +121,10 @@ def pi3x():
     local, camera_poses, conf, target = example()
     rays = torch.nn.functional.normalize(local + 0.1, dim=-1)
     metric = torch.tensor([0.8, 2.5])
-    known_depth, known_pose = torch.rand(local.shape[:-1]) > 0.7, torch.tensor([[True, True, False], [False, False, False]])
+    known_depth, known_pose = (
+        torch.rand(local.shape[:-1]) > 0.7,
+        torch.tensor([[True, True, False], [False, False, False]]),
+    )
     config = tiny_config("pi3x", confidence_loss_weight=0.05)
     total, losses = pi3x_loss(local, rays, camera_poses, conf, metric, target, config, known_depth, known_pose)
     return dict(
@@ -154,12 +161,16 @@ def test_pi3x_metric(pi3x):
     unscaled = aligned.local * (aligned.unit / metric).view(-1, 1, 1, 1, 1)
     true = aligned.target_local * aligned.target_unit.view(-1, 1, 1, 1, 1)
     wanted = optimal_scale(unscaled, true, aligned.weight, pi3x["target"].valid)
-    torch.testing.assert_close(pi3x["losses"]["metric"], (metric.log1p() - wanted.log1p()).square().mean(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        pi3x["losses"]["metric"], (metric.log1p() - wanted.log1p()).square().mean(), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_pi3x_confidence(pi3x):
     aligned, target = pi3x["aligned"], pi3x["target"]
-    error = aligned.weight * (aligned.scale.view(-1, 1, 1, 1) * aligned.local[..., 2] - aligned.target_local[..., 2]).abs()
+    error = (
+        aligned.weight * (aligned.scale.view(-1, 1, 1, 1) * aligned.local[..., 2] - aligned.target_local[..., 2]).abs()
+    )
     logits = pi3x["conf"][..., 0]
     probability, deserved = logits.sigmoid()[target.valid], (-50 * error).exp()[target.valid]
     cross_entropy = -(deserved * probability.log() + (1 - deserved) * (1 - probability).log()).mean()

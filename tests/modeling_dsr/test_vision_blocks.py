@@ -69,7 +69,9 @@ def test_chunks_are_left_alone_when_gradients_are_needed():
     assert calls == [7]
 
 
-@pytest.mark.parametrize("settings", [{}, {"qk_norm_eps": 1e-5}, {"layer_scale": 0.5}, {"qk_norm_eps": 1e-5, "layer_scale": 0.5}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"qk_norm_eps": 1e-5}, {"layer_scale": 0.5}, {"qk_norm_eps": 1e-5, "layer_scale": 0.5}]
+)
 def test_block_equals_its_formula(settings):
     torch.manual_seed(0)
     config = PreTrainedConfig()
