@@ -243,7 +243,7 @@ class Pi3Config(PreTrainedConfig):
             Pi3X: channels before a head's outputs, and residual blocks per stage.
         max_log_depth (`float`, *optional*, defaults to 15.0): Pi3X: upper bound of the logarithm of depth.
         image_mean, image_std (`list[float]`, *optional*): the model normalises its images by these.
-        chunk_size (`int`, *optional*, defaults to 8):
+        chunk_size (`int`, *optional*, defaults to 4):
             Frames that pass through encoder, frame blocks, MLPs and heads at a time when no gradient is needed. Peak
             memory grows with it, the result does not depend on it. `0` means all at once.
         trainable (`str`, *optional*, defaults to `"all"`):
@@ -282,7 +282,7 @@ class Pi3Config(PreTrainedConfig):
     max_log_depth: float | int = 15.0
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
-    chunk_size: int = 8
+    chunk_size: int = 4
     trainable: str = "all"
     camera_loss_weight: float = 0.1
     confidence_loss_weight: float = 0.0

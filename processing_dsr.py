@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -610,6 +611,9 @@ class GeometryProcessor(ProcessorMixin):
         patch_size (`int`, *optional*, defaults to 14): sides of frames are multiples of it.
         image_size (`int`, *optional*, defaults to 518): PAGE-4D's rules: side of the frames, a multiple of `patch_size`.
     """
+
+    # Trainer asks every processor for its tokenizer's special tokens; images have none.
+    tokenizer = SimpleNamespace(bos_token_id=None, eos_token_id=None, pad_token_id=None)
 
     def __init__(
         self, resize_rule: str = "pi3", pixel_limit: int = 255000, patch_size: int = 14, image_size: int = 518, **kwargs

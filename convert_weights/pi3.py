@@ -24,7 +24,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     from configuration_dsr import Pi3Config
     from modeling_dsr.modeling_pi3 import Pi3Model
 
-    (variant, source), = sources.items()
+    ((variant, source),) = sources.items()
     if ("metric_token" in source) != (variant == "pi3x"):
         found, other = ("Pi3X", "pi3x") if variant == "pi3" else ("no Pi3X", "pi3")
         raise ValueError(f"Source `{variant}` ({source.location}) is {found} checkpoint: name it `--source {other}=…`.")
@@ -83,8 +83,8 @@ def _pi3x_config(source: Source, overrides: dict) -> dict:
         layers = list(overrides.get("pose_injection_layers", Pi3Config.pose_injection_layers))
         if len(layers) != injections:
             raise ValueError(
-                f"Source `{source.name}` has {injections} pose injections, and its shapes do not tell behind which decoder "
-                'blocks. Give them as configuration override, such as {"pose_injection_layers": [1, 3]}.'
+                f"Source `{source.name}` has {injections} pose injections, and its shapes do not tell behind which "
+                'decoder blocks. Give them as configuration override, such as {"pose_injection_layers": [1, 3]}.'
             )
         content["pose_injection_layers"] = layers
     return content
@@ -98,8 +98,8 @@ def _count(source: Source, pattern: str) -> int:
 def _heads(source: Source, name: str, width: int, overrides: dict) -> int:
     if name not in overrides and width % HEAD_DIM:
         raise ValueError(
-            f"Source `{source.name}` is {width} wide where `{name}` counts, which does not tell the number of heads. Give it "
-            f'as configuration override, such as {{"{name}": 2}}.'
+            f"Source `{source.name}` is {width} wide where `{name}` counts, which does not tell the number of heads. "
+            f'Give it as configuration override, such as {{"{name}": 2}}.'
         )
     return overrides.get(name, width // HEAD_DIM)
 

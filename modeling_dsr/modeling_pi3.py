@@ -153,7 +153,9 @@ class Pi3Model(PreTrainedModel):
         for name, parameter in self.named_parameters():
             part = name.split(".")[0]
             parameter.requires_grad_(
-                part in ("conf_decoder", "conf_head") if policy == "confidence" else policy == "all" or part != "encoder"
+                part in ("conf_decoder", "conf_head")
+                if policy == "confidence"
+                else policy == "all" or part != "encoder"
             )
         return self
 
@@ -207,6 +209,7 @@ class Pi3Model(PreTrainedModel):
         config = self.config
         registers = self.register_token[0].to(patch_tokens.dtype).expand(len(patch_tokens), -1, -1)
         tokens = torch.cat([registers, patch_tokens], 1)  # [B·N, T, C]
+        del patch_tokens
         batch, length = len(tokens) // frames, tokens.shape[1]
         rope = self._rope(grid, config.hidden_size // config.num_attention_heads, tokens.device)
         poses = self._pose_inputs(conditions, grid, tokens)
@@ -229,9 +232,13 @@ class Pi3Model(PreTrainedModel):
         return inside, tokens
 
     def _rope(self, grid: tuple[int, int], head_dim: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-        return axial_rope_tables(patch_positions(*grid, self.config.num_register_tokens, device), head_dim, self.config.rope_base)
+        return axial_rope_tables(
+            patch_positions(*grid, self.config.num_register_tokens, device), head_dim, self.config.rope_base
+        )
 
-    def _pose_inputs(self, conditions: Pi3Conditions | None, grid: tuple[int, int], tokens: torch.Tensor) -> dict | None:
+    def _pose_inputs(
+        self, conditions: Pi3Conditions | None, grid: tuple[int, int], tokens: torch.Tensor
+    ) -> dict | None:
         """What every pose injection reads, or None without poses."""
         if conditions is None or "poses" not in conditions.given:
             return None
@@ -240,7 +247,11 @@ class Pi3Model(PreTrainedModel):
         turn, turn_back = pose_rope_tables(*grid, head_dim, config.rope_base, tokens.device)
         mask = None
         if not conditions.all_posed:
-            dtype = torch.get_autocast_dtype(tokens.device.type) if torch.is_autocast_enabled(tokens.device.type) else tokens.dtype
+            dtype = (
+                torch.get_autocast_dtype(tokens.device.type)
+                if torch.is_autocast_enabled(tokens.device.type)
+                else tokens.dtype
+            )
             mask = pose_attention_mask(conditions.pose_mask, grid[0] * grid[1], dtype)
         return {"poses": conditions.poses, "turn": turn, "turn_back": turn_back, "attention_mask": mask}
 
@@ -427,11 +438,13 @@ class Pi3Model(PreTrainedModel):
             )
         if pixel_values.ndim != 5 or pixel_values.shape[2] != 3 or 0 in pixel_values.shape:
             raise ValueError(
-                f"`pixel_values` must be [B, N, 3, H, W] with at least one scene and frame, got {list(pixel_values.shape)}. "
-                "Add a leading axis to a single scene."
+                f"`pixel_values` must be [B, N, 3, H, W] with at least one scene and frame, got "
+                f"{list(pixel_values.shape)}. Add a leading axis to a single scene."
             )
         if not pixel_values.is_floating_point():
-            raise ValueError(f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}. Divide bytes by 255.")
+            raise ValueError(
+                f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}. Divide bytes by 255."
+            )
         batch, frames, _, height, width = pixel_values.shape
         if height % patch or width % patch:
             chosen = pi3_image_size(width, height, patch_size=patch)
@@ -466,7 +479,9 @@ class Pi3Model(PreTrainedModel):
         }
         missing = [f"`target_{name}`" for name in ("points", "camera_poses") if name not in named]
         if missing:
-            raise ValueError(f"a loss needs `target_points` and `target_camera_poses`; {' and '.join(missing)} is missing.")
+            raise ValueError(
+                f"a loss needs `target_points` and `target_camera_poses`; {' and '.join(missing)} is missing."
+            )
         for name, value in named.items():
             if tuple(value.shape) != expected[name]:
                 raise ValueError(f"`target_{name}` must be {list(expected[name])}, got {list(value.shape)}.")

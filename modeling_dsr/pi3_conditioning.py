@@ -110,7 +110,7 @@ def prepare_conditions(
 
 
 def pixel_rays(intrinsics: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(x, y) at depth 1 of the ray through each pixel's centre (u + ½, v + ½), `[..., H, W, 2]`; `intrinsics` `[..., 3, 3]`."""
+    """(x, y) at depth 1 of the ray through each pixel's centre (u + ½, v + ½), `[..., H, W, 2]`, of `[..., 3, 3]`."""
     u = torch.arange(width, device=intrinsics.device) + 0.5
     v = torch.arange(height, device=intrinsics.device) + 0.5
     u, v = torch.broadcast_tensors(u, v.unsqueeze(1))
@@ -164,7 +164,7 @@ def pose_rope_tables(rows: int, columns: int, head_dim: int, base: float, device
 
 
 def _transform(heads: torch.Tensor, matrices: torch.Tensor, tables) -> torch.Tensor:
-    """Per token of `[B, heads, N·P, d]`: 4×4 matrices `[B, N, 4, 4]` of its frame on the first half, rotation on the second."""
+    """Tokens `[B, heads, N·P, d]`: their frames' matrices `[B, N, 4, 4]` on the first half, rotation on the second."""
     frames = matrices.shape[1]
     first, second = heads.chunk(2, dim=-1)
     groups = first.unflatten(2, (frames, -1)).unflatten(-1, (-1, 4)).flatten(3, 4).float()  # [B, heads, N, P·d/8, 4]
@@ -236,7 +236,9 @@ def check_conditions(shape: tuple[int, int, int, int], conditions: dict[str, tor
                 f"{list(value.shape)}. Let the processor resize images and conditions together."
             )
         if name in needs and all(conditions.get(other) is None for other in needs[name]):
-            raise ValueError(f"`{name}` says where to use {' or '.join(f'`{n}`' for n in needs[name])}, which was not given.")
+            raise ValueError(
+                f"`{name}` says where to use {' or '.join(f'`{n}`' for n in needs[name])}, which was not given."
+            )
     if conditions.get("rays") is not None and conditions.get("intrinsics") is not None:
         raise ValueError("`rays` and `intrinsics` say the same thing; pass one of them.")
     if torch.compiler.is_compiling():

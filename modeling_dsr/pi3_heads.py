@@ -1,4 +1,4 @@
-"""What π³ and Pi3X compute from the decoder's tokens: small transformers, and heads for points, confidence, camera, scale."""
+"""What π³ and Pi3X make of the decoder's tokens: small transformers, heads for points, confidence, camera and scale."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from .vision_rope import apply_axial_rope
 
 
 class FrameDecoder(nn.Module):
-    """A transformer inside each frame, between the decoder and a head: no LayerScale, no query/key norm, no last norm."""
+    """A transformer inside each frame, between decoder and head: no LayerScale, no query/key norm, no last norm."""
 
     def __init__(self, config, out_dim: int):
         super().__init__()
@@ -251,7 +251,7 @@ class MetricDecoder(nn.Module):
     def forward(self, query: torch.Tensor, context: torch.Tensor, rope) -> torch.Tensor:
         """
         Args:
-            query: `[B, 1, 2·hidden]`. context: `[B, L, metric_hidden_size]`, of `projects_y`. rope: of one frame's tokens.
+            query: `[B, 1, 2·hidden]`. context: `[B, L, metric_hidden_size]`, of `projects_y`. rope: of one frame.
 
         Returns:
             `[B, metric_dim]`.

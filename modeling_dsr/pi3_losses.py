@@ -40,7 +40,9 @@ class Pi3Targets:
         self.points = torch.where(finite.unsqueeze(-1), self.points.float(), 0.0)
         self.camera_poses = self.camera_poses.float()
         batch, device = len(self.points), self.points.device
-        self.normals = torch.ones(batch, dtype=torch.bool, device=device) if self.normals is None else self.normals.bool()
+        self.normals = (
+            torch.ones(batch, dtype=torch.bool, device=device) if self.normals is None else self.normals.bool()
+        )
         self.sky = torch.zeros_like(self.valid) if self.sky is None else self.sky.bool()
 
 
@@ -49,7 +51,7 @@ class Aligned:
     """Prediction and target in comparable units; all `[B, …]` as in [`Pi3Targets`].
 
     Args:
-        local: predicted camera-frame points, divided by their mean distance. target_local: true ones, in the target's unit.
+        local: predicted camera-frame points, divided by their mean distance. target_local: true ones, likewise scaled.
         poses, target_poses: likewise; targets relative to the first camera.
         unit, target_unit: `[B]`, what the predictions and the targets were divided by.
         scale: `[B]`, from the predictions' unit to the targets', without gradient.
@@ -90,9 +92,13 @@ def align(local_points: torch.Tensor, camera_poses: torch.Tensor, targets: Pi3Ta
     return Aligned(local, poses, target_local, target_poses, unit, target_unit, scale, weight)
 
 
-def optimal_scale(points: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def optimal_scale(
+    points: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
     """
-    The positive s `[B]` that minimises `Σ weight·|s·points - target|₁` over evenly chosen valid points: a weighted median.
+    The positive s `[B]` that minimises `Σ weight·|s·points - target|₁` over evenly chosen valid points.
+
+    The minimum is a weighted median of the ratios target / points.
 
     Args:
         points, target: `[B, …, 3]`. weight, valid: `[B, …]`.
@@ -170,7 +176,7 @@ def pi3x_loss(
     the points before scaling to the targets' unit. `confidence`: cross entropy with exp(-50·error).
 
     Args:
-        rays: `[B, N, H, W, 3]`. metric: `[B]`, contained in `local_points` and `camera_poses`. Others as in [`pi3_loss`].
+        rays: `[B, N, H, W, 3]`. metric: `[B]`, contained in `local_points` and `camera_poses`. Others: [`pi3_loss`].
         known_depth: bool `[B, N, H, W]`, pixels whose depth the model was given. known_pose: bool `[B, N]`.
     """
     aligned = align(local_points, camera_poses, targets)
@@ -207,7 +213,7 @@ def point_error(aligned: Aligned) -> torch.Tensor:
 
 
 def pair_losses(aligned: Aligned) -> tuple[torch.Tensor, torch.Tensor]:
-    """Huber loss of the translation and angle (radians) of the rotation between every two frames, `[B, N·(N-1)]` each."""
+    """Huber loss of the translation, angle (radians) of the rotation between every two frames, `[B, N·(N-1)]` each."""
     found = _relative_poses(_scale_translation(aligned.poses, aligned.scale))
     wanted = _relative_poses(aligned.target_poses)
     huber = F.huber_loss(found[..., :3, 3], wanted[..., :3, 3], delta=HUBER_DELTA, reduction="none").mean(-1)

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of π³ and of VGGT's aggregator, and the means to run it over many frames in little memory."""
+"""The pre-norm transformer block of π³ and of VGGT's aggregator, and how it runs over many frames in little memory."""
 
 from collections.abc import Callable
 
@@ -92,7 +92,9 @@ class VisionAttention(nn.Module):
         self.k_norm = nn.Identity() if qk_norm_eps is None else nn.LayerNorm(self.head_dim, eps=qk_norm_eps)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             hidden_states: `[B, L, dim]`.
@@ -104,18 +106,20 @@ class VisionAttention(nn.Module):
 
     def project(self, hidden_states: torch.Tensor, rope=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values `[B, heads, L, head_dim]`, normalised and rotated."""
-        query, key, value = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
-        if rope is not None:
-            query, key = apply_axial_rope(query, rope), apply_axial_rope(key, rope)
-        return query, key, value
+        query, key, value = (
+            self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+
+        def place(heads: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+            heads = norm(heads).to(value.dtype)
+            return heads if rope is None else apply_axial_rope(heads, rope)
+
+        return place(query, self.q_norm), place(key, self.k_norm), value
 
     def attend(self, query, key, value, attention_mask=None) -> torch.Tensor:
-        """Attention of `[B, heads, L, head_dim]` by the implementation of the config; returns `[B, L, heads, head_dim]`."""
+        """Attention of `[B, heads, L, head_dim]` by the config's implementation; returns `[B, L, heads, head_dim]`."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        return attend(
-            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False
-        )[0]
+        return attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False)[0]
 
 
 class VisionBlock(GradientCheckpointingLayer):

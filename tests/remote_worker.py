@@ -161,7 +161,7 @@ def processor():
         texts = {file.read_text() for file in files if file.exists()}
         assert len(texts) <= 1 and len({file.exists() for file in files}) == 1, f"{name} changes when saved again"
     tokenizers = [getattr(one, "tokenizer", None) for one in (first, again)]
-    if tokenizers[0] is not None:
+    if hasattr(tokenizers[0], "get_vocab"):  # an image processor has none
         assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
         assert tokenizers[0].special_tokens_map == tokenizers[1].special_tokens_map
 

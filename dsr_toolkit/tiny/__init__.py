@@ -25,6 +25,12 @@ def _dsr_sources(folder: Path):
     return sources, DSR_OVERRIDES
 
 
+def _pi3_sources(folder: Path):
+    from .pi3 import PI3_OVERRIDES, write_pi3
+
+    return {"pi3": write_pi3(folder / "Pi3-tiny" / "model.safetensors")}, PI3_OVERRIDES
+
+
 def _page4d_sources(folder: Path):
     from .page4d import OVERRIDES, write_page4d
 
@@ -56,6 +62,7 @@ def _cad_recode_sources(folder: Path):
 # Per model type: folder -> (sources for the converter, its config overrides).
 SOURCES = {
     "dsr": _dsr_sources,
+    "pi3": _pi3_sources,
     "page4d": _page4d_sources,
     "cadrille": _cadrille_sources,
     "cad_recode": _cad_recode_sources,

@@ -10,12 +10,13 @@ from .weights import random_tensor
 PATCH = 14
 ENCODER_WIDTH, ENCODER_LAYERS, ENCODER_HEADS, ENCODER_GRID = 128, 3, 2, 6  # published: 1024, 24, 16, 37
 DECODER_LAYERS, DECODER_HEADS = 4, 2  # published: 36, 16; alternately inside a frame and over all frames
-HEAD_WIDTH, HEAD_LAYERS = 32, 2  # published: 1024, 5
+HEAD_WIDTH, HEAD_LAYERS, HEAD_HEADS = 32, 2, 2  # published: 1024, 5, 16
 CAMERA_WIDTH = 24  # published: 512
 ENCODER_REGISTERS, DECODER_REGISTERS = 4, 5
 
-# What a π³ file does not tell: the number of heads of its encoder. Goes to the converter's `config_overrides`.
+# What a π³ file does not tell: numbers of heads. Goes to the converter's `config_overrides`.
 DSR_OVERRIDES = {"geometry_config": {"num_attention_heads": ENCODER_HEADS}}
+PI3_OVERRIDES = {"encoder_config": {"num_attention_heads": ENCODER_HEADS}, "head_num_attention_heads": HEAD_HEADS}
 
 
 def write_pi3(path: str | Path, seed: int = 0) -> Path:

@@ -78,7 +78,9 @@ def targets(batch: int, frames: int = FRAMES, height: int = HEIGHT, width: int =
     return {
         "target_points": (rotation @ local.unsqueeze(-1)).squeeze(-1) + translation,
         "target_camera_poses": camera_poses,
-        "target_valid": torch.stack([torch.rand(frames, height, width, generator=_generator(400 + i)) > 0.1 for i in range(batch)]),
+        "target_valid": torch.stack(
+            [torch.rand(frames, height, width, generator=_generator(400 + i)) > 0.1 for i in range(batch)]
+        ),
     }
 
 

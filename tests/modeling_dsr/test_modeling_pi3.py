@@ -7,15 +7,27 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.model_checks import ModelChecks, assert_same, randomize, tensors_of
-from tests.modeling_dsr.pi3_samples import FRAMES, HEIGHT, WIDTH, conditions, images, intrinsics, poses, targets, tiny_config
+from tests.modeling_dsr.pi3_samples import (
+    FRAMES,
+    HEIGHT,
+    WIDTH,
+    conditions,
+    images,
+    intrinsics,
+    poses,
+    targets,
+    tiny_config,
+)
 
 from modeling_dsr.modeling_pi3 import Pi3Model
+from modeling_dsr.pi3_conditioning import pixel_rays
 from modeling_dsr.pi3_heads import NearestRotation
+from modeling_dsr.vision_rope import axial_rope_tables, patch_positions
 from processing_dsr import GeometryProcessor
 
 
 def random_model(config) -> Pi3Model:
-    """Weights that matter, and a point head small enough for depths near 1: a depth is the exponential of its output."""
+    """Weights that matter, and a point head small enough for depths near 1: a depth is an exponential."""
     model = Pi3Model(config).eval()
     randomize(model)
     with torch.no_grad():
@@ -27,6 +39,7 @@ def random_model(config) -> Pi3Model:
 class Pi3Checks(ModelChecks):
     model_classes = (Pi3Model,)
     has_attentions = False
+    attention_atol = 1e-4  # depths are exponentials and reach some hundreds
     variant = "pi3"
     lora_targets = r".*decoder\..*qkv"
     fsdp_layers = ("VisionBlock", "Dinov2WithRegistersLayer")
@@ -61,15 +74,20 @@ class TestPi3(Pi3Checks):
 
 class TestPi3X(Pi3Checks):
     variant = "pi3x"
-    # The metric scale multiplies everything, and the loss looks at it against a target without gradient.
     parameters_without_gradient = (r".*encoder\.embeddings\.mask_token",)
+
+    @pytest.mark.slow
+    def test_missing_keys_are_initialised(self, tmp_path):
+        super().test_missing_keys_are_initialised(tmp_path)
 
     def inputs(self, batch, padding_side="left"):
         return {"pixel_values": images(batch), **conditions(batch)}
 
     def compile_pieces(self, model, inputs):
         shape = tuple(inputs["pixel_values"].shape[i] for i in (0, 1, 3, 4))
-        given = model._conditions(shape, torch.device("cpu"), **{k: v for k, v in inputs.items() if k != "pixel_values"})
+        given = model._conditions(
+            shape, torch.device("cpu"), **{k: v for k, v in inputs.items() if k != "pixel_values"}
+        )
         tokens = model.encode(inputs["pixel_values"], given).detach()
         return {"trunk": (model.decode, (tokens, FRAMES, (HEIGHT // 14, WIDTH // 14), given), {})}
 
@@ -184,9 +202,7 @@ def test_bfloat16_weights_and_autocast_stay_close(models, variant):
             assert (found[name] - expected[name]).abs().mean() < 0.1 * expected[name].abs().mean(), name
 
 
-def test_rotation_angles_are_not_rounded_under_autocast(models):
-    from modeling_dsr.vision_rope import axial_rope_tables, patch_positions
-
+def test_rotation_angles_are_not_rounded_under_autocast():
     positions = patch_positions(40, 60, 5)
     with torch.autocast("cpu", torch.bfloat16):
         cos, sin = axial_rope_tables(positions, 64, 100.0)
@@ -195,6 +211,7 @@ def test_rotation_angles_are_not_rounded_under_autocast(models):
     assert torch.equal(cos, exact[0]) and torch.equal(sin, exact[1])
 
 
+@pytest.mark.slow
 def test_flex_attention_equals_sdpa(models):
     model = copy.deepcopy(models["pi3"])
     expected = run(model, images(1)).points
@@ -258,8 +275,6 @@ def test_masks_that_are_true_equal_no_masks(models):
 
 
 def test_rays_equal_the_intrinsics_they_come_from(models):
-    from modeling_dsr.pi3_conditioning import pixel_rays
-
     xy = pixel_rays(intrinsics(1), HEIGHT, WIDTH)
     rays = torch.nn.functional.normalize(torch.cat([xy, torch.ones_like(xy[..., :1])], -1), dim=-1)
     told = run(models["pi3x"], images(1), rays=rays)
@@ -313,17 +328,16 @@ def test_freeze_follows_the_published_stages():
 
 @pytest.mark.parametrize("variant", ["pi3", "pi3x"])
 def test_training_lowers_the_loss(variant):
-    torch.manual_seed(0)
-    model = Pi3Model(tiny_config(variant)).train()
+    model = random_model(tiny_config(variant)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(40):
         loss = model(images(1), **targets(1)).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0], losses
+    assert losses[-1] < 0.6 * losses[0], losses
 
 
 # ---- bad input -------------------------------------------------------------------------

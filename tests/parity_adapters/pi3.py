@@ -47,11 +47,15 @@ def conversions(suite: Suite) -> dict[str, dict]:
     config = json.loads((suite.folder / "config.json").read_text())
     if "tiny_dims" not in config:  # an encoder alone: DSR is the model that takes just it
         overrides = {"geometry_config": {"num_attention_heads": config["num_heads"]}}
-        return {"model": {"arch": "dsr", "sources": {"qwen": _tiny_qwen(), "pi3": weights}, "config_overrides": overrides}}
+        return {
+            "model": {"arch": "dsr", "sources": {"qwen": _tiny_qwen(), "pi3": weights}, "config_overrides": overrides}
+        }
     dims = config["tiny_dims"]
     overrides = {field: dims[name] for name, field in FIELDS.items() if name in dims}
     overrides["encoder_config"] = {"num_attention_heads": dims["enc_num_heads"]}
-    return {"model": {"sources": {"pi3x" if "use_multimodal" in config else "pi3": weights}, "config_overrides": overrides}}
+    return {
+        "model": {"sources": {"pi3x" if "use_multimodal" in config else "pi3": weights}, "config_overrides": overrides}
+    }
 
 
 @cache
@@ -96,7 +100,9 @@ def _model(case: Case, models: Models) -> Result:
     with torch.no_grad():
         output = model(**inputs)  # in chunks of frames, as users run it
     tensors = {f"output.{name}": value for name, value in output.items() if isinstance(value, torch.Tensor)}
-    return Result(tensors | {f"intermediate.{name}": value for name, value in _intermediates(model, inputs, models).items()})
+    return Result(
+        tensors | {f"intermediate.{name}": value for name, value in _intermediates(model, inputs, models).items()}
+    )
 
 
 def _intermediates(model, inputs: dict, models: Models) -> dict[str, torch.Tensor]:
@@ -234,7 +240,9 @@ def _edges(case: Case, models: Models) -> Result:
 
 def _loss(case: Case, models: Models) -> Result:
     targets_class, align, loss = (models.module("pi3_losses", name) for name in ("Pi3Targets", "align", "pi3_loss"))
-    given = {name: case.inputs[f"pred_{name}"].clone().requires_grad_() for name in ("local_points", "camera_poses", "conf")}
+    given = {
+        name: case.inputs[f"pred_{name}"].clone().requires_grad_() for name in ("local_points", "camera_poses", "conf")
+    }
     batch = len(given["conf"])
     targets = targets_class(
         case.inputs["gt_pts3d"],
