@@ -435,7 +435,6 @@ class Page4DConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     modulated_norm_eps: float = 1e-6
     layer_scale_init: float = 0.01
-    initializer_range: float = 0.02
     spatial_mask_variant: str | None = "page4d"
     mask_alpha: float | int = 0.0
     mask_layer: int = 9

@@ -287,6 +287,7 @@ class Page4DModel(PreTrainedModel):
         frozen = not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
         def encode(frames):
+            frames = frames.to(torch.promote_types(frames.dtype, torch.float32))
             frames = (frames - self.image_mean.to(frames.dtype)) / self.image_std.to(frames.dtype)
             return self.encoder(frames).last_hidden_state[:, skip:]
 
