@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText, ResNetConfig, ResNetModel
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, ResNetConfig, ResNetModel
 
 from configuration_dsr import SceneQFormerConfig
 from convert_weights import convert
@@ -73,8 +73,6 @@ def test_unknown_number_of_heads_is_asked_for(checkpoint, tmp_path):
 
 
 def test_language_model_and_its_tokenizer_come_along(checkpoint, llama, tmp_path):
-    from transformers import AutoProcessor
-
     run({"scene_qformer": checkpoint, "llm": llama}, tmp_path / "out", num_heads=HEADS)
     model, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys"))
@@ -119,7 +117,8 @@ def test_resnet_files_start_a_new_model(tmp_path, kind):
         assert any("fc.weight" in key for key in json.loads((tmp_path / "out" / "conversion_report.json").read_text())["dropped"])
     with torch.no_grad():
         assert torch.isfinite(model.eval()(torch.randn(1, 6, 3, 64, 64)).scene_tokens).all()
-    assert report is not None
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.image_size == (336, 336) and processor.tokenizer is None and report is not None
 
 
 def test_resnet_may_end_at_stage_3(tmp_path):
