@@ -380,7 +380,7 @@ def _fill(prefix: str, config) -> list:
     rules.append(init(q + r"position_encoding_3d\.(?:per_depth_mlp\.1|aggregation_mlp\.[147]|mlp\.3)\.weight", ones))
     rules.append(init(q + r"position_encoding_3d\..+\.bias", zeros))
     rules.append(init(q + r"(?:backbone|neck|scene_decoder|projector|position_encoding_3d)\..+\.weight", linear_default()))
-    return [*rules, *(_map_fill(config.map_config) if config.map_config is not None else ())]
+    return [*rules, *(_map_fill(config.map_config, config.text_config.hidden_size) if config.map_config is not None else ())]
 
 
 def _assignments(q: str, config) -> list:
@@ -414,17 +414,18 @@ def _deformable(q: str, config) -> list:
     ]
 
 
-def _map_fill(config) -> list:
-    """New output queries and a new head: the published model's initial values (Xavier in the interaction block)."""
-    dims, small = config.embed_dims, config.coordinate_dims
-    position = torch.arange(config.num_points).unsqueeze(1)
-    angles = position * torch.exp(torch.arange(0, small, 2) * (-math.log(10000.0) / small))
-    order = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :small]
+def _map_fill(config, hidden_size: int) -> list:
+    """New output queries and a new head: Xavier in the interaction block, torch's defaults in the decoder."""
+    from modeling_dsr.scene_map_head import SceneMapDecoder, order_table
 
     def xavier(piece, generator, shape):
         bound = math.sqrt(6 / sum(shape))
         piece.uniform_(-bound, bound, generator=generator)
 
+    with torch.device("meta"):
+        decoder = SceneMapDecoder(config, hidden_size)
+    fan_in = {name: module.in_features for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    order = order_table(config.num_points, config.coordinate_dims)
     return [
         init(r"map_queries\..+", normal(config.initializer_range)),
         init(r"map_scene_interaction\.residual_scale", constant(config.residual_scale)),
@@ -433,8 +434,12 @@ def _map_fill(config) -> list:
         init(r"map_decoder\.order_embedding\.weight", values("sines of the order", order)),
         init(r"map_decoder\.class_head\.1\.bias", constant(-math.log((1 - config.prior) / config.prior))),
         init(r"map_.*(?:norm|_proj\.0|head\.0|first_offset\.0|offset_mlp\.0)\.weight", ones),
-        init(r"map_.*\.(?:bias|in_proj_bias)", zeros),
-        init(r"map_(?:scene_interaction|decoder)\..+weight", Initialiser("xavier_uniform", xavier)),
+        init(r"map_scene_interaction\..+weight", Initialiser("xavier_uniform", xavier)),
+        init(r"map_decoder\.(?:class_head\.1\.weight|.+in_proj_weight)", Initialiser("xavier_uniform", xavier)),
+        init(r"map_.+(?:in_proj_bias|out_proj\.bias)", zeros),
+        *(init(rf"map_decoder\.{re.escape(name)}\.bias", uniform(wide**-0.5)) for name, wide in fan_in.items()),
+        init(r"map_.+bias", zeros),
+        init(r"map_decoder\..+weight", linear_default()),
     ]
 
 

@@ -106,8 +106,8 @@ class SceneDeformableAttention(DeformableDetrMultiscaleDeformableAttention):
         offsets = partial(head_directions, self.n_heads, self.n_levels, self.n_points)
         start_with(self.sampling_offsets, weight=init.zeros_, bias=partial(fill_from, offsets))
         start_with(self.attention_weights, weight=init.zeros_, bias=init.zeros_)
-        start_with(self.value_proj, bias=init.zeros_)
-        start_with(self.output_proj, bias=init.zeros_)
+        start_with(self.value_proj, weight=init.xavier_uniform_, bias=init.zeros_)
+        start_with(self.output_proj, weight=init.xavier_uniform_, bias=init.zeros_)
 
     def reset_parameters(self):
         """Reference points spread over the images."""

@@ -145,6 +145,9 @@ class SceneMapInteraction(nn.Module):
         self.layers = nn.ModuleList(SceneMapInteractionLayer(config) for _ in range(config.num_layers))
         self.output_proj = nn.Sequential(nn.LayerNorm(config.embed_dims), nn.Linear(config.embed_dims, hidden_size))
         self.residual_scale = nn.Parameter(torch.empty(1))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                start_with(module, weight=init.xavier_uniform_, bias=init.zeros_)
 
     def reset_parameters(self):
         init.constant_(self.residual_scale, self.initial_scale)
@@ -243,7 +246,7 @@ class SceneMapDecoder(nn.Module):
 
         # Rare classes, points on their anchors, and a smooth order code to begin with.
         rare = -math.log((1 - config.prior) / config.prior)
-        start_with(self.class_head[-1], bias=partial(init.constant_, val=rare))
+        start_with(self.class_head[-1], weight=init.xavier_uniform_, bias=partial(init.constant_, val=rare))
         start_with(self.first_offset[-1], weight=init.zeros_, bias=init.zeros_)
         start_with(self.order_embedding, weight=partial(fill_from, partial(order_table, config.num_points, small)))
 

@@ -7,7 +7,7 @@ from PIL import Image
 from configuration_dsr import SCENE_CAMERAS, SceneQFormerConfig
 
 IMAGE_SIZE = (64, 96)
-IMAGE_TOKEN_ID = 319
+IMAGE_TOKEN_ID = 511
 
 # Directions of the six cameras (degrees to the left of forward), in nuScenes' order.
 YAWS = {
@@ -28,7 +28,7 @@ TINY_TEXT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": 320,
+    "vocab_size": 512,  # of the tiny tokenizer and more
 }
 TINY_MAP = {
     "num_instances": 4,

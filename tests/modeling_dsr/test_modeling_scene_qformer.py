@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from tests.model_checks import ModelChecks, tensors_of
 from tests.modeling_dsr.scene_samples import (
@@ -50,6 +51,9 @@ class TestSceneQFormer(ModelChecks):
             "backbone": (model.backbone, (inputs["pixel_values"].flatten(0, 1),), {}),
             "decoder": (model.scene_decoder, (queries, memory), {}),
         }
+
+    def need(self, check):
+        pytest.skip("the isolated process runs for the class below, whose base this is, and for the parity cases")
 
 
 class TestSceneQFormerForConditionalGeneration(ModelChecks):
