@@ -1540,7 +1540,6 @@ VIEW_FOCAL_LENGTH = 433.0127  # of 500 pixels
 VIEW_COLOR = (255, 255, 136)
 VIEW_PIXELS, VIEW_BORDER = 128, 3
 VIEW_PIXEL_LIMITS = (256 * 28 * 28, 1280 * 28 * 28)  # of the picture of all views, as the vision tower sees it
-OVERSAMPLING = 4
 CANDIDATES_PER_PASS = 1 << 21  # pixel-triangle pairs tested at a time: about 300 MB
 
 
@@ -1550,6 +1549,7 @@ def render_mesh(
     pixels: int = VIEW_PIXELS,
     color: tuple[int, int, int] = VIEW_COLOR,
     smooth: bool = True,
+    oversampling: int = 4,
 ) -> np.ndarray:
     """
     One view of a part in the unit cube: a z-buffer in numpy, which needs no display, driver or window system.
@@ -1561,6 +1561,7 @@ def render_mesh(
         mesh: in [0, 1]³.
         direction: in which the camera looks, from `VIEW_DISTANCE` times this before the centre. World +y points down.
         smooth: shade with vertex normals, as the published views do; else with face normals, which shows edges.
+        oversampling: rays per pixel along either side.
 
     Returns:
         `[pixels, pixels, 3]` uint8.
@@ -1570,7 +1571,7 @@ def render_mesh(
     right = np.cross((0.0, 1.0, 0.0), front)
     down = np.cross(front, right)
     axes = np.stack([axis / np.linalg.norm(axis) for axis in (right, down, front)])
-    size = pixels * OVERSAMPLING
+    size = pixels * oversampling
     camera = (mesh.vertices - eye) @ axes.T  # [V, 3] right, down, forward
     depth = np.maximum(camera[:, 2], 1e-6)
     screen = camera[:, :2] / depth[:, None] * (VIEW_FOCAL_LENGTH / 500 * size) + (size - 1) / 2
@@ -1589,7 +1590,7 @@ def render_mesh(
     above = np.clip(-(normals @ axes[1]), 0, None)
     shade = np.where(face >= 0, 0.25 + 0.6 * facing + 0.15 * above, 1.0)[:, None]
     image = np.where((face >= 0)[:, None], shade * np.asarray(color, np.float64), 255.0)
-    image = image.reshape(pixels, OVERSAMPLING, pixels, OVERSAMPLING, 3).mean((1, 3))
+    image = image.reshape(pixels, oversampling, pixels, oversampling, 3).mean((1, 3))
     return image.astype(np.uint8)
 
 
