@@ -1540,7 +1540,7 @@ VIEW_FOCAL_LENGTH = 433.0127  # of 500 pixels
 VIEW_COLOR = (255, 255, 136)
 VIEW_PIXELS, VIEW_BORDER = 128, 3
 VIEW_PIXEL_LIMITS = (256 * 28 * 28, 1280 * 28 * 28)  # of the picture of all views, as the vision tower sees it
-CANDIDATES_PER_PASS = 1 << 21  # pixel-triangle pairs tested at a time: about 300 MB
+PIXELS_PER_PASS = 1 << 21  # pixels of triangles drawn at a time: about 300 MB
 
 
 def render_mesh(
@@ -1606,27 +1606,39 @@ def _rasterize(screen: np.ndarray, inverse_depth: np.ndarray, faces: np.ndarray,
     """
     a, b, c = screen[faces].swapaxes(0, 1)
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    low = np.ceil(np.minimum(np.minimum(a, b), c)).clip(0, size).astype(np.int64)
-    high = np.floor(np.maximum(np.maximum(a, b), c)).clip(-1, size - 1).astype(np.int64)
-    extent = (high - low + 1).clip(0)
-    candidates = np.where(np.abs(area) > 1e-12, extent[:, 0] * extent[:, 1], 0)
+    top = np.ceil(screen[faces, 1].min(1)).clip(0, size).astype(np.int64)
+    bottom = np.floor(screen[faces, 1].max(1)).clip(-1, size - 1).astype(np.int64)
+    heights = np.where(np.abs(area) > 1e-12, bottom - top + 1, 0).clip(0)
+
+    # One entry per face and row. A corner's weight is linear along the row: slope · x + start; where all three are
+    # positive the face covers it.
+    face = np.repeat(np.arange(len(faces)), heights)
+    y = top[face] + _count_within(heights)
+    ax, ay, doubled = a[face, 0], a[face, 1], area[face]
+    slope_b = (c[face, 1] - ay) / doubled
+    slope_c = (ay - b[face, 1]) / doubled
+    start_b = -slope_b * ax - (y - ay) * (c[face, 0] - ax) / doubled
+    start_c = -slope_c * ax + (y - ay) * (b[face, 0] - ax) / doubled
+    left, right = np.zeros(len(face)), np.full(len(face), size - 1.0)
+    for slope, start in ((slope_b, start_b), (slope_c, start_c), (-slope_b - slope_c, 1 - start_b - start_c)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = -start / slope
+        left = np.where(slope > 0, np.maximum(left, root), left)
+        right = np.where(slope < 0, np.minimum(right, root), right)
+        right = np.where((slope == 0) & (start < 0), -1.0, right)
+    first = np.ceil(left - 1e-9).astype(np.int64)
+    widths = (np.floor(right + 1e-9).astype(np.int64) - first + 1).clip(0)
+
     buffer = np.zeros(size * size)
     nearest = np.full(size * size, -1, np.int64)
     corner_weights = np.zeros((size * size, 3))
-    ends = candidates.cumsum()
-    for start, stop in _passes(ends):
-        index = np.repeat(np.arange(start, stop), candidates[start:stop])
-        offset = np.arange(len(index)) - np.repeat(
-            (ends - candidates)[start:stop] - (ends - candidates)[start], candidates[start:stop]
-        )
-        x = low[index, 0] + offset % extent[index, 0]
-        y = low[index, 1] + offset // extent[index, 0]
-        pa, pb, pc = a[index], b[index], c[index]
-        wb = ((x - pa[:, 0]) * (pc[:, 1] - pa[:, 1]) - (y - pa[:, 1]) * (pc[:, 0] - pa[:, 0])) / area[index]
-        wc = ((pb[:, 0] - pa[:, 0]) * (y - pa[:, 1]) - (pb[:, 1] - pa[:, 1]) * (x - pa[:, 0])) / area[index]
-        inside = (wb >= 0) & (wc >= 0) & (wb + wc <= 1)
-        index, pixel, wb, wc = index[inside], (y * size + x)[inside], wb[inside], wc[inside]
-        corners = np.stack([1 - wb - wc, wb, wc], 1) * inverse_depth[faces[index]]
+    for begin, end in _passes(widths.cumsum()):
+        span = np.repeat(np.arange(begin, end), widths[begin:end])
+        x = first[span] + _count_within(widths[begin:end])
+        weight_b = slope_b[span] * x + start_b[span]
+        weight_c = slope_c[span] * x + start_c[span]
+        pixel, index = y[span] * size + x, face[span]
+        corners = np.stack([1 - weight_b - weight_c, weight_b, weight_c], 1) * inverse_depth[faces[index]]
         nearness = corners.sum(1)
         np.maximum.at(buffer, pixel, nearness)
         won = nearness == buffer[pixel]
@@ -1635,11 +1647,17 @@ def _rasterize(screen: np.ndarray, inverse_depth: np.ndarray, faces: np.ndarray,
     return nearest, corner_weights
 
 
+def _count_within(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, … within each of consecutive groups: lengths [2, 3] → [0, 1, 0, 1, 2]."""
+    starts = lengths.cumsum() - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+
+
 def _passes(ends: np.ndarray):
-    """Ranges of faces whose candidates fit one pass, each at least one face."""
+    """Ranges of spans whose pixels fit one pass, each at least one span."""
     start, done = 0, 0
     while start < len(ends):
-        stop = max(int(np.searchsorted(ends, done + CANDIDATES_PER_PASS, side="right")), start + 1)
+        stop = max(int(np.searchsorted(ends, done + PIXELS_PER_PASS, side="right")), start + 1)
         yield start, stop
         start, done = stop, int(ends[stop - 1])
 
