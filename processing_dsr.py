@@ -1544,8 +1544,7 @@ VIEW_FOCAL_LENGTH = 433.0127  # of 500 pixels
 VIEW_COLOR = (255, 255, 136)
 VIEW_PIXELS, VIEW_BORDER = 128, 3
 VIEW_PIXEL_LIMITS = (256 * 28 * 28, 1280 * 28 * 28)  # of the picture of all views, as the vision tower sees it
-OVERSAMPLING = 4
-CANDIDATES_PER_PASS = 1 << 21  # pixel-triangle pairs tested at a time: about 300 MB
+PIXELS_PER_PASS = 1 << 21  # pixels of triangles drawn at a time: about 300 MB
 
 
 def render_mesh(
@@ -1554,6 +1553,7 @@ def render_mesh(
     pixels: int = VIEW_PIXELS,
     color: tuple[int, int, int] = VIEW_COLOR,
     smooth: bool = True,
+    oversampling: int = 4,
 ) -> np.ndarray:
     """
     One view of a part in the unit cube: a z-buffer in numpy, which needs no display, driver or window system.
@@ -1565,6 +1565,7 @@ def render_mesh(
         mesh: in [0, 1]³.
         direction: in which the camera looks, from `VIEW_DISTANCE` times this before the centre. World +y points down.
         smooth: shade with vertex normals, as the published views do; else with face normals, which shows edges.
+        oversampling: rays per pixel along either side.
 
     Returns:
         `[pixels, pixels, 3]` uint8.
@@ -1574,7 +1575,7 @@ def render_mesh(
     right = np.cross((0.0, 1.0, 0.0), front)
     down = np.cross(front, right)
     axes = np.stack([axis / np.linalg.norm(axis) for axis in (right, down, front)])
-    size = pixels * OVERSAMPLING
+    size = pixels * oversampling
     camera = (mesh.vertices - eye) @ axes.T  # [V, 3] right, down, forward
     depth = np.maximum(camera[:, 2], 1e-6)
     screen = camera[:, :2] / depth[:, None] * (VIEW_FOCAL_LENGTH / 500 * size) + (size - 1) / 2
@@ -1593,7 +1594,7 @@ def render_mesh(
     above = np.clip(-(normals @ axes[1]), 0, None)
     shade = np.where(face >= 0, 0.25 + 0.6 * facing + 0.15 * above, 1.0)[:, None]
     image = np.where((face >= 0)[:, None], shade * np.asarray(color, np.float64), 255.0)
-    image = image.reshape(pixels, OVERSAMPLING, pixels, OVERSAMPLING, 3).mean((1, 3))
+    image = image.reshape(pixels, oversampling, pixels, oversampling, 3).mean((1, 3))
     return image.astype(np.uint8)
 
 
@@ -1609,27 +1610,39 @@ def _rasterize(screen: np.ndarray, inverse_depth: np.ndarray, faces: np.ndarray,
     """
     a, b, c = screen[faces].swapaxes(0, 1)
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    low = np.ceil(np.minimum(np.minimum(a, b), c)).clip(0, size).astype(np.int64)
-    high = np.floor(np.maximum(np.maximum(a, b), c)).clip(-1, size - 1).astype(np.int64)
-    extent = (high - low + 1).clip(0)
-    candidates = np.where(np.abs(area) > 1e-12, extent[:, 0] * extent[:, 1], 0)
+    top = np.ceil(screen[faces, 1].min(1)).clip(0, size).astype(np.int64)
+    bottom = np.floor(screen[faces, 1].max(1)).clip(-1, size - 1).astype(np.int64)
+    heights = np.where(np.abs(area) > 1e-12, bottom - top + 1, 0).clip(0)
+
+    # One entry per face and row. A corner's weight is linear along the row: slope · x + start; where all three are
+    # positive the face covers it.
+    face = np.repeat(np.arange(len(faces)), heights)
+    y = top[face] + _count_within(heights)
+    ax, ay, doubled = a[face, 0], a[face, 1], area[face]
+    slope_b = (c[face, 1] - ay) / doubled
+    slope_c = (ay - b[face, 1]) / doubled
+    start_b = -slope_b * ax - (y - ay) * (c[face, 0] - ax) / doubled
+    start_c = -slope_c * ax + (y - ay) * (b[face, 0] - ax) / doubled
+    left, right = np.zeros(len(face)), np.full(len(face), size - 1.0)
+    for slope, start in ((slope_b, start_b), (slope_c, start_c), (-slope_b - slope_c, 1 - start_b - start_c)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = -start / slope
+        left = np.where(slope > 0, np.maximum(left, root), left)
+        right = np.where(slope < 0, np.minimum(right, root), right)
+        right = np.where((slope == 0) & (start < 0), -1.0, right)
+    first = np.ceil(left - 1e-9).astype(np.int64)
+    widths = (np.floor(right + 1e-9).astype(np.int64) - first + 1).clip(0)
+
     buffer = np.zeros(size * size)
     nearest = np.full(size * size, -1, np.int64)
     corner_weights = np.zeros((size * size, 3))
-    ends = candidates.cumsum()
-    for start, stop in _passes(ends):
-        index = np.repeat(np.arange(start, stop), candidates[start:stop])
-        offset = np.arange(len(index)) - np.repeat(
-            (ends - candidates)[start:stop] - (ends - candidates)[start], candidates[start:stop]
-        )
-        x = low[index, 0] + offset % extent[index, 0]
-        y = low[index, 1] + offset // extent[index, 0]
-        pa, pb, pc = a[index], b[index], c[index]
-        wb = ((x - pa[:, 0]) * (pc[:, 1] - pa[:, 1]) - (y - pa[:, 1]) * (pc[:, 0] - pa[:, 0])) / area[index]
-        wc = ((pb[:, 0] - pa[:, 0]) * (y - pa[:, 1]) - (pb[:, 1] - pa[:, 1]) * (x - pa[:, 0])) / area[index]
-        inside = (wb >= 0) & (wc >= 0) & (wb + wc <= 1)
-        index, pixel, wb, wc = index[inside], (y * size + x)[inside], wb[inside], wc[inside]
-        corners = np.stack([1 - wb - wc, wb, wc], 1) * inverse_depth[faces[index]]
+    for begin, end in _passes(widths.cumsum()):
+        span = np.repeat(np.arange(begin, end), widths[begin:end])
+        x = first[span] + _count_within(widths[begin:end])
+        weight_b = slope_b[span] * x + start_b[span]
+        weight_c = slope_c[span] * x + start_c[span]
+        pixel, index = y[span] * size + x, face[span]
+        corners = np.stack([1 - weight_b - weight_c, weight_b, weight_c], 1) * inverse_depth[faces[index]]
         nearness = corners.sum(1)
         np.maximum.at(buffer, pixel, nearness)
         won = nearness == buffer[pixel]
@@ -1638,11 +1651,17 @@ def _rasterize(screen: np.ndarray, inverse_depth: np.ndarray, faces: np.ndarray,
     return nearest, corner_weights
 
 
+def _count_within(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, … within each of consecutive groups: lengths [2, 3] → [0, 1, 0, 1, 2]."""
+    starts = lengths.cumsum() - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+
+
 def _passes(ends: np.ndarray):
-    """Ranges of faces whose candidates fit one pass, each at least one face."""
+    """Ranges of spans whose pixels fit one pass, each at least one span."""
     start, done = 0, 0
     while start < len(ends):
-        stop = max(int(np.searchsorted(ends, done + CANDIDATES_PER_PASS, side="right")), start + 1)
+        stop = max(int(np.searchsorted(ends, done + PIXELS_PER_PASS, side="right")), start + 1)
         yield start, stop
         start, done = stop, int(ends[stop - 1])
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def tiny_models(tmp_path_factory):
-    return {name: build(name, tmp_path_factory.mktemp("readme")) for name in ("dsr", "pi3", "page4d")}
+    return {name: build(name, tmp_path_factory.mktemp("readme")) for name in ("dsr", "pi3", "page4d", "cadrille")}
 
 
 @pytest.mark.parametrize("page", ["README.md", "model_card.md"])

@@ -111,7 +111,8 @@ def judge_programs(
         if execution.ok:
             candidate.mesh = normalize_prediction(TriangleMesh(execution.vertices, execution.faces))
             if points is not None:
-                own, _ = sample_surface(candidate.mesh, samples, np.random.default_rng(seed))
+                # Other random numbers than the target's: the same would find the same points on equal meshes.
+                own, _ = sample_surface(candidate.mesh, samples, np.random.default_rng((seed, 1)))
                 candidate.chamfer = chamfer_distance(own, points)
         candidates.append(candidate)
     return candidates

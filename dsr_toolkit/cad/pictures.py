@@ -41,7 +41,7 @@ def _column(shown, color) -> list[Image.Image]:
     if isinstance(shown, Image.Image):
         return [shown.convert("RGB").resize((VIEW, VIEW))]
     if isinstance(shown, TriangleMesh):
-        return [Image.fromarray(render_mesh(shown, direction, VIEW, color, smooth=False)) for direction in DIRECTIONS]
+        return [Image.fromarray(render_mesh(shown, direction, VIEW, color, smooth=False, oversampling=2)) for direction in DIRECTIONS]
     return [_draw_cloud(shown, direction, color) for direction in DIRECTIONS]
 
 
@@ -52,7 +52,7 @@ def _draw_cloud(points: np.ndarray, direction, color) -> Image.Image:
     shown = points[np.linspace(0, len(points) - 1, min(len(points), 2000)).astype(int), :3]
     vertices = (shown[:, None] + corners).reshape(-1, 3)
     mesh = TriangleMesh(vertices, (6 * np.arange(len(shown))[:, None, None] + faces).reshape(-1, 3))
-    return Image.fromarray(render_mesh(mesh, direction, VIEW, color, smooth=False))
+    return Image.fromarray(render_mesh(mesh, direction, VIEW, color, smooth=False, oversampling=2))
 
 
 def histograms(panels: list[tuple[str, list[float]]], title: str, bins: int = 40) -> Image.Image:

@@ -16,7 +16,6 @@ import shutil
 import signal
 import socket
 import struct
-import sys
 import tempfile
 import time
 
@@ -65,6 +64,7 @@ def main(settings: dict) -> None:
     send_message(control, {"ready": True})
     control.recv(1)  # returns when the parent closes it or is gone
     _end_descendants(processes)
+    os._exit(0)  # taking CadQuery down in order takes a second
 
 
 def keep(parent: socket.socket, applied: frozenset[str], null: int, processes: int | None) -> None:
@@ -211,7 +211,3 @@ def _receive(channel: socket.socket, size: int) -> bytearray | None:
             return None
         view = view[got:]
     return data
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))

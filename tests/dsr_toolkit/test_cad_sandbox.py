@@ -278,6 +278,7 @@ def test_map_keeps_the_order(checked):
     assert [round(found.volume) for found in checked.map(programs)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_replaced():
     with Sandbox(workers=1, limits=LIMITS) as sandbox:
         os.kill(descendants(sandbox._process.pid)[0], 9)
