@@ -32,7 +32,10 @@ class TestFrozenQwenSAM(ModelChecks):
         return tiny_config(decoder_chunk_size=0)
 
     def inputs(self, batch, padding_side="right"):
-        return collate([sample(i, **ROWS[i]) for i in range(batch)], padding_side)
+        return collate([sample(i, **ROWS[i]) for i in range(batch)], padding_side, labels=False)
+
+    def training_inputs(self, batch):
+        return collate([sample(i, **ROWS[i]) for i in range(batch)])
 
     def per_sample(self, outputs, inputs, batch):
         names = ("mask_attentions", "pred_masks", "prompt_masks", "boxes", "sam_pred_masks", "iou_scores")
