@@ -1016,8 +1016,9 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
             SAM's mask prompt is padded to a square with the smallest logit (at most -1): of the phrase itself, so that
             phrases do not influence each other, or, as in the published code, over all phrases of the image
             (`"image"`).
-        decoder_chunk_size (`int`, *optional*, defaults to 32):
-            Phrases that pass through SAM's decoder at a time, from all images of a batch. `0` means all at once.
+        decoder_chunk_size (`int`, *optional*):
+            Phrases that pass through SAM's decoder at a time, from all images of a batch. `0` means all at once; None
+            means 32 on a GPU and 2 elsewhere. The result does not depend on it.
         vlm_source, sam_source (`dict`, *optional*):
             `{"repo", "revision"}` of the frozen weights, so that a checkpoint of the trained parts alone can be loaded.
         trained_only (`bool`, *optional*, defaults to `False`):
@@ -1038,7 +1039,7 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
     mask_head_stages: int = 4
     mask_head_size: int = 64
     mask_prompt_padding: str = "phrase"
-    decoder_chunk_size: int = 32
+    decoder_chunk_size: int | None = None
     vlm_source: dict | None = None
     sam_source: dict | None = None
     trained_only: bool = False
@@ -1056,7 +1057,7 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
                 "`mask_head_stages`, `mask_head_channels` and `mask_head_size` must be at least 1, got "
                 f"{self.mask_head_stages}, {self.mask_head_channels}, {self.mask_head_size}."
             )
-        if self.decoder_chunk_size < 0:
+        if self.decoder_chunk_size is not None and self.decoder_chunk_size < 0:
             raise ValueError(f"`decoder_chunk_size` must be 0 (all) or positive, got {self.decoder_chunk_size}.")
         if self.vlm_config is None:
             self.vlm_config = Qwen2_5_VLConfig()

@@ -2457,8 +2457,8 @@ def find_phrases(text: str, phrases) -> list[tuple[int, int]]:
 def _nearest(text: str, phrase: str) -> str:
     """The piece of the text that looks most like the phrase: whole words where there are spaces, else characters."""
     words = [match.span() for match in re.finditer(r"\S+", text)]
-    count = max(len(phrase.split()), 1)
-    pieces = {text[words[i][0] : words[j][1]] for i in range(len(words)) for j in range(i, min(i + count + 1, len(words)))}
+    count = max(min(len(phrase.split()), len(words)), 1)
+    pieces = {text[words[i][0] : words[i + count - 1][1]] for i in range(len(words) - count + 1)}
     if len(words) < 2:
         pieces |= {text[i : i + len(phrase)] for i in range(max(len(text) - len(phrase), 0) + 1)}
     return max(sorted(pieces), key=lambda piece: SequenceMatcher(None, piece.lower(), phrase.lower()).ratio(), default="")
@@ -2478,7 +2478,7 @@ def _phrases_of_tokens(offsets, text: str, spans, numbers) -> list[int]:
     """Phrase of each token, -1 outside: a token belongs to the first phrase that it shares a character with."""
     mask_ids = [-1] * len(offsets)
     for number, (start, end) in zip(numbers, spans):
-        touched = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and text[max(a, start) : min(b, end)].strip()]
+        touched = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
         free = [i for i in touched if mask_ids[i] < 0]
         if not free:
             raise ValueError(

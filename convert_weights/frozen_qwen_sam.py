@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from .recipe import Initialiser, Plan, build_config, drop, init, linear_default, merge_config, ones, rename, zeros
@@ -78,6 +79,9 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     config = build_config(FrozenQwenSAMConfig, content, overrides)
     load = {"qwen": qwen_rules(), "sam": transformers_rules("sam.") if is_transformers_layout(sam) else sam_rules("", "sam.")}
     if trained:
+        replaced = [re.escape(key) for key in sam.keys() if f"sam.model.{key}" in trained]
+        if replaced:
+            load["sam"].insert(0, drop("|".join(replaced), "the trained checkpoint brings its own"))
         load["flmm"] = TRAINED_RULES
     return Plan(
         config=config,

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
 
 
 def normalize_maps(maps: torch.Tensor) -> torch.Tensor:
@@ -94,14 +93,3 @@ class MaskHead(nn.Module):
         for block, skip in zip(reversed(self.decoder), reversed(skips[:-1])):
             x = block(x, skip)
         return self.classifier(x[..., :height, :width])[:, 0]
-
-    def init_weights(self) -> None:
-        """Kaiming normal over the outputs for every convolution."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    init.zeros_(module.bias)
-            elif isinstance(module, nn.GroupNorm):
-                init.ones_(module.weight)
-                init.zeros_(module.bias)

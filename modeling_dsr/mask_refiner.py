@@ -193,6 +193,7 @@ class PhraseSamModel(SamModel):
         text_embeds: torch.Tensor | None,
         text_mask: torch.Tensor | None,
         multimask_output: bool = False,
+        chunk_size: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Masks of phrases, each with its own prompts. Phrases do not see each other.
@@ -201,11 +202,27 @@ class PhraseSamModel(SamModel):
             image_embeddings: `[B, C, 64, 64]`. phrase_image: `[n]` image of each phrase.
             boxes: `[n, 4]`. masks: `[n, 1, 256, 256]`.
             text_embeds: `[n, T, C]`. text_mask: `[n, T]`, False for padding; None if there is none.
+            chunk_size: phrases at a time, 0 for all. None: 32 on a GPU; 2 elsewhere, since the image tokens of more
+                phrases do not fit a CPU's caches.
 
         Returns:
             Logits `[n, 1 or 3, 256, 256]` and SAM's estimate of their quality `[n, 1 or 3]`.
         """
         number, channels = len(phrase_image), image_embeddings.shape[1]
+        if chunk_size is None:
+            chunk_size = 32 if image_embeddings.is_cuda else 2
+        if 0 < chunk_size < number:
+            prompts = (phrase_image, boxes, masks, text_embeds, text_mask)
+            chunks = [
+                self.decode_phrases(
+                    image_embeddings,
+                    *(None if prompt is None else prompt[start : start + chunk_size] for prompt in prompts),
+                    multimask_output,
+                    chunk_size,
+                )
+                for start in range(0, number, chunk_size)
+            ]
+            return tuple(torch.cat(parts) for parts in zip(*chunks))
         decoder_dtype = self.mask_decoder.iou_token.weight.dtype
         sparse, dense = self.prompt_encoder(
             input_points=None,

@@ -176,9 +176,10 @@ class FrozenQwenSAMModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module):
+        # Qwen and SAM initialise themselves: what arrives here is the U-Net, the projection and this model.
         super()._init_weights(module)
-        if isinstance(module, MaskHead):
-            module.init_weights()
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif module is self:
             init.ones_(self.text_layer_weights)
         elif module is self.text_proj:
@@ -393,29 +394,24 @@ class FrozenQwenSAMModel(PreTrainedModel):
         prompts = prompts.to(together.dtype)
 
         # Images differ in size, hence one by one: only the boxes and, at the end, the masks themselves.
-        binary = [binary_masks(masks, size) for masks, size in zip(coarse, original)] if self._needs_binary(multimask_output) else None
-        boxes = None
+        binary, boxes = None, None
+        if config.use_box or multimask_output:
+            binary = [binary_masks(masks, size) for masks, size in zip(coarse, original)]
         if config.use_box:
             scale = torch.tensor([[w / W, h / H] * 2 for (h, w), (H, W) in zip(reshaped, original)], dtype=torch.float64)
             boxes = torch.cat([mask_boxes(masks) for masks in binary])
             boxes = (boxes * scale.to(device)[phrase_image]).float()
 
-        chunk = config.decoder_chunk_size or len(phrase_image)
-        low_res, scores = [], []
-        for start in range(0, len(phrase_image), chunk):
-            part = slice(start, start + chunk)
-            masks, quality = self.sam.decode_phrases(
-                image_embeddings,
-                phrase_image[part],
-                boxes[part] if config.use_box else None,
-                prompts[part] if config.use_mask else None,
-                text_embeds[part] if config.use_text else None,
-                text_mask[part] if config.use_text and text_mask is not None else None,
-                multimask_output,
-            )
-            low_res.append(masks)
-            scores.append(quality)
-        low_res, scores = torch.cat(low_res), torch.cat(scores)
+        low_res, scores = self.sam.decode_phrases(
+            image_embeddings,
+            phrase_image,
+            boxes,
+            prompts if config.use_mask else None,
+            text_embeds if config.use_text else None,
+            text_mask if config.use_text else None,
+            multimask_output,
+            config.decoder_chunk_size,
+        )
 
         final, ious = [], []
         for i, masks in enumerate(low_res.split(counts)):
@@ -427,9 +423,6 @@ class FrozenQwenSAMModel(PreTrainedModel):
                 best = ious[-1].argmax(1)
             final.append(masks[torch.arange(counts[i], device=device), best])
         return RefinedMasks(tuple(final), prompts, boxes, low_res, scores, torch.cat(ious) if ious else None)
-
-    def _needs_binary(self, multimask_output: bool) -> bool:
-        return self.config.use_box or multimask_output
 
     # ---- forward -------------------------------------------------------------------------
 

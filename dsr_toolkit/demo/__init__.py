@@ -5,4 +5,9 @@ demo.json should record. `model` is what `--model` gave; None means the tiny mod
 """
 
 # Keyed by model type, in the order in which they are shown.
-SECTIONS = {"dsr": "dsr_toolkit.demo.dsr", "scene_qformer": "dsr_toolkit.demo.scene_qformer", "cadrille": "dsr_toolkit.demo.cad"}
+SECTIONS = {
+    "dsr": "dsr_toolkit.demo.dsr",
+    "frozen_qwen_sam": "dsr_toolkit.demo.frozen_qwen_sam",
+    "cadrille": "dsr_toolkit.demo.cad",
+    "scene_qformer": "dsr_toolkit.demo.scene_qformer",
+}

@@ -59,11 +59,25 @@ def _cad_recode_sources(folder: Path):
     return {"cad_recode": write_cad_recode(folder / "cad-recode-tiny")}, {}
 
 
+def _frozen_qwen_sam_sources(folder: Path):
+    from .qwen2_5_vl import TEXT, write_qwen2_5_vl
+    from .sam import write_flmm, write_sam
+
+    sizes = (TEXT["hidden_size"], TEXT["num_hidden_layers"], TEXT["num_attention_heads"])
+    sources = {
+        "qwen": write_qwen2_5_vl(folder / "Qwen2.5-VL-tiny"),
+        "sam": write_sam(folder / "sam_vit_tiny.pth"),
+        "flmm": write_flmm(folder / "flmm" / "flmm_tiny.pth", *sizes),
+    }
+    return sources, {}
+
+
 # Per model type: folder -> (sources for the converter, its config overrides).
 SOURCES = {
     "dsr": _dsr_sources,
     "pi3": _pi3_sources,
     "page4d": _page4d_sources,
+    "frozen_qwen_sam": _frozen_qwen_sam_sources,
     "cadrille": _cadrille_sources,
     "cad_recode": _cad_recode_sources,
     "scene_qformer": _scene_qformer_sources,

@@ -28,10 +28,14 @@ class TestFrozenQwenSAM(ModelChecks):
     lora_targets = r"sam\.mask_decoder\..*(q_proj|v_proj)"
 
     def tiny_config(self):
-        return tiny_config()
+        # Chunks begin at other addresses in every process, where equal sums may round otherwise.
+        return tiny_config(decoder_chunk_size=0)
 
     def inputs(self, batch, padding_side="right"):
-        return collate([sample(i, **ROWS[i]) for i in range(batch)], padding_side)
+        return collate([sample(i, **ROWS[i]) for i in range(batch)], padding_side, labels=False)
+
+    def training_inputs(self, batch):
+        return collate([sample(i, **ROWS[i]) for i in range(batch)])
 
     def per_sample(self, outputs, inputs, batch):
         names = ("mask_attentions", "pred_masks", "prompt_masks", "boxes", "sam_pred_masks", "iou_scores")
@@ -67,11 +71,10 @@ def test_other_qwen_families_run_and_come_back(kind, tmp_path):
     torch.manual_seed(0)
     model = FrozenQwenSAMModel(tiny_config(kind)).eval()
     inputs = collate([sample(i, **ROWS[i]) for i in range(2)])
-    if kind == "qwen2_vl":
-        assert inputs["pixel_values"].shape[1] == 3 * 2 * 14 * 14
     model.save_pretrained(tmp_path)
     again, info = FrozenQwenSAMModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
+    assert {name.split(".")[0] for name in model.state_dict()} == {"vlm", "sam", "mask_head", "text_proj", "text_layer_weights"}
     with torch.no_grad():
         expected, found = model(**inputs), again.eval()(**inputs)
-    assert torch.equal(expected.sam_pred_masks[1], found.sam_pred_masks[1])
+    torch.testing.assert_close(found.sam_pred_masks[1], expected.sam_pred_masks[1], atol=1e-6, rtol=1e-5)

@@ -1,0 +1,114 @@
+"""Three ways to use FrozenQwenSAM: masks for given phrases, for the phrases of its own answer, and a second look.
+
+Each function takes a loaded model and its processor, and returns a dict with the masks as
+`FrozenQwenSAMProcessor.post_process_masks` gives them (`result`) and the model's output (`output`).
+"""
+
+import json
+import re
+
+import torch
+
+FIND_PHRASES = (
+    "Here is a description of a picture:\n{text}\n"
+    "List the noun phrases in it that name visible things, word for word, as a JSON array of strings and nothing else."
+)
+
+
+def segment_phrases(model, processor, image, phrases: list[str], caption: str | None = None, **options) -> dict:
+    """
+    Masks for phrases that the user names.
+
+    Args:
+        caption: a text that contains the phrases; None: each phrase by itself, so that they do not influence each other.
+        options: of the model's `forward`, such as `multimask_output`.
+    """
+    inputs = processor(images=image, phrases=phrases, captions=caption).to(model.device)
+    with torch.no_grad():
+        output = model(**inputs, **options)
+    return {"inputs": inputs, "output": output, "phrases": phrases, "result": processor.post_process_masks(output, [phrases])[0]}
+
+
+def grounded_answer(
+    model, processor, image, question: str, phrases: list[str] | None = None, history=None, max_new_tokens: int = 128, **generate_kwargs
+) -> dict:
+    """
+    Answer a question about an image, and a mask for each noun phrase of the answer.
+
+    Args:
+        phrases: words of the answer to look for; None: the model is asked which noun phrases its answer has.
+        history: earlier turns as messages of text, put before the question.
+
+    Returns:
+        also `answer` (text) and `state`, what `second_look` goes on from. Without any phrase `output` and `result` are None.
+    """
+    question = question.strip() or "Describe this image."
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    inputs = processor(images=image, text=[*(history or []), turn]).to(model.device)
+    state = model.answer(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
+    text = processor.tokenizer.decode(state.output_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if phrases is None:
+        phrases = ask_for_phrases(model, processor, text)
+    answered = {"answer": text, "state": state, "phrases": phrases, "inputs": inputs, "output": None, "result": None}
+    if phrases:
+        with torch.no_grad():
+            answered["output"] = model.ground(state, processor.token_spans(state.output_ids, phrases))
+        answered["result"] = processor.post_process_masks(answered["output"], [phrases])[0]
+    return answered
+
+
+def ask_for_phrases(model, processor, text: str, max_new_tokens: int = 128) -> list[str]:
+    """
+    The noun phrases of a text, in its own words: the language model lists them.
+
+    What it lists and the text does not hold is left out, as is what lies within a longer phrase.
+    """
+    if not text.strip():
+        return []
+    conversation = [{"role": "user", "content": [{"type": "text", "text": FIND_PHRASES.format(text=text.strip())}]}]
+    prompt = processor.tokenizer.apply_chat_template(
+        conversation, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
+    )
+    ids = processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        reply = model.vlm.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    return phrases_in_reply(processor.tokenizer.decode(reply, skip_special_tokens=True), text)
+
+
+def phrases_in_reply(reply: str, text: str) -> list[str]:
+    """The phrases of a JSON array (or of lines) that stand in `text`, in its spelling and order, without overlaps."""
+    array = re.search(r"\[.*?\]", reply, re.DOTALL)
+    try:
+        listed = json.loads(array[0]) if array else []
+    except ValueError:
+        listed = []
+    listed = listed or [line.strip(" \t-*•0123456789.\"',[]") for line in reply.splitlines()]
+    spans: list[tuple[int, int]] = []
+    wanted = {phrase.strip() for phrase in listed if isinstance(phrase, str) and phrase.strip()}
+    for phrase in sorted(wanted, key=lambda phrase: (-len(phrase), phrase)):
+        found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE)
+        if found and not any(start < found.end() and found.start() < end for start, end in spans):
+            spans.append(found.span())
+    return [text[start:end] for start, end in sorted(spans)]
+
+
+def second_look(model, processor, question: str, answered: dict, phrase: int = 0, max_new_tokens: int = 128, **generate_kwargs) -> dict:
+    """
+    Visual chain of thought: the region of a phrase of the first answer is shown again, and the question asked again.
+
+    The region is a rectangle of the image's own vision tokens, kept from the first answer: nothing is encoded again.
+
+    Returns:
+        `thought` (first answer), `box` (x0, y0, x1, y1 in pixels), `cells` (row0, row1, col0, col1), `answer`.
+    """
+    if answered["result"] is None:
+        raise ValueError("The first answer has no phrase with a mask, so there is no region to look at again. Name `phrases`.")
+    box = answered["result"]["boxes"][phrase].tolist()
+    if not any(box):  # an empty mask: look at everything again
+        height, width = answered["result"]["masks"].shape[1:]
+        box = [0, 0, width, height]
+    tokens, cells = model.region_tokens(answered["state"], box)
+    prompt = processor.region_prompt(question, len(tokens)).to(model.device)
+    ids = model.answer_about_tokens(prompt, tokens, max_new_tokens=max_new_tokens, **generate_kwargs)
+    answer = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return {"thought": answered["answer"], "box": box, "cells": cells, "answer": answer}

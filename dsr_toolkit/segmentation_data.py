@@ -1,0 +1,164 @@
+"""Training and evaluation samples of RefCOCO, RefCOCO+, RefCOCOg and Panoptic Narrative Grounding.
+
+Every reader yields `SegmentationSample`s, whose `pieces` and `masks` go to `FrozenQwenSAMProcessor` and, as labels, to
+`FrozenQwenSAMModel`.
+"""
+
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+REFERRING_FILES = ("refs(unc).p", "refs(umd).p", "refs(google).p")
+
+
+@dataclass
+class SegmentationSample:
+    """
+    Attributes:
+        image: RGB. phrases: one per mask. masks: bool `[n, H, W]` at the size of the image.
+        pieces: captions for the processor, each a list of (text, mask number or -1).
+        plural, thing: per mask, of Panoptic Narrative Grounding; None elsewhere.
+    """
+
+    image: Image.Image
+    phrases: list[str]
+    masks: torch.Tensor
+    pieces: list[list[tuple[str, int]]]
+    plural: list[bool] | None = None
+    thing: list[bool] | None = None
+
+
+def _coco():
+    try:
+        from pycocotools import coco, mask
+    except ImportError as error:
+        raise ImportError("Reading COCO masks needs pycocotools: pip install 'dsr-models[segment]'.") from error
+    return coco, mask
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """The published referring expressions are a pickle of lists, dictionaries, strings and numbers: nothing else is built."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"it would run {module}.{name}")
+
+
+def load_plain_pickle(path: str | Path):
+    try:
+        return _PlainUnpickler(io.BytesIO(Path(path).read_bytes())).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is not a plain pickle of lists and dictionaries ({error}).") from error
+
+
+def read_refcoco(folder: str | Path, images: str | Path, split: str = "val", concat: bool = True, seed: int | None = None) -> Iterator[SegmentationSample]:
+    """
+    Referring expressions in their published files: `instances.json` and `refs(unc).p` or `refs(umd).p`.
+
+    Args:
+        folder: of one of the three sets. images: of COCO train2014.
+        split: "train", "val", "test", "testA", "testB".
+        concat: all referents of an image in one sample and one caption; False: one sample per referent.
+        seed: take a random expression per referent, as in training; None: the first, as in evaluation.
+    """
+    folder, images = Path(folder), Path(images)
+    coco_module, _ = _coco()
+    refs_file = next((folder / name for name in REFERRING_FILES if (folder / name).is_file()), None)
+    if refs_file is None or not (folder / "instances.json").is_file():
+        raise ValueError(f"{folder} holds no referring expressions: expected instances.json and one of {REFERRING_FILES}.")
+    references = [ref for ref in load_plain_pickle(refs_file) if ref["split"] == split]
+    if not references:
+        splits = sorted({ref["split"] for ref in load_plain_pickle(refs_file)})
+        raise ValueError(f"`split` {split!r} has no expressions in {refs_file}; there are {splits}.")
+    coco = coco_module.COCO(str(folder / "instances.json"))
+    choose = np.random.default_rng(seed)
+    groups: dict = {}
+    for number, ref in enumerate(references):
+        groups.setdefault(ref["image_id"] if concat else number, []).append(ref)
+    for members in groups.values():
+        info = coco.loadImgs(members[0]["image_id"])[0]
+        image = Image.open(images / info["file_name"]).convert("RGB")
+        sentences = [ref["sentences"] for ref in members]
+        phrases = [(s[choose.integers(len(s))] if seed is not None else s[0])["raw"].lower().strip() for s in sentences]
+        masks = [coco.annToMask(annotation) for annotation in coco.loadAnns([ref["ann_id"] for ref in members])]
+        yield _referring_sample(image, phrases, masks)
+
+
+def read_refcoco_dataset(rows) -> Iterator[SegmentationSample]:
+    """
+    Referring expressions as a table of `datasets`, one referent per row.
+
+    Args:
+        rows: a `datasets.Dataset` (`datasets.load_dataset(...)`) with the columns `image`, `answer` (expressions) and
+            `segmentation` (one polygon `[x0, y0, x1, y1, …]`, or a list of them).
+    """
+    _, mask_module = _coco()
+    missing = {"image", "answer", "segmentation"} - set(rows.column_names)
+    if missing:
+        raise ValueError(f"The table lacks the columns {sorted(missing)}; it has {rows.column_names}.")
+    for row in rows:
+        image, polygons = row["image"].convert("RGB"), row["segmentation"]
+        polygons = [polygons] if polygons and not isinstance(polygons[0], (list, tuple)) else polygons
+        runs = mask_module.merge(mask_module.frPyObjects(polygons, image.height, image.width))
+        answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+        yield _referring_sample(image, [answers[0].lower().strip()], [mask_module.decode(runs)])
+
+
+def _referring_sample(image, phrases, masks) -> SegmentationSample:
+    """As published, every expression is followed by a full stop that belongs to none."""
+    pieces = [piece for number, phrase in enumerate(phrases) for piece in ((phrase, number), (".", -1))]
+    return SegmentationSample(image, phrases, torch.from_numpy(np.stack(masks)).bool(), [pieces])
+
+
+def read_png(narratives: str | Path, panoptic: str | Path, segmentations: str | Path, images: str | Path) -> Iterator[SegmentationSample]:
+    """
+    Panoptic Narrative Grounding in its published files.
+
+    Args:
+        narratives: `png_coco_….json`. panoptic: `panoptic_….json` of COCO. segmentations: folder of its PNG files.
+        images: folder of the pictures.
+
+    Narratives without any grounded segment are left out.
+    """
+    narratives, panoptic = (json.loads(Path(path).read_text()) for path in (narratives, panoptic))
+    annotations = {annotation["image_id"]: annotation for annotation in panoptic["annotations"]}
+    files = {image["id"]: image["file_name"] for image in panoptic["images"]}
+    is_thing = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}
+    for narrative in narratives:
+        image_id = int(narrative["image_id"])
+        if image_id not in annotations:
+            raise ValueError(f"Narrative of image {image_id}: the panoptic annotations do not have it. Do both files belong together?")
+        grounded = [segment for segment in narrative["segments"] if segment["segment_ids"]]
+        if not grounded:
+            continue
+        annotation = annotations[image_id]
+        colours = np.asarray(Image.open(Path(segmentations) / annotation["file_name"]).convert("RGB")).astype(np.int64)
+        ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
+        category = {info["id"]: info["category_id"] for info in annotation["segments_info"]}
+        masks, pieces, phrases, plural, thing = [], [], [], [], []
+        for segment in narrative["segments"]:
+            members = [int(number) for number in segment["segment_ids"]]
+            pieces.append((segment["utterance"], len(masks) if members else -1))
+            if members:
+                masks.append(np.isin(ids, members))
+                phrases.append(segment["utterance"])
+                plural.append(bool(segment["plural"]))
+                thing.append(is_thing[category[members[0]]])
+        image = Image.open(Path(images) / files[image_id]).convert("RGB")
+        yield SegmentationSample(image, phrases, torch.from_numpy(np.stack(masks)), [pieces], plural, thing)
+
+
+def collate(samples: list[SegmentationSample], processor, instruction: str | None = None) -> dict:
+    """The model's inputs and labels of several samples: a collator for `Trainer` (`remove_unused_columns=False`)."""
+    inputs = processor(
+        images=[sample.image for sample in samples],
+        text=None if instruction is None else [instruction] * len(samples),
+        pieces=[sample.pieces for sample in samples],
+    )
+    return {**inputs, "labels": [sample.masks for sample in samples]}
