@@ -6,6 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from modeling_dsr.modeling_pi3 import Pi3Model
+from modeling_dsr.pi3_conditioning import pixel_rays
+from modeling_dsr.pi3_heads import NearestRotation
+from modeling_dsr.vision_rope import axial_rope_tables, patch_positions
+from processing_dsr import GeometryProcessor
 from tests.model_checks import ModelChecks, assert_same, randomize, tensors_of
 from tests.modeling_dsr.pi3_samples import (
     FRAMES,
@@ -18,12 +23,6 @@ from tests.modeling_dsr.pi3_samples import (
     targets,
     tiny_config,
 )
-
-from modeling_dsr.modeling_pi3 import Pi3Model
-from modeling_dsr.pi3_conditioning import pixel_rays
-from modeling_dsr.pi3_heads import NearestRotation
-from modeling_dsr.vision_rope import axial_rope_tables, patch_positions
-from processing_dsr import GeometryProcessor
 
 
 def random_model(config) -> Pi3Model:
