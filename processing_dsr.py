@@ -1356,11 +1356,12 @@ def _is_batch(scenes) -> bool:
 
 def _open_image(image) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
+        path = os.fspath(image)
         try:
-            image = Image.open(image)
+            image = Image.open(path)
             image.load()
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"{os.fspath(image) if not isinstance(image, Image.Image) else image} is no readable image: {error}") from error
+            raise ValueError(f"{path} is no readable image: {error}") from error
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     array = np.asarray(image)
