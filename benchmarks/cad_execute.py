@@ -1,4 +1,4 @@
-"""Running CadQuery programs in the sandbox, against a fresh process each, and against its server without confinement."""
+"""Running CadQuery programs in the sandbox, against a fresh process each and against its server unconfined."""
 
 import json
 import subprocess
@@ -25,7 +25,9 @@ print(len(faces))
 def fresh(programs: list[str]) -> list[int]:
     """The plain way: an interpreter for each, which imports CadQuery, runs the program and tessellates."""
     run = [sys.executable, "-c", FRESH]
-    return [int(subprocess.run([*run, p], capture_output=True, text=True, check=True).stdout.split()[-1]) for p in programs]
+    return [
+        int(subprocess.run([*run, p], capture_output=True, text=True, check=True).stdout.split()[-1]) for p in programs
+    ]
 
 
 def served(sandbox: Sandbox, programs: list[str]) -> list[int]:

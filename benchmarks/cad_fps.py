@@ -25,5 +25,7 @@ def run() -> list[dict]:
     points = np.random.default_rng(0).random((POINTS, 3), np.float32)
     tensor = torch.from_numpy(points)[None]
     assert plain(points).tolist() == farthest_point_sample(tensor, CHOSEN)[0].tolist(), "the indices differ"
-    baseline, ours = alternate(lambda: plain(points), lambda: farthest_point_sample(tensor, CHOSEN), rounds=15, warmup=3)
+    baseline, ours = alternate(
+        lambda: plain(points), lambda: farthest_point_sample(tensor, CHOSEN), rounds=15, warmup=3
+    )
     return [row(NAME, "time", baseline, ours, TARGET)]

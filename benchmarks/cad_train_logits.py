@@ -34,7 +34,9 @@ def full(model, inputs):
     labels = inputs.pop("labels")
     logits = model(**inputs).logits.float()
     shifted = logits[:, :-1].contiguous()
-    return nn.functional.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100)
+    return nn.functional.cross_entropy(
+        shifted.view(-1, shifted.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100
+    )
 
 
 def chunked(model, inputs):

@@ -132,7 +132,9 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
     source = next(iter(sources.values()))
     tokenizer = tokenizer_of(source)
     if tokenizer is None:
-        return [f"source `{source.name}` has no tokenizer, so no processor was written: put Qwen2-VL's beside its weights"]
+        return [
+            f"source `{source.name}` has no tokenizer, so no processor was written: put Qwen2-VL's beside its weights"
+        ]
     from transformers import Qwen2VLImageProcessor
 
     from processing_dsr import CadrilleProcessor
@@ -144,8 +146,6 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
         merge_size=vision.spatial_merge_size,
     )
     chat_template = source.json("chat_template.json").get("chat_template") or tokenizer.chat_template
-    processor = CadrilleProcessor(
-        image_processor, tokenizer, chat_template=chat_template, num_points=config.num_points
-    )
+    processor = CadrilleProcessor(image_processor, tokenizer, chat_template=chat_template, num_points=config.num_points)
     processor.save_pretrained(folder)
     return []

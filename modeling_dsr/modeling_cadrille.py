@@ -344,7 +344,11 @@ def compact_videos(
         if pixel_values_videos is not None:
             raise ValueError("`pixel_values_videos` needs `video_grid_thw`; the processor returns both.")
         return None, None
-    if pixel_values_videos is not None and pixel_values_videos.ndim == 3 and len(pixel_values_videos) != len(video_grid_thw):
+    if (
+        pixel_values_videos is not None
+        and pixel_values_videos.ndim == 3
+        and len(pixel_values_videos) != len(video_grid_thw)
+    ):
         raise ValueError(
             f"`video_grid_thw` must have one row per row of `pixel_values_videos` ({len(pixel_values_videos)}), got "
             f"{len(video_grid_thw)}."

@@ -22,7 +22,20 @@ from processing_dsr import (
 
 PROGRAM = "import cadquery as cq\nr = cq.Workplane().box(1, 1, 1)"
 CORNERS = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-FACES = [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]]
+FACES = [
+    [0, 1, 3],
+    [0, 3, 2],
+    [4, 6, 7],
+    [4, 7, 5],
+    [0, 4, 5],
+    [0, 5, 1],
+    [2, 3, 7],
+    [2, 7, 6],
+    [0, 2, 6],
+    [0, 6, 4],
+    [1, 5, 7],
+    [1, 7, 3],
+]
 
 
 def box(*size) -> TriangleMesh:
@@ -192,16 +205,24 @@ def test_view_prompt_is_the_published_one(cadrille):
 
 def test_a_batch_mixes_points_views_and_text(cadrille):
     views = [Image.new("RGB", (128, 128), (i, 0, 0)) for i in range(4)]
-    inputs = cadrille(meshes=[box(1, 2, 3), None, None], images=[None, views, None], text=[None, None, "A plate with a hole"])
+    inputs = cadrille(
+        meshes=[box(1, 2, 3), None, None], images=[None, views, None], text=[None, None, "A plate with a hole"]
+    )
     assert inputs["is_pc"].tolist() == [True, False, False] and inputs["is_img"].tolist() == [False, True, False]
-    assert inputs["point_clouds"][1:].abs().sum() == 0 and inputs["video_grid_thw"].tolist() == [[0] * 3, [1, 32, 32], [0] * 3]
+    assert inputs["point_clouds"][1:].abs().sum() == 0 and inputs["video_grid_thw"].tolist() == [
+        [0] * 3,
+        [1, 32, 32],
+        [0] * 3,
+    ]
     assert inputs["attention_mask"][2].sum() < inputs["attention_mask"][0].sum()
     assert inputs["attention_mask"][2, -1] == 1  # padded on the left
     assert "A plate with a hole" in cadrille.tokenizer.decode(inputs["input_ids"][2])
 
 
 def test_labels_cover_the_answer_and_its_end(cadrille):
-    inputs = cadrille(meshes=[box(1, 1, 1), box(1, 2, 1)], programs=[PROGRAM, PROGRAM + "\n# longer"], padding_side="right")
+    inputs = cadrille(
+        meshes=[box(1, 1, 1), box(1, 2, 1)], programs=[PROGRAM, PROGRAM + "\n# longer"], padding_side="right"
+    )
     for i, program in enumerate((PROGRAM, PROGRAM + "\n# longer")):
         learnt = inputs["input_ids"][i][inputs["labels"][i] != -100]
         assert cadrille.tokenizer.decode(learnt) == f"\n{program}<|im_end|>"
@@ -317,13 +338,22 @@ def test_a_point_of_the_part_lies_where_the_camera_projects_it(direction):
 def test_nearer_faces_hide_those_behind():
     near = TriangleMesh(CORNERS * 0.2 + 0.1, FACES)  # towards the camera that looks along (1, 1, 1)
     behind = TriangleMesh(CORNERS * 0.05 + [0.8, 0.77, 0.8], FACES)
-    both = TriangleMesh(np.concatenate([near.vertices, behind.vertices]), np.concatenate([near.faces, behind.faces + 8]))
+    both = TriangleMesh(
+        np.concatenate([near.vertices, behind.vertices]), np.concatenate([near.faces, behind.faces + 8])
+    )
     assert np.array_equal(render_mesh(both, (1, 1, 1), smooth=False), render_mesh(near, (1, 1, 1), smooth=False))
-    assert not np.array_equal(render_mesh(both, (-1, -1, -1), smooth=False), render_mesh(near, (-1, -1, -1), smooth=False))
+    assert not np.array_equal(
+        render_mesh(both, (-1, -1, -1), smooth=False), render_mesh(near, (-1, -1, -1), smooth=False)
+    )
 
 
 def test_a_hole_is_seen_through():
-    ring = [[np.cos(a) * r + 0.5, np.sin(a) * r + 0.5, z] for z in (0.45, 0.55) for r in (0.2, 0.4) for a in np.arange(24) / 12 * np.pi]
+    ring = [
+        [np.cos(a) * r + 0.5, np.sin(a) * r + 0.5, z]
+        for z in (0.45, 0.55)
+        for r in (0.2, 0.4)
+        for a in np.arange(24) / 12 * np.pi
+    ]
     quads = []
     for i in range(24):
         j = (i + 1) % 24

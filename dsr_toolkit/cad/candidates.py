@@ -63,7 +63,9 @@ def generate_programs(
         raise ValueError(f'`batch_size` must be "auto" or at least 1, got {batch_size}.')
     if not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}.")
-    inputs = {name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    inputs = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+    }
     prompt = inputs["input_ids"].shape[1]
     torch.manual_seed(seed)
     settings = {"max_new_tokens": max_new_tokens}
@@ -75,7 +77,13 @@ def generate_programs(
         wanted = min(size, count - len(programs))
         try:
             sampled = model.generate(
-                **inputs, **settings, do_sample=True, temperature=temperature, top_p=top_p, top_k=0, num_return_sequences=wanted
+                **inputs,
+                **settings,
+                do_sample=True,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=0,
+                num_return_sequences=wanted,
             )
         except torch.OutOfMemoryError:
             if batch_size != "auto" or wanted == 1:

@@ -78,7 +78,9 @@ def enter(skip: frozenset[str] = frozenset()) -> list[Unavailable]:
     """
     missing = []
     if sys.platform != "linux":
-        return [Unavailable(name, f"Linux is needed, this is {sys.platform}") for name in CONFINEMENTS if name not in skip]
+        return [
+            Unavailable(name, f"Linux is needed, this is {sys.platform}") for name in CONFINEMENTS if name not in skip
+        ]
 
     def attempt(name, step):
         if name in skip or any(failure.name == USER for failure in missing):

@@ -52,7 +52,9 @@ def pair_files(predictions: Path, ground_truth: Path) -> tuple[list[tuple[str, P
     for path in sorted(ground_truth.rglob("*")):
         if path.suffix.lower() in MESH_SUFFIXES + STEP_SUFFIXES:
             if path.stem in truth:
-                raise ValueError(f"{path} and {truth[path.stem]} have one name; shapes are told apart by their file names.")
+                raise ValueError(
+                    f"{path} and {truth[path.stem]} have one name; shapes are told apart by their file names."
+                )
             truth[path.stem] = path
     programs = sorted(predictions.rglob("*.py"))
     if not truth or not programs:
@@ -62,7 +64,9 @@ def pair_files(predictions: Path, ground_truth: Path) -> tuple[list[tuple[str, P
         shape = path.stem.rsplit("+", 1)[0] if "+" in path.stem else path.stem
         pairs.append((shape, path, truth[shape])) if shape in truth else unknown.append(path.name)
     if unknown:
-        raise ValueError(f"{len(unknown)} programs have no ground truth, for example {unknown[:3]}: `SHAPE+K.py` needs SHAPE.stl.")
+        raise ValueError(
+            f"{len(unknown)} programs have no ground truth, for example {unknown[:3]}: `SHAPE+K.py` needs SHAPE.stl."
+        )
     return pairs, sorted(set(truth) - {shape for shape, _, _ in pairs})
 
 

@@ -98,7 +98,9 @@ def measure(result, request: dict) -> tuple[dict, list[bytes]]:
     volume = float(_volume(shape))
     if check and (not _is_valid(shape) or not volume > 0):
         raise Refused("invalid_solid", f"the geometry kernel calls `r` invalid (volume {volume:g})")
-    step = _step_bytes(shape, request.get("scale", 1.0), request.get("offset", (0, 0, 0))) if request.get("step") else b""
+    step = (
+        _step_bytes(shape, request.get("scale", 1.0), request.get("offset", (0, 0, 0))) if request.get("step") else b""
+    )
     header = {"vertices": count, "faces": total, "step": len(step), "volume": volume if math.isfinite(volume) else 0.0}
     arrays = [np.concatenate(parts) for parts in (vertices, faces, owners)]
     return header, [*(array.tobytes() for array in arrays), step]
@@ -133,7 +135,14 @@ def answer(request: dict, channel: int, nonce: bytes) -> None:
     """Run the program of `request` and write what came of it to `channel`."""
     # Taken before the program runs: nothing it does to modules reaches these names.
     write, pack, encode, run = os.write, struct.pack, json.dumps, measure
-    missing, run_code, compile_code, own_number, number, leave = object(), exec, compile, os.getpid(), os.getpid, os._exit
+    missing, run_code, compile_code, own_number, number, leave = (
+        object(),
+        exec,
+        compile,
+        os.getpid(),
+        os.getpid,
+        os._exit,
+    )
 
     def send(header: dict, buffers=()):
         if number() != own_number:  # a fork of the program has come back here

@@ -27,7 +27,9 @@ def chamfer_distance(points: np.ndarray, others: np.ndarray) -> float:
     return float(np.square(forth).mean() + np.square(back).mean())
 
 
-def mesh_chamfer_distance(mesh: TriangleMesh, other: TriangleMesh, samples: int = SURFACE_SAMPLES, seed: int | None = 0) -> float:
+def mesh_chamfer_distance(
+    mesh: TriangleMesh, other: TriangleMesh, samples: int = SURFACE_SAMPLES, seed: int | None = 0
+) -> float:
     """
     `chamfer_distance` of random points of two surfaces.
 
@@ -101,7 +103,9 @@ def _merged(mesh: TriangleMesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices with duplicates joined, faces on them without degenerate ones, and which faces are left."""
     low, high = mesh.bounds
     grid = max(float((high - low).max()) * MERGE_TOLERANCE, 1e-300)
-    _, first, number = np.unique(np.round((mesh.vertices - low) / grid).astype(np.int64), axis=0, return_index=True, return_inverse=True)
+    _, first, number = np.unique(
+        np.round((mesh.vertices - low) / grid).astype(np.int64), axis=0, return_index=True, return_inverse=True
+    )
     faces = number.reshape(-1)[mesh.faces]
     a, b, c = faces.T
     kept = (a != b) & (b != c) & (c != a)

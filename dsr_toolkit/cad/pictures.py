@@ -41,7 +41,10 @@ def _column(shown, color) -> list[Image.Image]:
     if isinstance(shown, Image.Image):
         return [shown.convert("RGB").resize((VIEW, VIEW))]
     if isinstance(shown, TriangleMesh):
-        return [Image.fromarray(render_mesh(shown, direction, VIEW, color, smooth=False, oversampling=2)) for direction in DIRECTIONS]
+        return [
+            Image.fromarray(render_mesh(shown, direction, VIEW, color, smooth=False, oversampling=2))
+            for direction in DIRECTIONS
+        ]
     return [_draw_cloud(shown, direction, color) for direction in DIRECTIONS]
 
 

@@ -63,7 +63,12 @@ def check_program(source: str) -> ast.Module:
         _check_node(node)
         chain = isinstance(node, (ast.Attribute, ast.Call))
         pending += [
-            (child, depth if chain and child is (node.value if isinstance(node, ast.Attribute) else node.func) else depth + 1)
+            (
+                child,
+                depth
+                if chain and child is (node.value if isinstance(node, ast.Attribute) else node.func)
+                else depth + 1,
+            )
             for child in ast.iter_child_nodes(node)
         ]
     return tree
@@ -93,7 +98,9 @@ def _check_node(node: ast.AST) -> None:
     elif isinstance(node, ast.BinOp):
         if isinstance(node.op, ast.Pow) and not _is_small_power(node):
             _refuse(node, "raises to a power above 8 or one that is not written out")
-        if isinstance(node.op, ast.Mult) and any(isinstance(side, (ast.List, ast.Tuple)) or _is_text(side) for side in (node.left, node.right)):
+        if isinstance(node.op, ast.Mult) and any(
+            isinstance(side, (ast.List, ast.Tuple)) or _is_text(side) for side in (node.left, node.right)
+        ):
             _refuse(node, "multiplies a sequence")
     elif isinstance(node, ast.arg) and node.arg.startswith("__"):
         _refuse(node, f"uses the name {node.arg!r}")

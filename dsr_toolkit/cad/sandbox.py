@@ -30,7 +30,7 @@ MAX_VERTICES, MAX_FACES, MAX_STEP, MAX_HEADER = 2_000_000, 4_000_000, 32 * 2**20
 STARTUP_SECONDS, GRACE_SECONDS = 180, 30
 
 
-class ConfinementError(RuntimeError):
+class ConfinementError(OSError):
     """This machine does not give a confinement that was not waived; `missing` maps names to reasons."""
 
     def __init__(self, missing: dict[str, str]):
@@ -123,7 +123,9 @@ class Sandbox:
         skip: Iterable[str] = (),
         confined: bool = True,
     ):
-        self.workers = workers if workers is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.workers = (
+            workers if workers is not None else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        )
         if self.workers < 1:
             raise ValueError(f"`workers` must be at least 1, got {self.workers}.")
         self.limits, self.policy, self.confined = limits, policy, confined

@@ -7,7 +7,11 @@ from pathlib import Path
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
 
 HELP = "turn a mesh, point cloud, views or text into a CAD solid"
-MESHES, CLOUDS, PICTURES = (".stl", ".ply", ".obj", ".step", ".stp"), (".npy", ".xyz", ".txt"), (".png", ".jpg", ".jpeg")
+MESHES, CLOUDS, PICTURES = (
+    (".stl", ".ply", ".obj", ".step", ".stp"),
+    (".npy", ".xyz", ".txt"),
+    (".png", ".jpg", ".jpeg"),
+)
 NOT_GENERATED = "not generated: the program was given with --programs"
 RANDOM = "random weights: the program means nothing"
 MODEL_TYPES = ("cadrille", "cad_recode")
@@ -19,12 +23,20 @@ def add_arguments(parser) -> None:
         help="a mesh (stl, ply, obj, step), a cloud (npy, xyz), or a picture of 1, 2 or 4 views, or these views",
     )  # fmt: skip
     parser.add_argument("--text", help="a description of the part, instead of INPUT (Cadrille)")
-    parser.add_argument("-o", "--output", default="part.step", metavar="FILE", help="the STEP file (default: part.step)")
-    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted Cadrille or CAD-Recode; default: a tiny random one")
-    parser.add_argument("--programs", nargs="+", metavar="FILE", help="use these programs (.py, .json list) instead of a model")
+    parser.add_argument(
+        "-o", "--output", default="part.step", metavar="FILE", help="the STEP file (default: part.step)"
+    )
+    parser.add_argument(
+        "--model", metavar="REPO_OR_DIR", help="a converted Cadrille or CAD-Recode; default: a tiny random one"
+    )
+    parser.add_argument(
+        "--programs", nargs="+", metavar="FILE", help="use these programs (.py, .json list) instead of a model"
+    )
     parser.add_argument("--candidates", type=int, default=8, metavar="N", help="programs to choose from (default: 8)")
     parser.add_argument("--batch-size", default="auto", metavar="N", help='programs at a time, or "auto" (default)')
-    parser.add_argument("--views", action="store_true", help="show a mesh as rendered views instead of points (Cadrille)")
+    parser.add_argument(
+        "--views", action="store_true", help="show a mesh as rendered views instead of points (Cadrille)"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="of the sampled candidates (default: 1.0)")
     parser.add_argument("--max-new-tokens", type=int, default=768, metavar="N", help="longest program (default: 768)")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,7 +81,9 @@ def run(args) -> int:
         files = write_outputs(output, sandbox, candidates, best, kind, part, label, source)
     for number, candidate in enumerate(candidates):
         distance = f"  chamfer x1000 {1000 * candidate.chamfer:.4f}" if candidate.chamfer is not None else ""
-        print(f"{'*' if number == best else ' '} {number}: {candidate.code}{distance}  {candidate.execution.message}".rstrip())
+        print(
+            f"{'*' if number == best else ' '} {number}: {candidate.code}{distance}  {candidate.execution.message}".rstrip()
+        )
     if label:
         print(f"({label})")
     for path in files:
@@ -200,7 +214,9 @@ def write_outputs(output: Path, sandbox, candidates, best, kind, part, label, so
             scale, offset = placement_onto(chosen.execution, low, high)
         again = sandbox.run(chosen.program, step=True, scale=scale, offset=offset)
         if not again.ok:
-            raise ValueError(f"the chosen program gave a solid once and then {again.code}: {again.message}. Raise --timeout.")
+            raise ValueError(
+                f"the chosen program gave a solid once and then {again.code}: {again.message}. Raise --timeout."
+            )
         solid = chosen.mesh
         placed = TriangleMesh(again.vertices, again.faces).moved(scale, offset)
         report |= {"scale": scale, "offset": list(map(float, offset)), "volume": again.volume * scale**3}

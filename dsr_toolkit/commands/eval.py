@@ -21,14 +21,24 @@ METRICS = (
 def add_arguments(parser) -> None:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     cad = tasks.add_parser("cad", help="CadQuery programs against meshes", description=__doc__)
-    cad.add_argument("predictions", metavar="PROGRAMS", help="folder of SHAPE.py, or SHAPE+K.py for several samples of a shape")
+    cad.add_argument(
+        "predictions", metavar="PROGRAMS", help="folder of SHAPE.py, or SHAPE+K.py for several samples of a shape"
+    )
     cad.add_argument("ground_truth", metavar="MESHES", help="folder of SHAPE.stl (ply, obj, step), nested or not")
-    cad.add_argument("-o", "--output", default="dsr-eval-cad", metavar="DIR", help="where to write (default: dsr-eval-cad)")
+    cad.add_argument(
+        "-o", "--output", default="dsr-eval-cad", metavar="DIR", help="where to write (default: dsr-eval-cad)"
+    )
     cad.add_argument("--workers", type=int, metavar="N", help="programs at a time (default: one per core)")
-    cad.add_argument("--timeout", type=float, default=3.0, metavar="SECONDS", help="for each program (default: 3, as published)")
-    cad.add_argument("--check-solids", action="store_true", help="also count solids that the geometry kernel calls invalid as such")
+    cad.add_argument(
+        "--timeout", type=float, default=3.0, metavar="SECONDS", help="for each program (default: 3, as published)"
+    )
+    cad.add_argument(
+        "--check-solids", action="store_true", help="also count solids that the geometry kernel calls invalid as such"
+    )
     cad.add_argument("--no-policy", action="store_true", help="run programs of any form, in the same confinement")
-    cad.add_argument("--allow-missing", nargs="+", default=(), metavar="NAME", help='confinements this machine may lack, or "all"')
+    cad.add_argument(
+        "--allow-missing", nargs="+", default=(), metavar="NAME", help='confinements this machine may lack, or "all"'
+    )
     cad.add_argument("--seed", type=int, default=0)
 
 
@@ -69,8 +79,14 @@ def write_report(output: Path, samples, summary: dict) -> list[str]:
             lines.append(f"| {key.replace('_', ' ')} | {summary[key]} |")
     lines += ["", "| outcome | programs | % |", "|---|---|---|"]
     lines += [f"| {code} | {count} | {100 * count / len(samples):.2f} |" for code, count in summary["codes"].items()]
-    lines += ["", "| worst shapes counted as invalid | invalidity ratio, % | mean chamfer distance x1000 |", "|---|---|---|"]
-    lines += [f"| {s['skip']} | {s['invalidity_ratio']:.3f} | {_number(s['mean_chamfer'])} |" for s in summary["skipped"]]
+    lines += [
+        "",
+        "| worst shapes counted as invalid | invalidity ratio, % | mean chamfer distance x1000 |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {s['skip']} | {s['invalidity_ratio']:.3f} | {_number(s['mean_chamfer'])} |" for s in summary["skipped"]
+    ]
     (output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (output / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     with open(output / "samples.csv", "w", newline="", encoding="utf-8") as file:
@@ -80,7 +96,11 @@ def write_report(output: Path, samples, summary: dict) -> list[str]:
     chamfer = [min(value, 5.0) for value in summary["best_chamfer"]]
     panels = [("chamfer x1000, best of a shape, up to 5", chamfer), ("IoU, best of a shape", summary["best_iou"])]
     histograms(panels, f"{summary['shapes']} shapes").save(output / "histograms.png")
-    return [*lines, "", *(f"   {output / name}" for name in ("report.md", "metrics.json", "samples.csv", "histograms.png"))]
+    return [
+        *lines,
+        "",
+        *(f"   {output / name}" for name in ("report.md", "metrics.json", "samples.csv", "histograms.png")),
+    ]
 
 
 def _number(value: float | None) -> str:

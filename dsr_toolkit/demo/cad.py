@@ -53,7 +53,9 @@ def run(folder: Path, model: str | None = None) -> dict:
             report["models"][kind] = {"model": str(source), "program": written[0]}
             print(f"{kind} wrote: {written[0][:70]!r} …")
         if report["random_weights"]:
-            print("(random weights: these programs mean nothing; the solid below is of a program that was not generated)")
+            print(
+                "(random weights: these programs mean nothing; the solid below is of a program that was not generated)"
+            )
             programs.append(PROGRAM)
         candidates = judge_programs(programs, sandbox, target)
     best = best_candidate(candidates)

@@ -37,7 +37,13 @@ def write_cadrille(folder: str | Path, seed: int = 0) -> Path:
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "vision_config": {**VISION, "in_chans": 3, "model_type": "qwen2_vl", "patch_size": 14, "spatial_patch_size": 14},
+        "vision_config": {
+            **VISION,
+            "in_chans": 3,
+            "model_type": "qwen2_vl",
+            "patch_size": 14,
+            "spatial_patch_size": 14,
+        },
         "transformers_version": "4.50.3",
     }
     with torch.device("meta"):

@@ -77,7 +77,9 @@ def test_a_new_point_encoder_on_the_base_model(arch, tmp_path):
 
 
 def test_the_trained_checkpoint_must_have_its_point_encoder(tmp_path):
-    base = rewrite(write_cadrille(tmp_path / "base"), lambda w: {n: t for n, t in w.items() if "point_encoder" not in n})
+    base = rewrite(
+        write_cadrille(tmp_path / "base"), lambda w: {n: t for n, t in w.items() if "point_encoder" not in n}
+    )
     with pytest.raises(ValueError, match="point_encoder"):
         convert("cadrille", {"cadrille": base}, tmp_path / "new", progress=False)
 
@@ -86,7 +88,12 @@ def test_the_first_version_of_cad_recode_reads_normals(tmp_path):
     def widen(weights):
         return weights | {"point_encoder.projection.weight": torch.randn(64, 54)}
 
-    convert("cad_recode", {"cad_recode": rewrite(write_cad_recode(tmp_path / "v1"), widen)}, tmp_path / "out", progress=False)
+    convert(
+        "cad_recode",
+        {"cad_recode": rewrite(write_cad_recode(tmp_path / "v1"), widen)},
+        tmp_path / "out",
+        progress=False,
+    )
     model = load("cad_recode", tmp_path / "out")
     assert model.config.point_channels == 6
     processor = json.loads((tmp_path / "out" / "processor_config.json").read_text())
@@ -109,7 +116,9 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
 
 
 def test_bfloat16_leaves_the_point_encoder_in_float32(tmp_path):
-    convert("cadrille", {"cadrille": write_cadrille(tmp_path / "old")}, tmp_path / "out", dtype="bfloat16", progress=False)
+    convert(
+        "cadrille", {"cadrille": write_cadrille(tmp_path / "old")}, tmp_path / "out", dtype="bfloat16", progress=False
+    )
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert stored["model.point_encoder.projection.weight"].dtype == torch.float32
     assert stored["model.language_model.norm.weight"].dtype == torch.bfloat16

@@ -8,7 +8,16 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from modeling_dsr.modeling_cadrille import CadrilleForConditionalGeneration, CadrilleModel, compact_videos
 from tests.model_checks import ModelChecks, assert_same, randomize
-from tests.modeling_dsr.cad_samples import GRID, IMAGE, NUM_POINTS, POINT, VIDEO, cadrille_config, cadrille_inputs, cloud
+from tests.modeling_dsr.cad_samples import (
+    GRID,
+    IMAGE,
+    NUM_POINTS,
+    POINT,
+    VIDEO,
+    cadrille_config,
+    cadrille_inputs,
+    cloud,
+)
 
 KINDS = "pvt"
 
@@ -62,7 +71,9 @@ def test_rows_of_a_mixed_batch_equal_their_rows_alone(model, kinds, side):
     """Points, views and text in any order, on either padding side, in forward and in generate."""
     together = cadrille_inputs(kinds, side)
     logits = run(model, together).logits
-    generated = model.generate(**together, max_new_tokens=4, do_sample=False, eos_token_id=None) if side == "left" else None
+    generated = (
+        model.generate(**together, max_new_tokens=4, do_sample=False, eos_token_id=None) if side == "left" else None
+    )
     for i in range(len(kinds)):
         mask = together["attention_mask"][i].bool()
         alone = {name: value[i : i + 1] for name, value in together.items()}

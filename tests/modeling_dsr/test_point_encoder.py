@@ -25,9 +25,16 @@ def test_every_feature_follows_its_definition(logspace, include_input, include_p
 
 
 def test_configuration_fields_reach_the_encoder():
-    model = CadrilleForConditionalGeneration(cadrille_config(num_freqs=3, include_input=False, include_pi=True, logspace=False))
+    model = CadrilleForConditionalGeneration(
+        cadrille_config(num_freqs=3, include_input=False, include_pi=True, logspace=False)
+    )
     embedder = model.model.point_encoder.fourier_embedder
-    assert (embedder.num_freqs, embedder.include_input, embedder.include_pi, embedder.logspace) == (3, False, True, False)
+    assert (embedder.num_freqs, embedder.include_input, embedder.include_pi, embedder.logspace) == (
+        3,
+        False,
+        True,
+        False,
+    )
     assert model.model.point_encoder.projection.in_features == 18
 
 
@@ -39,7 +46,9 @@ def test_encoder_stays_in_float32_under_bfloat16_and_autocast(tmp_path):
     assert model.model.language_model.embed_tokens.weight.dtype == torch.bfloat16
     cloud = cadrille_inputs("p")["point_clouds"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(encoder(cloud), CadrilleForConditionalGeneration.from_pretrained(tmp_path).get_point_features(cloud))
+        assert torch.equal(
+            encoder(cloud), CadrilleForConditionalGeneration.from_pretrained(tmp_path).get_point_features(cloud)
+        )
 
 
 def test_write_equals_a_loop_over_the_batch():

@@ -47,7 +47,9 @@ def run_model(case, model, mask, rotary, positions_name, gradient_name) -> Resul
     hooks = [rotary.register_forward_pre_hook(lambda module, args: positions.append(args[1].clone()))]
     if hasattr(model.model, "visual"):
         hooks.append(
-            model.model.visual.register_forward_hook(lambda module, args, output: videos.append(output.pooler_output.clone()))
+            model.model.visual.register_forward_hook(
+                lambda module, args, output: videos.append(output.pooler_output.clone())
+            )
         )
     try:
         call = case.meta.get("call", {"method": "forward"})
@@ -222,7 +224,9 @@ def execution(content) -> Result:
                 "n_bodies": len(np.unique(done.solids)),
                 "bounds": mesh.bounds.tolist(),
             }
-            values += [Value(f"scripts.{name}.{key}", script[key], value) for key, value in found.items() if key in script]
+            values += [
+                Value(f"scripts.{name}.{key}", script[key], value) for key, value in found.items() if key in script
+            ]
         for name, script in content["invalid_scripts"].items():
             expected = next(code for words, code in CODE_OF_OUTCOME if words in script["upstream_outcome"])
             values.append(Value(f"invalid_scripts.{name}", expected, sandbox.run(script["code"]).code))
