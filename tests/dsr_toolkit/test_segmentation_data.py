@@ -18,6 +18,7 @@ SQUARE = [2, 2, 12, 2, 12, 10, 2, 10]  # polygon: x 2…12, y 2…10
 @pytest.fixture
 def refcoco(tmp_path):
     """Two images; the first has two referents of the validation split."""
+    pytest.importorskip("pycocotools")
     annotations = [
         {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 80, "bbox": [2, 2, 10, 8], "segmentation": [SQUARE]},
         {"id": 2, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 16, "bbox": [14, 2, 4, 4],
@@ -67,6 +68,7 @@ def test_pickles_that_would_run_code_are_refused(tmp_path):
 
 def test_tables_of_datasets():
     datasets = pytest.importorskip("datasets")
+    pytest.importorskip("pycocotools")
     picture = Image.new("RGB", (20, 16))
     columns = {"image": [picture], "answer": [["Left dog", "dog"]], "segmentation": [[float(v) for v in SQUARE]]}
     (sample,) = read_refcoco_dataset(datasets.Dataset.from_dict(columns))
