@@ -2298,13 +2298,15 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         meta_data = [meta_data] if isinstance(meta_data, dict) else list(meta_data or [])
         if not meta_data:
             raise ValueError("`image_grid_thw` and `meta_data` are both missing; one of them must tell the grid of the image.")
-        counts = [num_image_tokens] * len(meta_data) if num_image_tokens is None or np.ndim(num_image_tokens) == 0 else num_image_tokens
+        counts = [num_image_tokens] * len(meta_data) if np.ndim(num_image_tokens) == 0 else num_image_tokens
         patch, merge = self.image_processor.patch_size, self.image_processor.merge_size
         grids = []
         for row, (meta, count) in enumerate(zip(meta_data, counts)):
             shape = meta.get("padded_shape") or meta.get("image_shape")
             if not shape:
-                raise ValueError(f"`meta_data[{row}]` has neither `padded_shape` nor `image_shape`: the grid cannot be inferred.")
+                raise ValueError(
+                    f"`meta_data[{row}]` has neither `padded_shape` nor `image_shape`: the grid cannot be inferred."
+                )
             height, width = int(shape["height"]), int(shape["width"])
             if height % (patch * merge) or width % (patch * merge):
                 raise ValueError(
@@ -2449,8 +2451,12 @@ def find_phrases(text: str, phrases) -> list[tuple[int, int]]:
         turn = seen[phrase] = seen.get(phrase, -1) + 1
         if turn >= len(places):
             if places:
-                raise ValueError(f"Phrase {number}, {phrase!r}, is listed {turn + 1} times but occurs {len(places)} times in {text!r}.")
-            raise ValueError(f"Phrase {number}, {phrase!r}, is not in the text {text!r}; the nearest is {_nearest(text, phrase)!r}.")
+                raise ValueError(
+                    f"Phrase {number}, {phrase!r}, is listed {turn + 1} times but occurs {len(places)} times in {text!r}."
+                )
+            raise ValueError(
+                f"Phrase {number}, {phrase!r}, is not in the text {text!r}; the nearest is {_nearest(text, phrase)!r}."
+            )
         spans.append((places[turn], places[turn] + len(phrase)))
     return spans
 

@@ -46,7 +46,9 @@ def whole_matrices(model, inputs):
 @torch.no_grad()
 def phrase_rows(model, inputs):
     """The library's way: prefix into a cache, then the captions."""
-    layout = model.layout(inputs["input_ids"], inputs["mask_ids"], inputs["image_grid_thw"], caption_ids=inputs["caption_ids"])
+    layout = model.layout(
+        inputs["input_ids"], inputs["mask_ids"], inputs["image_grid_thw"], caption_ids=inputs["caption_ids"]
+    )
     features = model._read_prefix(layout, inputs["input_ids"], inputs["pixel_values"], inputs["image_grid_thw"])
     states = model.read_captions(layout, inputs["input_ids"], features, "mean")
     return states.attentions, model.weigh_layers(states.hidden_states)

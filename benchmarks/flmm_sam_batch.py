@@ -20,7 +20,10 @@ def run() -> list[dict]:
     plain = SamModel(config).eval().to(device())
     plain.load_state_dict(ours.state_dict())
     image = torch.randn(1, 256, 64, 64, device=device())
-    boxes = torch.tensor([[100.0, 120.0, 500.0, 600.0]], device=device()) + 10 * torch.arange(PHRASES, device=device())[:, None]
+    boxes = (
+        torch.tensor([[100.0, 120.0, 500.0, 600.0]], device=device())
+        + 10 * torch.arange(PHRASES, device=device())[:, None]
+    )
     masks = torch.randn(PHRASES, 1, 256, 256, device=device())
     text = torch.randn(PHRASES, TOKENS, 256, device=device())
 
@@ -62,5 +65,10 @@ def image_encoder_calls() -> int:
     sizes = torch.tensor([[48, 64]])
     inputs = {name: value.to(device()) for name, value in caption_inputs(separate=True).items()}
     with torch.no_grad():
-        model(**inputs, sam_pixel_values=torch.zeros(1, 3, 64, 64, device=device()), original_sizes=sizes, reshaped_input_sizes=sizes)
+        model(
+            **inputs,
+            sam_pixel_values=torch.zeros(1, 3, 64, 64, device=device()),
+            original_sizes=sizes,
+            reshaped_input_sizes=sizes,
+        )
     return len(calls)

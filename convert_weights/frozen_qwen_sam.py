@@ -34,10 +34,18 @@ TRAINED_RULES = [
     drop(r"sam\.(?:model\.)?pixel_(?:mean|std)", "constants of the image processor"),
     rename(r"mask_head\.encoder\.(\d+)\.\d\.convs\.(\d)\.conv\.(.+)", r"mask_head.encoder.\1.convs.\2.conv.\3"),
     rename(r"mask_head\.encoder\.(\d+)\.\d\.convs\.(\d)\.gn\.(.+)", r"mask_head.encoder.\1.convs.\2.norm.\3"),
-    rename(r"mask_head\.decoder\.(\d+)\.upsample\.interp_upsample\.1\.conv\.(.+)", r"mask_head.decoder.\1.reduce.conv.\2"),
-    rename(r"mask_head\.decoder\.(\d+)\.upsample\.interp_upsample\.1\.gn\.(.+)", r"mask_head.decoder.\1.reduce.norm.\2"),
-    rename(r"mask_head\.decoder\.(\d+)\.conv_block\.convs\.(\d)\.conv\.(.+)", r"mask_head.decoder.\1.fuse.convs.\2.conv.\3"),
-    rename(r"mask_head\.decoder\.(\d+)\.conv_block\.convs\.(\d)\.gn\.(.+)", r"mask_head.decoder.\1.fuse.convs.\2.norm.\3"),
+    rename(
+        r"mask_head\.decoder\.(\d+)\.upsample\.interp_upsample\.1\.conv\.(.+)", r"mask_head.decoder.\1.reduce.conv.\2"
+    ),
+    rename(
+        r"mask_head\.decoder\.(\d+)\.upsample\.interp_upsample\.1\.gn\.(.+)", r"mask_head.decoder.\1.reduce.norm.\2"
+    ),
+    rename(
+        r"mask_head\.decoder\.(\d+)\.conv_block\.convs\.(\d)\.conv\.(.+)", r"mask_head.decoder.\1.fuse.convs.\2.conv.\3"
+    ),
+    rename(
+        r"mask_head\.decoder\.(\d+)\.conv_block\.convs\.(\d)\.gn\.(.+)", r"mask_head.decoder.\1.fuse.convs.\2.norm.\3"
+    ),
     rename(r"mask_head\.conv_seg\.(.+)", r"mask_head.classifier.\1"),
     rename(r"(text_proj\..+|text_layer_weights)", r"\1"),
 ]
@@ -55,7 +63,10 @@ def new_parts(width: int) -> list:
         init(r"text_proj\.weight", linear_default()),
         init(
             r"text_proj\.bias",
-            Initialiser(f"uniform({bound:g})", lambda piece, generator, shape: piece.uniform_(-bound, bound, generator=generator)),
+            Initialiser(
+                f"uniform({bound:g})",
+                lambda piece, generator, shape: piece.uniform_(-bound, bound, generator=generator),
+            ),
         ),
         init(r"mask_head\..+\.norm\.weight", ones),
         init(r"mask_head\..+\.bias", zeros),
@@ -77,7 +88,10 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     if trained:
         content |= _trained_content(trained)
     config = build_config(FrozenQwenSAMConfig, content, overrides)
-    load = {"qwen": qwen_rules(), "sam": transformers_rules("sam.") if is_transformers_layout(sam) else sam_rules("", "sam.")}
+    load = {
+        "qwen": qwen_rules(),
+        "sam": transformers_rules("sam.") if is_transformers_layout(sam) else sam_rules("", "sam."),
+    }
     if trained:
         replaced = [re.escape(key) for key in sam.keys() if f"sam.model.{key}" in trained]
         if replaced:

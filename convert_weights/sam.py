@@ -32,9 +32,15 @@ def sam_rules(source_prefix: str, target_prefix: str, when_taken: str = "error")
         rule(encoder + r"pos_embed", "vision_encoder.pos_embed"),
         rule(r"prompt_encoder\.pe_layer\.positional_encoding_gaussian_matrix", POSITIONS),
         rule(r"prompt_encoder\.point_embeddings\.(.+)", r"prompt_encoder.point_embed.\1"),
-        rule(r"prompt_encoder\.mask_downscaling\.(\d)\.(.+)", lambda m: f"prompt_encoder.mask_embed.{MASK_EMBED[m[1]]}.{m[2]}"),
+        rule(
+            r"prompt_encoder\.mask_downscaling\.(\d)\.(.+)",
+            lambda m: f"prompt_encoder.mask_embed.{MASK_EMBED[m[1]]}.{m[2]}",
+        ),
         rule(r"(prompt_encoder\.(?:not_a_point_embed|no_mask_embed)\..+)", r"\1"),
-        rule(decoder + r"transformer\.layers\.(\d+)\.norm(\d)\.(.+)", r"mask_decoder.transformer.layers.\1.layer_norm\2.\3"),
+        rule(
+            decoder + r"transformer\.layers\.(\d+)\.norm(\d)\.(.+)",
+            r"mask_decoder.transformer.layers.\1.layer_norm\2.\3",
+        ),
         rule(decoder + r"transformer\.norm_final_attn\.(.+)", r"mask_decoder.transformer.layer_norm_final_attn.\1"),
         rule(decoder + r"output_upscaling\.(\d)\.(.+)", lambda m: f"mask_decoder.{UPSCALING[m[1]]}.{m[2]}"),
         # Of the layers 0 … n-1 of these, transformers names the first and the last apart. n is 3 in every release.
@@ -76,7 +82,9 @@ def sam_content(source: Source) -> dict:
     layers = {int(m[1]) for m in source.match(re.escape(decoder) + r"(\d+)\.norm1\.weight")}
     iou_layers = {int(m[1]) for m in source.match(r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight")}
     if iou_layers != {0, 1, 2}:
-        raise ValueError(f"`mask_decoder.iou_prediction_head` of source `{source.name}` has layers {sorted(iou_layers)}, expected 0 to 2.")
+        raise ValueError(
+            f"`mask_decoder.iou_prediction_head` of source `{source.name}` has layers {sorted(iou_layers)}, expected 0 to 2."
+        )
     return {
         "vision_config": {
             "hidden_size": width,

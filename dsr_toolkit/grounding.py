@@ -26,11 +26,23 @@ def segment_phrases(model, processor, image, phrases: list[str], caption: str | 
     inputs = processor(images=image, phrases=phrases, captions=caption).to(model.device)
     with torch.no_grad():
         output = model(**inputs, **options)
-    return {"inputs": inputs, "output": output, "phrases": phrases, "result": processor.post_process_masks(output, [phrases])[0]}
+    return {
+        "inputs": inputs,
+        "output": output,
+        "phrases": phrases,
+        "result": processor.post_process_masks(output, [phrases])[0],
+    }
 
 
 def grounded_answer(
-    model, processor, image, question: str, phrases: list[str] | None = None, history=None, max_new_tokens: int = 128, **generate_kwargs
+    model,
+    processor,
+    image,
+    question: str,
+    phrases: list[str] | None = None,
+    history=None,
+    max_new_tokens: int = 128,
+    **generate_kwargs,
 ) -> dict:
     """
     Answer a question about an image, and a mask for each noun phrase of the answer.
@@ -71,7 +83,9 @@ def ask_for_phrases(model, processor, text: str, max_new_tokens: int = 128) -> l
     )
     ids = processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     with torch.no_grad():
-        reply = model.vlm.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        reply = model.vlm.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)[
+            0, ids["input_ids"].shape[1] :
+        ]
     return phrases_in_reply(processor.tokenizer.decode(reply, skip_special_tokens=True), text)
 
 
@@ -92,7 +106,9 @@ def phrases_in_reply(reply: str, text: str) -> list[str]:
     return [text[start:end] for start, end in sorted(spans)]
 
 
-def second_look(model, processor, question: str, answered: dict, phrase: int = 0, max_new_tokens: int = 128, **generate_kwargs) -> dict:
+def second_look(
+    model, processor, question: str, answered: dict, phrase: int = 0, max_new_tokens: int = 128, **generate_kwargs
+) -> dict:
     """
     Visual chain of thought: the region of a phrase of the first answer is shown again, and the question asked again.
 
@@ -102,7 +118,9 @@ def second_look(model, processor, question: str, answered: dict, phrase: int = 0
         `thought` (first answer), `box` (x0, y0, x1, y1 in pixels), `cells` (row0, row1, col0, col1), `answer`.
     """
     if answered["result"] is None:
-        raise ValueError("The first answer has no phrase with a mask, so there is no region to look at again. Name `phrases`.")
+        raise ValueError(
+            "The first answer has no phrase with a mask, so there is no region to look at again. Name `phrases`."
+        )
     box = answered["result"]["boxes"][phrase].tolist()
     if not any(box):  # an empty mask: look at everything again
         height, width = answered["result"]["masks"].shape[1:]

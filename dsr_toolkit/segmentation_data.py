@@ -57,7 +57,9 @@ def load_plain_pickle(path: str | Path):
         raise ValueError(f"{path} is not a plain pickle of lists and dictionaries ({error}).") from error
 
 
-def read_refcoco(folder: str | Path, images: str | Path, split: str = "val", concat: bool = True, seed: int | None = None) -> Iterator[SegmentationSample]:
+def read_refcoco(
+    folder: str | Path, images: str | Path, split: str = "val", concat: bool = True, seed: int | None = None
+) -> Iterator[SegmentationSample]:
     """
     Referring expressions in their published files: `instances.json` and `refs(unc).p` or `refs(umd).p`.
 
@@ -71,7 +73,9 @@ def read_refcoco(folder: str | Path, images: str | Path, split: str = "val", con
     coco_module, _ = _coco()
     refs_file = next((folder / name for name in REFERRING_FILES if (folder / name).is_file()), None)
     if refs_file is None or not (folder / "instances.json").is_file():
-        raise ValueError(f"{folder} holds no referring expressions: expected instances.json and one of {REFERRING_FILES}.")
+        raise ValueError(
+            f"{folder} holds no referring expressions: expected instances.json and one of {REFERRING_FILES}."
+        )
     references = [ref for ref in load_plain_pickle(refs_file) if ref["split"] == split]
     if not references:
         splits = sorted({ref["split"] for ref in load_plain_pickle(refs_file)})
@@ -116,7 +120,9 @@ def _referring_sample(image, phrases, masks) -> SegmentationSample:
     return SegmentationSample(image, phrases, torch.from_numpy(np.stack(masks)).bool(), [pieces])
 
 
-def read_png(narratives: str | Path, panoptic: str | Path, segmentations: str | Path, images: str | Path) -> Iterator[SegmentationSample]:
+def read_png(
+    narratives: str | Path, panoptic: str | Path, segmentations: str | Path, images: str | Path
+) -> Iterator[SegmentationSample]:
     """
     Panoptic Narrative Grounding in its published files.
 
@@ -133,7 +139,9 @@ def read_png(narratives: str | Path, panoptic: str | Path, segmentations: str | 
     for narrative in narratives:
         image_id = int(narrative["image_id"])
         if image_id not in annotations:
-            raise ValueError(f"Narrative of image {image_id}: the panoptic annotations do not have it. Do both files belong together?")
+            raise ValueError(
+                f"Narrative of image {image_id}: the panoptic annotations do not have it. Do both files belong together?"
+            )
         grounded = [segment for segment in narrative["segments"] if segment["segment_ids"]]
         if not grounded:
             continue

@@ -10,7 +10,9 @@ THRESHOLD_STEP = 1e-5  # of the recall curve
 def mask_overlaps(found: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels in both and in either of boolean masks `[n, H, W]`, as `[n]` int64 each."""
     if found.shape != wanted.shape or found.ndim != 3:
-        raise ValueError(f"Masks must be two [n, H, W] of one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}.")
+        raise ValueError(
+            f"Masks must be two [n, H, W] of one shape, got {tuple(found.shape)} and {tuple(wanted.shape)}."
+        )
     found, wanted = found.bool().flatten(1), wanted.bool().flatten(1)
     return (found & wanted).sum(1), (found | wanted).sum(1)
 
@@ -18,7 +20,9 @@ def mask_overlaps(found: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tens
 def masks_from_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Boolean masks `[n, H, W]` at the size of the annotation: probabilities are resized, then compared with one half."""
     probabilities = logits.float().sigmoid()[None]
-    return torch.nn.functional.interpolate(probabilities, size=tuple(size), mode="bilinear", align_corners=False)[0] > 0.5
+    return (
+        torch.nn.functional.interpolate(probabilities, size=tuple(size), mode="bilinear", align_corners=False)[0] > 0.5
+    )
 
 
 def average_recall(ious: torch.Tensor) -> float:
@@ -71,5 +75,8 @@ class SegmentationMetrics:
             "average_recall": average_recall(ious),
         }
         if self.groups and len(torch.cat(self.groups["singular"])) == len(ious):
-            result |= {f"average_recall_{name}": average_recall(ious[torch.cat(members)]) for name, members in self.groups.items()}
+            result |= {
+                f"average_recall_{name}": average_recall(ious[torch.cat(members)])
+                for name, members in self.groups.items()
+            }
         return result

@@ -49,7 +49,9 @@ class AttentionCapture:
             )
         rows = _resolve(self.rows, query.shape[2], query)
         window = kwargs.get("sliding_window")
-        self.keep(module, attention_rows(query, key, rows, attention_mask, scaling, "flash" in self.implementation, window))
+        self.keep(
+            module, attention_rows(query, key, rows, attention_mask, scaling, "flash" in self.implementation, window)
+        )
 
     def keep(self, module, weights: torch.Tensor) -> None:
         """Store the columns of a layer's rows `[B, heads, rows, K]`."""
@@ -93,7 +95,9 @@ def capture_attention(
         ValueError: the model has no such attention module, or a position lies outside the sequence.
     """
     modules = [m for m in model.modules() if getattr(m, "layer_idx", None) is not None and hasattr(m, "config")]
-    modules = [m for m in modules if any(hasattr(m, name) for name in ("q_proj", "qkv_proj", "c_attn", "query_key_value"))]
+    modules = [
+        m for m in modules if any(hasattr(m, name) for name in ("q_proj", "qkv_proj", "c_attn", "query_key_value"))
+    ]
     if not modules:
         raise ValueError(
             f"`model` ({type(model).__name__}) holds no decoder attention with a `layer_idx`; pass a transformers decoder."
@@ -189,7 +193,11 @@ def _resolve(positions, length: int, like: torch.Tensor) -> torch.Tensor:
     if positions is None or isinstance(positions, slice):
         positions = torch.arange(length, device=like.device)[positions or slice(None)]
     positions = torch.as_tensor(positions, device=like.device)
-    if positions.device.type == "cpu" and positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < length:
+    if (
+        positions.device.type == "cpu"
+        and positions.numel()
+        and not 0 <= int(positions.min()) <= int(positions.max()) < length
+    ):
         raise ValueError(
             f"Attention was asked for positions {int(positions.min())}…{int(positions.max())}, but there are {length} tokens; "
             "rows count the tokens of the forward pass, columns those and the cached ones."

@@ -86,7 +86,10 @@ def mask_prompts(
         float32 `[n, 1, prompt_size, prompt_size]`.
     """
     to_prompt = interpolation_matrix(
-        torch.tensor([square], device=coarse.device), torch.tensor([prompt_size], device=coarse.device), square, prompt_size
+        torch.tensor([square], device=coarse.device),
+        torch.tensor([prompt_size], device=coarse.device),
+        square,
+        prompt_size,
     )
     lines = []
     for axis in (0, 1):
@@ -154,9 +157,7 @@ class PhraseTwoWayBlock(SamTwoWayAttentionBlock):
     `[n, 1, 1, tokens]` of padding tokens, applied where tokens are looked at.
     """
 
-    def forward(
-        self, queries, keys, query_point_embedding, key_point_embedding, attention_similarity=None, **kwargs
-    ):
+    def forward(self, queries, keys, query_point_embedding, key_point_embedding, attention_similarity=None, **kwargs):
         mask = attention_similarity
         if self.skip_first_layer_pe:
             queries = self.self_attn(query=queries, key=queries, value=queries, attention_similarity=mask)[0]

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from .attention_capture import capture_attention, capture_hidden_states
 from .configuration_dsr import FrozenQwenSAMConfig
 from .frozen_vlm import FROZEN_VLMS
-from .mask_head import MaskHead, resize_bilinear
+from .mask_head import MaskHead
 from .mask_losses import mask_losses
 from .mask_refiner import (
     PhraseSamModel,
@@ -343,9 +343,7 @@ class FrozenQwenSAMModel(PreTrainedModel):
     def _coarse_masks(self, attentions: torch.Tensor, layout: PhraseLayout):
         """Maps `(n, L·H, h, w)` and coarse logits `(n, h', w')` per image; images of one grid share the U-Net's batch."""
         counts, grids = layout.phrases_per_image.tolist(), [tuple(grid) for grid in layout.grids.tolist()]
-        maps = [
-            piece[..., : h * w].unflatten(-1, (h, w)) for piece, (h, w) in zip(attentions.split(counts), grids)
-        ]
+        maps = [piece[..., : h * w].unflatten(-1, (h, w)) for piece, (h, w) in zip(attentions.split(counts), grids)]
         coarse: list[torch.Tensor | None] = [None] * len(maps)
         for grid in dict.fromkeys(grids):
             members = [i for i, other in enumerate(grids) if other == grid]
@@ -390,7 +388,9 @@ class FrozenQwenSAMModel(PreTrainedModel):
         if config.mask_prompt_padding == "image":
             lowest = [low.amin().expand(len(low)) if len(low) else low for low in lowest]
         padding = torch.cat(lowest).clamp_max(-1.0)
-        prompts = mask_prompts(together, coarse_sizes, input_sizes, padding, sam.image_size, 4 * sam.image_embedding_size)
+        prompts = mask_prompts(
+            together, coarse_sizes, input_sizes, padding, sam.image_size, 4 * sam.image_embedding_size
+        )
         prompts = prompts.to(together.dtype)
 
         # Images differ in size, hence one by one: only the boxes and, at the end, the masks themselves.
@@ -398,7 +398,9 @@ class FrozenQwenSAMModel(PreTrainedModel):
         if config.use_box or multimask_output:
             binary = [binary_masks(masks, size) for masks, size in zip(coarse, original)]
         if config.use_box:
-            scale = torch.tensor([[w / W, h / H] * 2 for (h, w), (H, W) in zip(reshaped, original)], dtype=torch.float64)
+            scale = torch.tensor(
+                [[w / W, h / H] * 2 for (h, w), (H, W) in zip(reshaped, original)], dtype=torch.float64
+            )
             boxes = torch.cat([mask_boxes(masks) for masks in binary])
             boxes = (boxes * scale.to(device)[phrase_image]).float()
 
@@ -478,7 +480,9 @@ class FrozenQwenSAMModel(PreTrainedModel):
                 )
             if features.image_embeddings is None:
                 if sam_pixel_values is None:
-                    raise ValueError("`sam_pixel_values` is missing; the processor returns it. Or pass `use_sam=False`.")
+                    raise ValueError(
+                        "`sam_pixel_values` is missing; the processor returns it. Or pass `use_sam=False`."
+                    )
                 features.image_embeddings = self.get_image_embeddings(sam_pixel_values)
 
         states = self.read_captions(layout, input_ids, features, self.config.merge)
@@ -533,7 +537,9 @@ class FrozenQwenSAMModel(PreTrainedModel):
     @staticmethod
     def _check_features(features: FrozenQwenSAMFeatures, layout: PhraseLayout, input_ids) -> None:
         prefix_ids = input_ids.gather(1, layout.prefix_index.to(input_ids.device))
-        same = features.prefix_ids.shape == prefix_ids.shape and torch.equal(features.prefix_lengths, layout.prefix_lengths)
+        same = features.prefix_ids.shape == prefix_ids.shape and torch.equal(
+            features.prefix_lengths, layout.prefix_lengths
+        )
         inside = torch.arange(prefix_ids.shape[1]) < layout.prefix_lengths[:, None]
         if not same or ((features.prefix_ids != prefix_ids).cpu() & inside).any():
             raise ValueError(
@@ -664,9 +670,13 @@ class FrozenQwenSAMModel(PreTrainedModel):
         phrase_of_token = torch.full((len(answer.output_ids),), -1)
         for number, (start, end) in enumerate(spans):
             if not 0 <= start < end <= len(answer.output_ids):
-                raise ValueError(f"`spans[{number}]` is {(start, end)}, but the answer has {len(answer.output_ids)} tokens.")
+                raise ValueError(
+                    f"`spans[{number}]` is {(start, end)}, but the answer has {len(answer.output_ids)} tokens."
+                )
             if (phrase_of_token[start:end] >= 0).any():
-                raise ValueError(f"`spans[{number}]` {(start, end)} overlaps another one; ground it in a call of its own.")
+                raise ValueError(
+                    f"`spans[{number}]` {(start, end)} overlaps another one; ground it in a call of its own."
+                )
             phrase_of_token[start:end] = number
         return self(
             **self._answer_inputs(answer, phrase_of_token, aligned), features=answer.features, **answer.inputs, **kwargs

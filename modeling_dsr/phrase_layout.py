@@ -76,7 +76,9 @@ def build_phrase_layout(
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
     for name, value in (("mask_ids", mask_ids), ("attention_mask", keep), ("caption_ids", caption_ids)):
         if value is not None and tuple(value.shape) != (batch, length):
-            raise ValueError(f"`{name}` must have the shape of `input_ids`, {(batch, length)}, got {tuple(value.shape)}.")
+            raise ValueError(
+                f"`{name}` must have the shape of `input_ids`, {(batch, length)}, got {tuple(value.shape)}."
+            )
     column = torch.arange(length).expand(batch, -1)
     is_phrase = (mask_ids >= 0) & keep
     if caption_ids is None:
@@ -146,7 +148,9 @@ def _check_phrases(mask_ids, is_phrase, caption, num_phrases) -> None:
         counts = torch.maximum(counts, wanted)
         if (counts > wanted).any():
             row = int((counts > wanted).nonzero()[0])
-            raise ValueError(f"Row {row} of `mask_ids` has {int(counts[row])} phrases, but {int(wanted[row])} masks are given.")
+            raise ValueError(
+                f"Row {row} of `mask_ids` has {int(counts[row])} phrases, but {int(wanted[row])} masks are given."
+            )
     if (counts > tokens).any():
         row = int((counts > tokens).nonzero()[0])
         raise ValueError(
@@ -158,10 +162,14 @@ def _check_phrases(mask_ids, is_phrase, caption, num_phrases) -> None:
     missing = ~present[:, 1:] & (torch.arange(present.shape[1] - 1) < counts[:, None])
     if missing.any():
         row, phrase = missing.nonzero()[0].tolist()
-        raise ValueError(f"Phrase {phrase} of row {row} has no token in `mask_ids`. Number the phrases 0, 1, … without gaps.")
+        raise ValueError(
+            f"Phrase {phrase} of row {row} has no token in `mask_ids`. Number the phrases 0, 1, … without gaps."
+        )
     if (is_phrase & (caption < 1)).any():
         row = int((is_phrase & (caption < 1)).any(1).nonzero()[0])
-        raise ValueError(f"Row {row} marks phrase tokens in its prefix (`caption_ids` 0). Phrases belong into a caption.")
+        raise ValueError(
+            f"Row {row} marks phrase tokens in its prefix (`caption_ids` 0). Phrases belong into a caption."
+        )
 
 
 def _read_prefix(ids, valid, grid_thw, image_token_id, merge):
@@ -184,7 +192,9 @@ def _read_prefix(ids, valid, grid_thw, image_token_id, merge):
     start = is_image.long().argmax(1)
     wanted = grids.prod(1)
     run = (column >= start[:, None]) & (column < (start + counts)[:, None])
-    wrong = (counts != wanted) | (grid_thw[:, 0] != 1) | (grid_thw[:, 1:] % merge != 0).any(1) | (run != is_image).any(1)
+    wrong = (
+        (counts != wanted) | (grid_thw[:, 0] != 1) | (grid_thw[:, 1:] % merge != 0).any(1) | (run != is_image).any(1)
+    )
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(

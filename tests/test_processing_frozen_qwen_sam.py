@@ -57,7 +57,11 @@ def test_phrases_are_found_by_the_tokenizers_offsets(processor, image, caption, 
         # A token may reach over the edge of a phrase (a space, a byte of a neighbour), never miss a part of it.
         assert phrase in words_of(processor, inputs, number)
     outside = inputs["input_ids"][0][(inputs["mask_ids"][0] < 0) & (inputs["caption_ids"][0] == 1)]
-    assert not any(phrase in processor.tokenizer.decode(outside) for phrase in phrases if len(phrase) > 3 and caption.count(phrase) == 1)
+    assert not any(
+        phrase in processor.tokenizer.decode(outside)
+        for phrase in phrases
+        if len(phrase) > 3 and caption.count(phrase) == 1
+    )
 
 
 def test_a_phrase_listed_twice_stands_for_its_two_occurrences(processor, image):
@@ -81,7 +85,9 @@ def test_a_conversation_that_ends_with_the_assistant_holds_the_phrases(processor
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is there?"}]}
     told = processor(image, text=[user, {"role": "assistant", "content": "A taxi and a man."}], phrases=["taxi"])
     captioned = processor(image, text=[user], captions="A taxi and a man.", phrases=["taxi"])
-    assert torch.equal(told["input_ids"], captioned["input_ids"]) and torch.equal(told["mask_ids"], captioned["mask_ids"])
+    assert torch.equal(told["input_ids"], captioned["input_ids"]) and torch.equal(
+        told["mask_ids"], captioned["mask_ids"]
+    )
     assert "What is there?" in processor.tokenizer.decode(told["input_ids"][0])
 
 
@@ -108,7 +114,9 @@ def test_published_instruction_is_templated_into_itself(processor, image):
 def test_spans_of_generated_tokens(processor):
     text = "棕色的狗 and a 🚕, a man"
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    for (start, end), phrase in zip(processor.token_spans(ids, ["棕色的狗", "🚕", "a man"]), ["棕色的狗", "🚕", "a man"]):
+    for (start, end), phrase in zip(
+        processor.token_spans(ids, ["棕色的狗", "🚕", "a man"]), ["棕色的狗", "🚕", "a man"]
+    ):
         assert phrase in processor.tokenizer.decode(ids[start:end])
         assert phrase not in processor.tokenizer.decode(ids[start + 1 : end])
         assert phrase not in processor.tokenizer.decode(ids[start : end - 1])
@@ -165,7 +173,9 @@ def test_run_lengths_are_cocos():
 def test_masks_scores_boxes_and_picture(processor, image):
     logits = torch.full((2, 60, 80), -4.0)
     logits[0, 10:20, 30:50] = 2.0
-    result = processor.post_process_masks(SimpleNamespace(sam_pred_masks=(logits,)), [["狗 🐶", "nothing"]], return_rle=True)[0]
+    result = processor.post_process_masks(
+        SimpleNamespace(sam_pred_masks=(logits,)), [["狗 🐶", "nothing"]], return_rle=True
+    )[0]
     assert result["boxes"].tolist() == [[30, 10, 50, 20], [0, 0, 0, 0]]
     assert result["scores"].tolist() == pytest.approx([torch.sigmoid(torch.tensor(2.0)).item(), 0.0])
     assert np.array_equal(rle_to_mask(result["rle"][0]), result["masks"][0].numpy())

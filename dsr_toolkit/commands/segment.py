@@ -14,17 +14,27 @@ HELP = "masks for phrases of an image, or of an answer about it"
 
 def add_arguments(parser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="an image, or a manifest of images (.json)")
-    parser.add_argument("phrases", nargs="*", metavar="PHRASE", help="phrases; with --ask, words of the answer (default: its nouns)")
+    parser.add_argument(
+        "phrases", nargs="*", metavar="PHRASE", help="phrases; with --ask, words of the answer (default: its nouns)"
+    )
     parser.add_argument("--ask", metavar="QUESTION", help="answer this, and segment what the answer names")
-    parser.add_argument("--look-again", action="store_true", help="with --ask: show the first phrase's region and ask again")
+    parser.add_argument(
+        "--look-again", action="store_true", help="with --ask: show the first phrase's region and ask again"
+    )
     parser.add_argument("--caption", metavar="TEXT", help="a text that contains the phrases (default: each by itself)")
-    parser.add_argument("--debug", action="store_true", help="print the tensors, and draw attention, coarse and refined masks")
-    parser.add_argument("--multimask", action="store_true", help="let SAM draw three candidates per phrase and keep the best")
+    parser.add_argument(
+        "--debug", action="store_true", help="print the tensors, and draw attention, coarse and refined masks"
+    )
+    parser.add_argument(
+        "--multimask", action="store_true", help="let SAM draw three candidates per phrase and keep the best"
+    )
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted model; default: a tiny random one")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--device", help='"cpu", "cuda", … (default: a GPU if there is one)')
-    parser.add_argument("-o", "--output", default="dsr-segment", metavar="DIR", help="where to write (default: dsr-segment)")
+    parser.add_argument(
+        "-o", "--output", default="dsr-segment", metavar="DIR", help="where to write (default: dsr-segment)"
+    )
 
 
 def run(args) -> None:
@@ -42,7 +52,9 @@ def run(args) -> None:
         raise ValueError("--caption and --ask exclude each other: with --ask, the answer is the caption.")
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, got {args.max_new_tokens}.")
-    jobs = read_manifest(path) if manifest else [{"image": path, "phrases": args.phrases, "ask": args.ask, "folder": "."}]
+    jobs = (
+        read_manifest(path) if manifest else [{"image": path, "phrases": args.phrases, "ask": args.ask, "folder": "."}]
+    )
 
     with step("Loading libraries"):
         from ..loading import load, resolve
@@ -90,18 +102,24 @@ def segment(model, processor, job: dict, folder: Path, args, is_random: bool) ->
     try:
         image = ImageOps.exif_transpose(Image.open(job["image"])).convert("RGB")
     except OSError as error:
-        raise ValueError(f"{job['image']} cannot be read as an image: {error}. Expected a complete jpg, png or the like.") from error
+        raise ValueError(
+            f"{job['image']} cannot be read as an image: {error}. Expected a complete jpg, png or the like."
+        ) from error
     record = {"image": str(job["image"])}
     if job["ask"] is None:
         with step(f"Looking for {', '.join(job['phrases'])}"):
             found = segment_phrases(model, processor, image, job["phrases"], args.caption)
     else:
         with step("Answering"):
-            found = grounded_answer(model, processor, image, job["ask"], job["phrases"] or None, max_new_tokens=args.max_new_tokens)
+            found = grounded_answer(
+                model, processor, image, job["ask"], job["phrases"] or None, max_new_tokens=args.max_new_tokens
+            )
         record |= {"question": job["ask"], "answer": found["answer"]}
         print(f"Q: {job['ask']}\nA: {found['answer']}")
         if not found["phrases"]:
-            say("The answer names nothing that the model lists as a noun phrase, so there is no mask. Name words of it as PHRASE.")
+            say(
+                "The answer names nothing that the model lists as a noun phrase, so there is no mask. Name words of it as PHRASE."
+            )
             return record | {"phrases": []}
         if args.look_again:
             with step("Looking again"):
@@ -131,7 +149,15 @@ def write_result(processor, image, result: dict, folder: Path) -> list[dict]:
         mask = result["masks"][number].numpy()
         Image.fromarray(mask).save(folder / f"mask-{number}.png")
         score, box = result["scores"][number].item(), result["boxes"][number].tolist()
-        records.append({"phrase": phrase, "score": round(score, 4), "box": box, "mask": f"mask-{number}.png", "rle": mask_to_rle(mask)})
+        records.append(
+            {
+                "phrase": phrase,
+                "score": round(score, 4),
+                "box": box,
+                "mask": f"mask-{number}.png",
+                "rle": mask_to_rle(mask),
+            }
+        )
         print(f"   {phrase}: score {score:.3f}, {mask.mean():.1%} of the image, box {box}")
     print(f"   {folder / 'overlay.png'}")
     return records
@@ -142,7 +168,9 @@ def tensor_table(inputs: dict, output) -> str:
     rows = [("tensor", "shape", "values")]
     for name in ("input_ids", "mask_ids", "pixel_values", "image_grid_thw", "sam_pixel_values"):
         if name in inputs:
-            rows.append((name, str(list(inputs[name].shape)), inputs[name].tolist() if name == "image_grid_thw" else ""))
+            rows.append(
+                (name, str(list(inputs[name].shape)), inputs[name].tolist() if name == "image_grid_thw" else "")
+            )
     for name in ("mask_attentions", "pred_masks", "prompt_masks", "boxes", "sam_pred_masks"):
         value = getattr(output, name)
         if value is not None:
@@ -164,13 +192,19 @@ def debug_sheet(processor, image, output, phrases: list[str]):
 
     size = (320, max(1, round(320 * image.height / image.width)))
     frame, title = np.asarray(image.resize(size)), 22
-    attention = processor.resize_attention_maps(output.mask_attentions[0].mean(1, keepdim=True), output.pred_masks[0])[:, 0]
+    attention = processor.resize_attention_maps(output.mask_attentions[0].mean(1, keepdim=True), output.pred_masks[0])[
+        :, 0
+    ]
     maps = (attention, output.pred_masks[0].float().sigmoid(), output.sam_pred_masks[0].float().sigmoid())
     sheet = Image.new("RGB", (3 * size[0], len(phrases) * (size[1] + title)), "white")
     draw = ImageDraw.Draw(sheet)
     for row, phrase in enumerate(phrases):
         for column, (name, values) in enumerate(zip(("attention", "coarse mask", "refined mask"), maps)):
-            resized = torch.nn.functional.interpolate(values[row][None, None], size=size[::-1], mode="bilinear")[0, 0].cpu().numpy()
+            resized = (
+                torch.nn.functional.interpolate(values[row][None, None], size=size[::-1], mode="bilinear")[0, 0]
+                .cpu()
+                .numpy()
+            )
             low, high = (0.0, 1.0) if column else (float(resized.min()), float(resized.max()))
             top = row * (size[1] + title)
             sheet.paste(overlay(frame, resized, low, high), (column * size[0], top + title))

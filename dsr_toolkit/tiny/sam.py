@@ -20,7 +20,11 @@ def write_flmm(path: str | Path, hidden_size: int, layers: int, heads: int, seed
     """The trained parts for a language model of these sizes."""
     shapes = {f"sam.model.{name}": shape for name, shape in {**_prompt_encoder(), **_decoder()}.items()}
     shapes |= {f"mask_head.{name}": shape for name, shape in _mask_head(layers * heads).items()}
-    shapes |= {"text_proj.weight": (PROMPT_WIDTH, hidden_size), "text_proj.bias": (PROMPT_WIDTH,), "text_layer_weights": (layers,)}
+    shapes |= {
+        "text_proj.weight": (PROMPT_WIDTH, hidden_size),
+        "text_proj.bias": (PROMPT_WIDTH,),
+        "text_layer_weights": (layers,),
+    }
     return _write(path, shapes, seed)
 
 
@@ -92,11 +96,17 @@ def _decoder() -> dict:
     for number in range(2):
         layer = f"transformer.layers.{number}"
         shapes |= attention(f"{layer}.self_attn", PROMPT_WIDTH)
-        shapes |= attention(f"{layer}.cross_attn_token_to_image", half) | attention(f"{layer}.cross_attn_image_to_token", half)
-        shapes |= _linear(f"{layer}.mlp.lin1", PROMPT_WIDTH, DECODER_MLP) | _linear(f"{layer}.mlp.lin2", DECODER_MLP, PROMPT_WIDTH)
+        shapes |= attention(f"{layer}.cross_attn_token_to_image", half) | attention(
+            f"{layer}.cross_attn_image_to_token", half
+        )
+        shapes |= _linear(f"{layer}.mlp.lin1", PROMPT_WIDTH, DECODER_MLP) | _linear(
+            f"{layer}.mlp.lin2", DECODER_MLP, PROMPT_WIDTH
+        )
         for norm in range(1, 5):
             shapes |= _norm(f"{layer}.norm{norm}", PROMPT_WIDTH)
-    shapes |= attention("transformer.final_attn_token_to_image", half) | _norm("transformer.norm_final_attn", PROMPT_WIDTH)
+    shapes |= attention("transformer.final_attn_token_to_image", half) | _norm(
+        "transformer.norm_final_attn", PROMPT_WIDTH
+    )
     shapes |= {  # transposed convolutions: channels in, channels out
         "output_upscaling.0.weight": (PROMPT_WIDTH, PROMPT_WIDTH // 4, 2, 2),
         "output_upscaling.0.bias": (PROMPT_WIDTH // 4,),

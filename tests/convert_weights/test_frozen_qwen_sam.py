@@ -30,12 +30,19 @@ def test_every_published_key_has_a_home_of_its_shape(size):
     trained = f"frozen_qwen2_5_vl_{size.lower()}_instruct_unet_sam_l_refcoco_png (trainable part)"
     names = {"qwen": f"Qwen/Qwen2.5-VL-{size}-Instruct (safetensors)", "sam": "sam_vit_l_0b3195.pth", "flmm": trained}
     sources = {name: open_source(name, f"{KEYS}#{entry}") for name, entry in names.items()}
-    vision = dict(hidden_size=1280, out_hidden_size=QWEN[size]["hidden_size"], depth=32, intermediate_size=3420, num_heads=16)
+    vision = dict(
+        hidden_size=1280, out_hidden_size=QWEN[size]["hidden_size"], depth=32, intermediate_size=3420, num_heads=16
+    )
     sources["qwen"].config = {"model_type": "qwen2_5_vl", **QWEN[size], "vision_config": vision}
     sources["flmm"].config = {}
     resolution = resolve(frozen_qwen_sam.plan(sources, {}), sources)
     published = set(json.loads(KEYS.read_text())[trained])
-    loaded = {str(read).split(":", 1)[1] for entry in resolution.entries.values() for read in entry.reads if read.source == "flmm"}
+    loaded = {
+        str(read).split(":", 1)[1]
+        for entry in resolution.entries.values()
+        for read in entry.reads
+        if read.source == "flmm"
+    }
     assert published <= loaded | {key.removeprefix("flmm:") for key in resolution.dropped}
     assert {entry.action for entry in resolution.entries.values()} == {"loaded"}
 
@@ -46,7 +53,9 @@ def sources(tmp_path_factory):
     return {
         "qwen": write_qwen2_5_vl(folder / "qwen"),
         "sam": write_sam(folder / "sam.pth"),
-        "flmm": write_flmm(folder / "flmm" / "flmm.pth", TEXT["hidden_size"], TEXT["num_hidden_layers"], TEXT["num_attention_heads"]),
+        "flmm": write_flmm(
+            folder / "flmm" / "flmm.pth", TEXT["hidden_size"], TEXT["num_hidden_layers"], TEXT["num_attention_heads"]
+        ),
     }
 
 

@@ -36,7 +36,23 @@ def first_word(model_and_processor, picture):
 
 
 def test_given_phrases(folder, picture, tmp_path):
-    assert main(["segment", str(picture), "a man", "the dog", "--model", str(folder), "--device", "cpu", "-o", str(tmp_path)]) == 0
+    assert (
+        main(
+            [
+                "segment",
+                str(picture),
+                "a man",
+                "the dog",
+                "--model",
+                str(folder),
+                "--device",
+                "cpu",
+                "-o",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     report = json.loads((tmp_path / "segment.json").read_text())
     phrases = report["images"][0]["phrases"]
     assert [one["phrase"] for one in phrases] == ["a man", "the dog"]
@@ -49,7 +65,15 @@ def test_given_phrases(folder, picture, tmp_path):
 def test_debug_prints_the_tensors_and_draws_the_stages(folder, picture, tmp_path, capsys):
     main(["segment", str(picture), "a man", "--debug", "--model", str(folder), "--device", "cpu", "-o", str(tmp_path)])
     printed = capsys.readouterr().out
-    for name in ("input_ids", "mask_attentions", "text_embeds[0]", "norms", "pred_masks", "prompt_masks", "sam_pred_masks"):
+    for name in (
+        "input_ids",
+        "mask_attentions",
+        "text_embeds[0]",
+        "norms",
+        "pred_masks",
+        "prompt_masks",
+        "sam_pred_masks",
+    ):
         assert name in printed
     sheet = np.asarray(Image.open(tmp_path / "debug.png"))
     assert sheet.shape[1] == 960 and sheet.std() > 0
@@ -57,7 +81,17 @@ def test_debug_prints_the_tensors_and_draws_the_stages(folder, picture, tmp_path
 
 def test_a_question_is_answered_and_its_words_are_found(model_and_processor, folder, picture, tmp_path):
     word = first_word(model_and_processor, picture)
-    arguments = ["--ask", "What is there?", "--look-again", "--max-new-tokens", "8", "--model", str(folder), "--device", "cpu"]
+    arguments = [
+        "--ask",
+        "What is there?",
+        "--look-again",
+        "--max-new-tokens",
+        "8",
+        "--model",
+        str(folder),
+        "--device",
+        "cpu",
+    ]
     assert main(["segment", str(picture), word, *arguments, "-o", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "segment.json").read_text())["images"][0]
     assert word in record["answer"] and record["phrases"][0]["phrase"] == word
@@ -121,5 +155,7 @@ def test_a_second_look_needs_a_region(model_and_processor, picture):
 
 def test_a_caption_gives_its_phrases_context(model_and_processor, picture):
     alone = segment_phrases(*model_and_processor, str(picture), ["the dog"])["output"].mask_attentions[0]
-    told = segment_phrases(*model_and_processor, str(picture), ["the dog"], caption="a man sees the dog")["output"].mask_attentions[0]
+    told = segment_phrases(*model_and_processor, str(picture), ["the dog"], caption="a man sees the dog")[
+        "output"
+    ].mask_attentions[0]
     assert alone.shape == told.shape and (alone - told).abs().max() > 1e-5

@@ -18,6 +18,7 @@ SQUARE = [2, 2, 12, 2, 12, 10, 2, 10]  # polygon: x 2…12, y 2…10
 @pytest.fixture
 def refcoco(tmp_path):
     """Two images; the first has two referents of the validation split."""
+    pytest.importorskip("pycocotools")
     annotations = [
         {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 80, "bbox": [2, 2, 10, 8], "segmentation": [SQUARE]},
         {"id": 2, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 16, "bbox": [14, 2, 4, 4],
@@ -29,7 +30,11 @@ def refcoco(tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps(content))
     refs = [
         {"image_id": image, "ann_id": number, "split": split, "sentences": [{"raw": words}, {"raw": "other " + words}]}
-        for number, image, split, words in ((1, 7, "val", "Left Dog "), (2, 7, "val", "small dog"), (3, 8, "train", "a dog"))
+        for number, image, split, words in (
+            (1, 7, "val", "Left Dog "),
+            (2, 7, "val", "small dog"),
+            (3, 8, "train", "a dog"),
+        )
     ]
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(refs))
     for number in (7, 8):
@@ -41,7 +46,12 @@ def test_referents_of_an_image_share_a_caption(refcoco):
     (sample,) = read_refcoco(refcoco, refcoco, "val")
     assert sample.phrases == ["left dog", "small dog"]
     assert sample.pieces == [[("left dog", 0), (".", -1), ("small dog", 1), (".", -1)]]
-    assert sample.masks.shape == (2, 16, 20) and sample.masks[0, 5, 5] and not sample.masks[0, 5, 15] and sample.masks[1, 4, 15]
+    assert (
+        sample.masks.shape == (2, 16, 20)
+        and sample.masks[0, 5, 5]
+        and not sample.masks[0, 5, 15]
+        and sample.masks[1, 4, 15]
+    )
 
 
 def test_referents_can_stand_alone_and_expressions_be_drawn(refcoco):
@@ -67,6 +77,7 @@ def test_pickles_that_would_run_code_are_refused(tmp_path):
 
 def test_tables_of_datasets():
     datasets = pytest.importorskip("datasets")
+    pytest.importorskip("pycocotools")
     picture = Image.new("RGB", (20, 16))
     columns = {"image": [picture], "answer": [["Left dog", "dog"]], "segmentation": [[float(v) for v in SQUARE]]}
     (sample,) = read_refcoco_dataset(datasets.Dataset.from_dict(columns))
@@ -94,12 +105,18 @@ def narratives(tmp_path):
             {
                 "image_id": 9,
                 "file_name": "9.png",
-                "segments_info": [{"id": 5, "category_id": 2}, {"id": 300, "category_id": 1}, {"id": 70000, "category_id": 1}],
+                "segments_info": [
+                    {"id": 5, "category_id": 2},
+                    {"id": 300, "category_id": 1},
+                    {"id": 70000, "category_id": 1},
+                ],
             }
         ],
         "categories": [{"id": 1, "isthing": 1}, {"id": 2, "isthing": 0}],
     }
-    (tmp_path / "png.json").write_text(json.dumps([{"image_id": "9", "segments": segments}, {"image_id": "9", "segments": empty}]))
+    (tmp_path / "png.json").write_text(
+        json.dumps([{"image_id": "9", "segments": segments}, {"image_id": "9", "segments": empty}])
+    )
     (tmp_path / "panoptic.json").write_text(json.dumps(panoptic))
     return tmp_path
 
@@ -109,14 +126,18 @@ def test_narratives_ground_unions_of_segments(narratives):
     (sample,) = read_png(folder / "png.json", folder / "panoptic.json", folder, folder)
     assert sample.pieces == [[("In this picture", -1), ("two dogs", 0), ("the sky", 1)]]
     assert sample.plural == [True, False] and sample.thing == [True, False]
-    assert sample.masks[0, 8:].all() and not sample.masks[0, :8].any() and torch.equal(sample.masks[1], ~sample.masks[0])
+    assert (
+        sample.masks[0, 8:].all() and not sample.masks[0, :8].any() and torch.equal(sample.masks[1], ~sample.masks[0])
+    )
 
 
 def test_samples_train_the_model(narratives, tmp_path_factory):
     from dsr_toolkit.loading import load
     from dsr_toolkit.tiny import build
 
-    model, processor = load(str(build("frozen_qwen_sam", tmp_path_factory.mktemp("tiny"))), "frozen_qwen_sam", device="cpu")
+    model, processor = load(
+        str(build("frozen_qwen_sam", tmp_path_factory.mktemp("tiny"))), "frozen_qwen_sam", device="cpu"
+    )
     samples = list(read_png(narratives / "png.json", narratives / "panoptic.json", narratives, narratives))
     batch = collate(samples * 2, processor, "Describe this image.")
     output = model.train()(**batch)

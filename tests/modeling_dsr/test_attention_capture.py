@@ -82,7 +82,10 @@ def test_rows_may_differ_between_samples_and_be_reduced():
     ids, _ = tokens()
     model = decoder("llama", "sdpa")
     rows = torch.tensor([[1, 4], [8, 2]])
-    with torch.no_grad(), capture_attention(model, rows, slice(0, 2), reduce=lambda weights: weights.mean(1)) as captured:
+    with (
+        torch.no_grad(),
+        capture_attention(model, rows, slice(0, 2), reduce=lambda weights: weights.mean(1)) as captured,
+    ):
         model(ids)
     for found, whole in zip(captured.attentions, eager_attentions("llama", ids, None)):
         expected = torch.stack([whole[i][:, rows[i], :2].mean(0) for i in range(2)])
@@ -119,7 +122,9 @@ def test_refusals():
     with pytest.raises(ValueError, match="positions 3…9, but there are 9 tokens"), torch.no_grad():
         with capture_attention(model, torch.tensor([3, 9])):
             model(ids)
-    vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32))
+    vit = ViTModel(
+        ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=32)
+    )
     with pytest.raises(ValueError, match="no decoder attention"), capture_attention(vit):
         pass
 

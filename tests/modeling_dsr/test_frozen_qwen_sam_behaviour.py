@@ -69,7 +69,9 @@ def test_phrases_of_one_caption_see_what_stands_before_them(model):
     changed["input_ids"][first] = (row["input_ids"][first] + 1) % 70
     with torch.no_grad():
         before, after = (model(**collate([one], labels=False), use_sam=False) for one in (row, changed))
-        separate = [{**one, "caption_ids": sample(4, phrases=(2, 2), separate=True)["caption_ids"]} for one in (row, changed)]
+        separate = [
+            {**one, "caption_ids": sample(4, phrases=(2, 2), separate=True)["caption_ids"]} for one in (row, changed)
+        ]
         split_before, split_after = (model(**collate([one], labels=False), use_sam=False) for one in separate)
     assert (before.mask_attentions[0][1] - after.mask_attentions[0][1]).abs().max() > 1e-5
     torch.testing.assert_close(split_before.mask_attentions[0][1], split_after.mask_attentions[0][1], atol=1e-7, rtol=0)
@@ -78,7 +80,10 @@ def test_phrases_of_one_caption_see_what_stands_before_them(model):
 def test_without_caption_ids_everything_from_the_first_phrase_is_one_caption(model):
     row = sample(5, phrases=(2, 3))
     batch = collate([row], labels=False)
-    explicit = {**batch, "caption_ids": (torch.arange(len(row["input_ids"])) >= (row["mask_ids"] >= 0).nonzero()[0])[None].long()}
+    explicit = {
+        **batch,
+        "caption_ids": (torch.arange(len(row["input_ids"])) >= (row["mask_ids"] >= 0).nonzero()[0])[None].long(),
+    }
     batch.pop("caption_ids")
     with torch.no_grad():
         found, expected = model(**batch), model(**explicit)

@@ -87,7 +87,8 @@ def test_phrases_of_different_lengths_decode_together_as_alone():
 
 
 @pytest.mark.parametrize(
-    "grid, expected", [((5, 7), (45, 64)), ((7, 49), (9, 63)), ((64, 20), (64, 20)), ((100, 30), (100, 30)), ((1, 1), (64, 64))]
+    "grid, expected",
+    [((5, 7), (45, 64)), ((7, 49), (9, 63)), ((64, 20), (64, 20)), ((100, 30), (100, 30)), ((1, 1), (64, 64))],
 )
 def test_coarse_masks_have_the_published_size(grid, expected):
     head = MaskHead(4, channels=4)

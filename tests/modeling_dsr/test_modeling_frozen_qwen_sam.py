@@ -74,7 +74,13 @@ def test_other_qwen_families_run_and_come_back(kind, tmp_path):
     model.save_pretrained(tmp_path)
     again, info = FrozenQwenSAMModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    assert {name.split(".")[0] for name in model.state_dict()} == {"vlm", "sam", "mask_head", "text_proj", "text_layer_weights"}
+    assert {name.split(".")[0] for name in model.state_dict()} == {
+        "vlm",
+        "sam",
+        "mask_head",
+        "text_proj",
+        "text_layer_weights",
+    }
     with torch.no_grad():
         expected, found = model(**inputs), again.eval()(**inputs)
     torch.testing.assert_close(found.sam_pred_masks[1], expected.sam_pred_masks[1], atol=1e-6, rtol=1e-5)

@@ -85,7 +85,9 @@ def run_forward(case, model, processor) -> Result:
         sparse = [embeds[None]] if model.config.use_text else []
         if model.config.use_box:
             box = output.boxes[0][number].view(1, 1, 4)
-            corners, _ = model.sam.prompt_encoder(input_points=None, input_labels=None, input_boxes=box, input_masks=None)
+            corners, _ = model.sam.prompt_encoder(
+                input_points=None, input_labels=None, input_boxes=box, input_masks=None
+            )
             sparse.insert(0, corners[0])
         if sparse:
             tensors[f"intermediate.sparse_embeddings.{number}"] = torch.cat(sparse, dim=1)
@@ -113,7 +115,9 @@ def all_hidden_states(model, inputs) -> torch.Tensor:
 
 @torch.no_grad()
 def run_refiner(case, model, processor) -> Result:
-    embeds = [case.inputs[name] for name in sorted((n for n in case.inputs if n.startswith("text_embeds.")), key=last_number)]
+    embeds = [
+        case.inputs[name] for name in sorted((n for n in case.inputs if n.startswith("text_embeds.")), key=last_number)
+    ]
     lengths = torch.tensor([len(tokens) for tokens in embeds])
     sam = sam_inputs(processor, case.inputs["image_uint8"])
     image = model.get_image_embeddings(sam.pop("sam_pixel_values"))
@@ -149,7 +153,9 @@ def run_train(case, model, processor) -> Result:
     pad = torch.nn.functional.pad
     batch = {
         "input_ids": torch.cat([pad(row["input_ids"], (0, length - row["input_ids"].shape[1])) for row in inputs]),
-        "mask_ids": torch.cat([pad(row["mask_ids"], (0, length - row["mask_ids"].shape[1]), value=-1) for row in inputs]),
+        "mask_ids": torch.cat(
+            [pad(row["mask_ids"], (0, length - row["mask_ids"].shape[1]), value=-1) for row in inputs]
+        ),
         "attention_mask": torch.stack([torch.arange(length) < row["input_ids"].shape[1] for row in inputs]),
         "meta_data": [case.meta["meta_data"][sample] for sample in samples],
     }
@@ -157,7 +163,9 @@ def run_train(case, model, processor) -> Result:
         batch[name] = torch.cat([row[name] for row in inputs])
     # Parameters that the published code trains without effect get gradients too, to compare them.
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(("vlm.", "sam.vision_encoder.")) and "positional_embedding" not in name)
+        parameter.requires_grad_(
+            not name.startswith(("vlm.", "sam.vision_encoder.")) and "positional_embedding" not in name
+        )
     model.train()
     model.zero_grad(set_to_none=True)
     output = model(**batch, labels=[row["masks"] for row in rows])
@@ -175,7 +183,9 @@ def run_train(case, model, processor) -> Result:
         stored = case.meta.get(kind, [])
         found = [name for name in stored if KIND_OF_GRADIENT[kind](gradients[our_name(name)])]
         values.append(Value(kind, stored, found))
-    frozen = [name for name, gradient in gradients.items() if gradient is not None and name.startswith(("vlm.", "sam.vision"))]
+    frozen = [
+        name for name, gradient in gradients.items() if gradient is not None and name.startswith(("vlm.", "sam.vision"))
+    ]
     values.append(Value("frozen parameters with gradient", [], frozen))
     return Result({name: value.detach() for name, value in tensors.items() if value is not None}, values=values)
 
