@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dsr_toolkit.demo.clip import CLIP
 from dsr_toolkit.tiny import build
@@ -11,13 +12,33 @@ from dsr_toolkit.tiny import build
 ROOT = Path(__file__).parents[1]
 
 
+# Names in the examples, and what stands for them here.
+MODELS = {
+    "dsr": "dsr",
+    "pi3": "pi3",
+    "page4d": "page4d",
+    "flmm": "frozen_qwen_sam",
+    "cadrille": "cadrille",
+    "scene": "scene_qformer",
+}
+PICTURES = ("street", "front", "fr", "fl", "back", "bl", "br")
+
+
 @pytest.fixture(scope="module")
 def tiny_models(tmp_path_factory):
-    return {name: build(name, tmp_path_factory.mktemp("readme")) for name in ("dsr", "pi3", "page4d", "cadrille")}
+    return {name: build(kind, tmp_path_factory.mktemp("readme")) for name, kind in MODELS.items()}
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """The image files that the examples name, where they look for them."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(PICTURES):
+        Image.new("RGB", (160, 120), (30 * number, 90, 200 - 20 * number)).save(f"{name}.jpg")
 
 
 @pytest.mark.parametrize("page", ["README.md", "model_card.md"])
-def test_python_examples_run_in_order(page, tiny_models, capsys):
+def test_python_examples_run_in_order(page, tiny_models, pictures, capsys):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert examples
     names = {}
