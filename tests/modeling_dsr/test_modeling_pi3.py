@@ -102,6 +102,14 @@ def models():
     return {variant: random_model(tiny_config(variant)) for variant in ("pi3", "pi3x")}
 
 
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Same up to rounding, relative to numbers that reach hundreds: depths are exponentials."""
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=2e-4, atol=2e-4, msg=lambda text, name=name: name + text
+        )
+
+
 @torch.no_grad()
 def run(model, *arguments, **inputs):
     return model(*arguments, **inputs)
@@ -141,7 +149,7 @@ def test_chunks_do_not_change_the_result(models, variant, chunk_size):
     model = copy.deepcopy(models[variant])
     model.config.chunk_size = chunk_size
     inputs = {"pixel_values": images(2)} | (conditions(2) if variant == "pi3x" else {})
-    assert_same(tensors_of(run(model, **inputs)), tensors_of(run(models[variant], **inputs)), 2e-5)
+    assert_close(tensors_of(run(model, **inputs)), tensors_of(run(models[variant], **inputs)))
 
 
 @pytest.mark.parametrize("variant", ["pi3", "pi3x"])
@@ -257,7 +265,7 @@ def test_no_conditions_equal_a_model_without_them(models):
 def test_masks_that_are_false_equal_no_conditions(models):
     off = torch.zeros(1, FRAMES, dtype=torch.bool)
     masked = run(models["pi3x"], images(1), **conditions(1), depth_mask=off, ray_mask=off, pose_mask=off)
-    assert_same(tensors_of(masked), tensors_of(run(models["pi3x"], images(1))), 1e-5)
+    assert_close(tensors_of(masked), tensors_of(run(models["pi3x"], images(1))))
 
 
 @pytest.mark.parametrize("name", ["depths", "intrinsics", "poses"])
@@ -270,14 +278,14 @@ def test_every_condition_matters(models, name):
 def test_masks_that_are_true_equal_no_masks(models):
     on = torch.ones(1, FRAMES, dtype=torch.bool)
     given = run(models["pi3x"], images(1), **conditions(1), depth_mask=on, ray_mask=on, pose_mask=on)
-    assert_same(tensors_of(given), tensors_of(run(models["pi3x"], images(1), **conditions(1))), 2e-5)
+    assert_close(tensors_of(given), tensors_of(run(models["pi3x"], images(1), **conditions(1))))
 
 
 def test_rays_equal_the_intrinsics_they_come_from(models):
     xy = pixel_rays(intrinsics(1), HEIGHT, WIDTH)
     rays = torch.nn.functional.normalize(torch.cat([xy, torch.ones_like(xy[..., :1])], -1), dim=-1)
     told = run(models["pi3x"], images(1), rays=rays)
-    assert_same(tensors_of(told), tensors_of(run(models["pi3x"], images(1), intrinsics=intrinsics(1))), 1e-4)
+    assert_close(tensors_of(told), tensors_of(run(models["pi3x"], images(1), intrinsics=intrinsics(1))))
 
 
 def test_a_single_pose_is_dropped_and_the_mask_of_the_caller_stays(models):
@@ -285,7 +293,7 @@ def test_a_single_pose_is_dropped_and_the_mask_of_the_caller_stays(models):
     before = lone.clone()
     given = {name: value.clone() for name, value in conditions(1).items()}
     told = run(models["pi3x"], images(1), poses=given["poses"], pose_mask=lone)
-    assert_same(tensors_of(told), tensors_of(run(models["pi3x"], images(1))), 1e-5)
+    assert_close(tensors_of(told), tensors_of(run(models["pi3x"], images(1))))
     assert torch.equal(lone, before)
     run(models["pi3x"], images(1), **given)
     assert_same(given, conditions(1))
@@ -296,7 +304,7 @@ def test_unit_and_world_frame_of_the_conditions_do_not_matter(models):
     plain = run(models["pi3x"], images(1), **given)
     moved = {**given, "depths": 3 * given["depths"], "poses": poses(1, seed=7)[:, :1] @ given["poses"]}
     moved["poses"][..., :3, 3] *= 3
-    assert_same(tensors_of(run(models["pi3x"], images(1), **moved)), tensors_of(plain), 2e-4)
+    assert_close(tensors_of(run(models["pi3x"], images(1), **moved)), tensors_of(plain))
 
 
 def test_gradients_reach_the_conditions(models):
