@@ -281,6 +281,15 @@ def test_the_processor_is_written_and_agrees_with_the_configuration(with_tokeniz
     assert (size["shortest_edge"], size["longest_edge"]) == (128 * 784, 768 * 784)
 
 
+@pytest.mark.parametrize(("question_scope", "seconds"), [("published", 1.0), ("question", None)])
+def test_timing_of_the_published_evaluation_goes_with_its_question_rules(
+    with_tokenizer, tmp_path, question_scope, seconds
+):
+    sources, _ = with_tokenizer
+    run(sources, tmp_path / "out", overrides={**HEADS, "question_scope": question_scope})
+    assert DSRProcessor.from_pretrained(tmp_path / "out").fixed_second_per_grid_ts == seconds
+
+
 def test_bounds_below_those_of_the_published_evaluation_are_kept(with_tokenizer, tmp_path):
     sources, _ = with_tokenizer
     (sources["qwen"] / "preprocessor_config.json").write_text(json.dumps({"min_pixels": 3136, "max_pixels": 62720}))
