@@ -14,6 +14,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from .geometry_encoder import eager_attention
 
 
+TARGET_ROWS = 4096  # keys projected at a time
+
+
 def unflatten_patches(patches: torch.Tensor, grid: tuple[int, int, int], merge: int, patch: int) -> torch.Tensor:
     """
     Qwen's flattened patches back to frames.
@@ -78,7 +81,8 @@ class QFormerAttention(nn.Module):
         super().__init__()
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.num_key_value_heads = config.num_key_value_heads
+        self.num_key_value_groups = 1  # for the attention function: heads that share keys are folded into the queries
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         key_value_width = config.num_key_value_heads * self.head_dim
@@ -88,13 +92,15 @@ class QFormerAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, query_states, target_states, query_rope, target_rope, target_slot, num_slots, attention_mask, output_attentions
+        self, query_states, targets, norm, query_rope, target_rope, target_slot, num_slots, attention_mask, output_attentions
     ):
         groups, num_queries, width = query_states.shape
         query = self.q_proj(query_states).view(groups, num_queries, -1, self.head_dim).transpose(1, 2)  # [G, H, Q, d]
-        key = self.k_proj(target_states).view(len(target_states), -1, self.head_dim)  # [N, kv, d]
-        value = self.v_proj(target_states).view(len(target_states), -1, self.head_dim)
-        query = _rotate(query, *query_rope)
+        # Heads that share a key are further queries to it: [G, kv, H/kv·Q, d] reads [G, kv, T, d] as it is.
+        query = _rotate(query, *query_rope).reshape(groups, self.num_key_value_heads, -1, self.head_dim)
+        # Targets are many and wide, keys and values narrow: normalise and project some rows at a time.
+        projected = [(self.k_proj(rows), self.v_proj(rows)) for rows in map(norm, targets.split(TARGET_ROWS))]
+        key, value = (torch.cat(x).view(len(targets), -1, self.head_dim) for x in zip(*projected))  # [N, kv, d]
         key = _rotate(key, *(table.unsqueeze(1) for table in target_rope))
         key, value = (_pad_rows(x, target_slot, groups, num_slots).transpose(1, 2) for x in (key, value))  # [G, kv, T, d]
         # Few queries against padded keys is a shape that flash kernels have no mask for; torch's own attention has.
@@ -102,8 +108,10 @@ class QFormerAttention(nn.Module):
         attend = eager_attention if eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, is_causal=False
-        )
-        return self.o_proj(output.reshape(groups, num_queries, width)), weights if output_attentions else None
+        )  # [G, H/kv·Q, kv, d]
+        output = output.transpose(1, 2).reshape(groups, -1, num_queries, self.head_dim).transpose(1, 2)
+        weights = weights.reshape(groups, -1, num_queries, num_slots) if output_attentions else None
+        return self.o_proj(output.reshape(groups, num_queries, width)), weights
 
 
 class QFormerLayer(nn.Module):
@@ -118,7 +126,7 @@ class QFormerLayer(nn.Module):
 
     def forward(self, queries, targets, output_attentions=False, **attention_inputs):
         attended, weights = self.attn(
-            self.norm1(queries), self.norm1(targets), output_attentions=output_attentions, **attention_inputs
+            self.norm1(queries), targets, self.norm1, output_attentions=output_attentions, **attention_inputs
         )
         queries = queries + attended
         return queries + self.mlp(self.norm2(queries)), weights
@@ -188,7 +196,7 @@ class GeometrySelectionModule(nn.Module):
             empty = torch.arange(num_slots) >= lengths.unsqueeze(1)
             bias = torch.finfo(queries.dtype).min
             mask = torch.zeros(len(lengths), 1, 1, num_slots, dtype=queries.dtype).masked_fill_(empty[:, None, None], bias)
-            mask = mask.to(device).expand(-1, -1, queries.shape[1], -1)
+            mask = mask.to(device)
         query_positions = torch.arange(queries.shape[1], device=device).expand(3, 1, -1)
         query_rope = self.rotary_emb(queries, query_positions)  # [1, Q, d] each
         cos, sin = self.rotary_emb(queries, target_positions.unsqueeze(1))

@@ -175,24 +175,26 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
             steps = [grids[i][0] for i in members]
             together = pieces[members[0]] if len(members) == 1 else torch.cat([pieces[i] for i in members])
             grid = (sum(steps), h, w)  # rows are ordered by time first, so videos of one resolution are one long video
-            tokens = self._encode_frames(together, grid, merge, patch)
-            merged = self.geometry_selection.spatial_merger(regroup_patch_tokens(tokens, grid, merge))
+            merged = self._spatial_states(together, grid, merge, patch)
             for i, states in zip(members, merged.split([t * h * w // merge**2 for t in steps])):
                 spatial_states[i] = states
         return tuple(spatial_states)
 
-    def _encode_frames(self, patches, grid, merge, patch) -> torch.Tensor:
+    def _spatial_states(self, patches, grid, merge, patch) -> torch.Tensor:
+        """Frames, encoder, regrouping and merger, some frames at a time: `[t·h·w/4, D]`."""
         t, h, w = grid
         frozen = not any(parameter.requires_grad for parameter in self.geometry_encoder.parameters())
+        encode_with_grad = torch.is_grad_enabled() and not (frozen and not patches.requires_grad)
         steps = max(1, self.config.geometry_chunk_size // 2) if self.config.geometry_chunk_size else t
         skip = 1 + self.config.geometry_config.num_register_tokens
         outputs = []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not (frozen and not patches.requires_grad)):
-            for chunk in patches.view(t, -1).split(steps):
-                frames = unflatten_patches(chunk.reshape(-1, patches.shape[-1]), (len(chunk), h, w), merge, patch)
-                frames = renormalize(frames, self.config)
-                outputs.append(self.geometry_encoder(frames).last_hidden_state[:, skip:])
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)  # [2t, h·w, C]
+        for chunk in patches.view(t, -1).split(steps):
+            with torch.set_grad_enabled(encode_with_grad):
+                grid = (len(chunk), h, w)
+                frames = unflatten_patches(chunk.reshape(-1, patches.shape[-1]), grid, merge, patch)
+                tokens = self.geometry_encoder(renormalize(frames, self.config)).last_hidden_state[:, skip:]
+            outputs.append(self.geometry_selection.spatial_merger(regroup_patch_tokens(tokens, grid, merge)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _check_patches(self, patches, grid_thw, name, grid_name) -> None:
         if grid_thw is None:
