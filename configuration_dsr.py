@@ -83,7 +83,7 @@ class DSRConfig(Qwen2_5_VLConfig):
             them in training.
         geometry_tokens_per_second (`int`, *optional*, defaults to 2):
             Temporal positions per second of the keys of Q-Former 2.
-        geometry_chunk_size (`int`, *optional*, defaults to 8):
+        geometry_chunk_size (`int`, *optional*, defaults to 4):
             Frames that pass through the geometry encoder at a time. Peak memory grows with it, the result does not
             depend on it. `0` means all at once.
         geometry_norm_eps (`float`, *optional*, defaults to 1e-6):
@@ -111,7 +111,7 @@ class DSRConfig(Qwen2_5_VLConfig):
     geometry_for_images: bool = False
     question_scope: str = "question"
     geometry_tokens_per_second: int = 2
-    geometry_chunk_size: int = 8
+    geometry_chunk_size: int = 4
     geometry_norm_eps: float = 1e-6
     unnormalize_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4576275, 0.40821073)
     unnormalize_std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)

@@ -70,8 +70,7 @@ def dense_block_diagonal(module: GeometrySelectionModule, inputs: dict) -> torch
         query = query * cos + rotate_half(query) * sin
         cos, sin = module.rotary_emb(queries, positions)
         key = key * cos + rotate_half(key) * sin
-        key = key.repeat_interleave(attention.num_key_value_groups, dim=0)
-        value = value.repeat_interleave(attention.num_key_value_groups, dim=0)
+        key, value = (x.repeat_interleave(len(query) // len(x), dim=0) for x in (key, value))
         scores = query @ key.transpose(1, 2) * attention.scaling + mask
         weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         read = (weights @ value).transpose(0, 1).reshape(len(queries), -1)
