@@ -26,8 +26,8 @@ EXTRAS = {
     "train": ["trl>=1.0"],
 }
 EXTRAS["test"] = sorted(
-    {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "scipy"}
-    | {requirement for name in ("cad", "geometry", "scene", "segment", "train") for requirement in EXTRAS[name]}
+    {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy"}
+    | {requirement for name in ("cad", "geometry", "scene", "segment", "serve", "train") for requirement in EXTRAS[name]}
 )
 
 setup(
