@@ -84,7 +84,7 @@ def decode_video(path: str | os.PathLike, num_frames: int = 32, rule: str = "inf
     if "://" not in path and not Path(path).is_file():
         raise ValueError(f"There is no video file at {path!r}.")
     try:
-        total, fps = _count_frames(path)
+        total, fps = count_video_frames(path)
         indices = sample_frame_indices(total, num_frames, rule)
         frames, decoded = _decode_frames(path, indices)
         if 0.9 * total <= decoded <= indices[-1]:  # containers may announce some frames that an edit list hides
@@ -112,7 +112,7 @@ def decode_video(path: str | os.PathLike, num_frames: int = 32, rule: str = "inf
     return frames, metadata
 
 
-def _count_frames(path: str) -> tuple[int, float]:
+def count_video_frames(path: str) -> tuple[int, float]:
     """Number of frames of the first video track, and frames per second (1 where the file does not say)."""
     with av.open(path) as container:
         if not container.streams.video:
@@ -386,12 +386,21 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 VIDEO_INTERVAL = 10  # of the published demonstration: every tenth frame of a video, every image of a folder
 
 
+@dataclass
+class Frame:
+    """A frame of a scene: its image; what to call it; seconds from the start of the video, or the number of the image."""
+
+    image: Image.Image
+    name: str
+    time: float
+
+
 def read_frames(
     source,
     interval: int | None = None,
     fps: float | None = None,
     num_frames: int | None = None,
-) -> Iterator[Image.Image]:
+) -> Iterator[Frame]:
     """
     The frames of one scene, one at a time; a folder's in the order of their names.
 
@@ -424,11 +433,14 @@ def read_frames(
         source = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not source:
             raise ValueError(f"The folder {str(folder)!r} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}.")
-    for index in _frame_indices(len(source), interval or 1, num_frames):
-        yield _as_image(source[index])
+    for index in choose_frames(len(source), interval or 1, num_frames):
+        item = source[index]
+        name = Path(item).name if isinstance(item, (str, os.PathLike)) else f"{index:06d}.png"
+        yield Frame(_as_image(item), name, float(index))
 
 
-def _frame_indices(total: int, step: float, num_frames: int | None) -> list[int]:
+def choose_frames(total: int, step: float, num_frames: int | None) -> list[int]:
+    """Every `step`-th of `total` frames, or `num_frames` evenly spread ones."""
     if total < 1:
         raise ValueError("`images` holds no image; at least one is needed.")
     if num_frames is not None:
@@ -436,21 +448,21 @@ def _frame_indices(total: int, step: float, num_frames: int | None) -> list[int]
     return [index for k in range(total) if (index := int(k * step)) < total]
 
 
-def _video_frames(path: str, interval: int | None, fps: float | None, num_frames: int | None) -> Iterator[Image.Image]:
+def _video_frames(path: str, interval: int | None, fps: float | None, num_frames: int | None) -> Iterator[Frame]:
     if av is None:
         raise ImportError("Decoding a video needs PyAV: `pip install av`.")
     if "://" not in path and not Path(path).is_file():
         raise ValueError(f"There is no folder, image or video at {path!r}.")
     decoded = 0
     try:
-        total, rate = _count_frames(path)
+        total, rate = count_video_frames(path)
         # A video cannot give more frames per second than it has.
         step = interval or (max(1.0, rate / fps) if fps else VIDEO_INTERVAL)
-        wanted = _frame_indices(total, step, num_frames)
+        wanted = choose_frames(total, step, num_frames)
         for index, frame in _decode_each(path, wanted):
             decoded = index + 1
             if frame is not None:
-                yield Image.fromarray(frame)
+                yield Frame(Image.fromarray(frame), f"{index:06d}.png", index / rate if rate else float(index))
     except av.FFmpegError as error:
         raise ValueError(
             f"A frame of {path!r} after number {decoded} cannot be read ({error.strerror or error}). The file is damaged or no "
@@ -682,7 +694,8 @@ class GeometryProcessor(ProcessorMixin):
                 sizes.append((image.height, image.width))
                 yield image
 
-        frames, boxes = RESIZE_RULES[self.resize_rule](measured(read_frames(scene, interval, fps, num_frames)), self)
+        images = (frame.image for frame in read_frames(scene, interval, fps, num_frames))
+        frames, boxes = RESIZE_RULES[self.resize_rule](measured(images), self)
         stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
         data = {
             "pixel_values": stacked,
@@ -694,7 +707,7 @@ class GeometryProcessor(ProcessorMixin):
             if len(value) != len(sizes):
                 if fps is not None:
                     raise ValueError(f"`{name}` must hold one entry per chosen frame with `fps` ({len(sizes)}), got {len(value)}.")
-                value = [value[i] for i in _frame_indices(len(value), interval or 1, num_frames)]
+                value = [value[i] for i in choose_frames(len(value), interval or 1, num_frames)]
             if len(value) != len(sizes):
                 raise ValueError(f"`{name}` must hold one entry per image ({len(sizes)} were taken), got {len(value)}.")
             data[name] = self._prepare_condition(name, value, data)

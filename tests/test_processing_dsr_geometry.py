@@ -69,13 +69,13 @@ def test_a_folder_is_read_in_the_order_of_names(processor, tmp_path):
             (tmp_path / name).write_text("no image")
         else:
             Image.new("RGB", (28, 28), (seed, seed, seed)).save(tmp_path / name)
-    found = [round(frame.resize((1, 1)).getpixel((0, 0))[0]) for frame in read_frames(tmp_path)]
+    found = [round(frame.image.resize((1, 1)).getpixel((0, 0))[0]) for frame in read_frames(tmp_path)]
     assert found == [1, 10, 2]
 
 
 def test_interval_and_number_choose_frames():
     images = [Image.new("RGB", (14, 14), (i, i, i)) for i in range(10)]
-    chosen = lambda **wishes: [frame.getpixel((0, 0))[0] for frame in read_frames(images, **wishes)]  # noqa: E731
+    chosen = lambda **wishes: [frame.image.getpixel((0, 0))[0] for frame in read_frames(images, **wishes)]  # noqa: E731
     assert chosen(interval=4) == [0, 4, 8]
     assert chosen(num_frames=4) == [0, 3, 6, 9]
     assert chosen() == list(range(10))

@@ -1,0 +1,57 @@
+"""What a reconstruction starts from: images, a folder, a video, or synchronised views in `time_XX/viewY` folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+TIME_FOLDER, VIEW_FILE = re.compile(r"time_?(\d+)", re.I), re.compile(r"view_?(\d+)\.(png|jpe?g)", re.I)
+
+
+def count_frames(source: Path, interval: int | None, fps: float | None, num_frames: int | None) -> int:
+    """How many frames `read_frames` will give."""
+    from processing_dsr import IMAGE_SUFFIXES, VIDEO_INTERVAL, choose_frames, count_video_frames
+
+    if source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES:
+        files = [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if source.is_dir() else [source]
+        return len(choose_frames(len(files), interval or 1, num_frames)) if files else 0
+    total, rate = count_video_frames(str(source))
+    return len(choose_frames(total, interval or (max(1.0, rate / fps) if fps else VIDEO_INTERVAL), num_frames))
+
+
+def is_multiview(source: Path) -> bool:
+    return source.is_dir() and any(path.is_dir() and TIME_FOLDER.fullmatch(path.name) for path in source.iterdir())
+
+
+def multiview_files(source: Path) -> dict[str, list[Path]]:
+    """
+    Image files by time, each time's in the order of the views.
+
+    Raises:
+        ValueError: a time without views, or times that do not have the same views.
+    """
+    numbered = lambda paths, pattern: sorted(  # noqa: E731
+        (int(match[1]), path) for path in paths if (match := pattern.fullmatch(path.name))
+    )
+    times = numbered((path for path in source.iterdir() if path.is_dir()), TIME_FOLDER)
+    found = {folder.name: numbered(folder.iterdir(), VIEW_FILE) for _, folder in times}
+    first = next(iter(found))
+    expected = [number for number, _ in found[first]]
+    for name, views in found.items():
+        if not views or [number for number, _ in views] != expected:
+            raise ValueError(
+                f"{source / name} holds the views {[number for number, _ in views]} and {first} {expected}; each time needs the "
+                "same views, as view0.png, view1.png and so on. Add the missing images or take the folder out."
+            )
+    return {name: [path for _, path in views] for name, views in found.items()}
+
+
+def multiview_frames(times: dict[str, list[Path]]) -> Iterator:
+    """The frames of [`multiview_files`], time by time; `time` counts the times."""
+    from processing_dsr import Frame, read_frames
+
+    for number, (name, files) in enumerate(times.items()):
+        for path in files:
+            (frame,) = read_frames([path])
+            yield Frame(frame.image, f"{name}_{frame.name}", float(number))

@@ -1,0 +1,113 @@
+"""One frame with its geometry, and how π³ and PAGE-4D fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class View:
+    """
+    A frame and what a model says of it. Camera axes are OpenCV's: x right, y down, z forward; the first pixel centre is (0, 0).
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        points: float32 `[H, W, 3]` in the world frame.
+        depth: float32 `[H, W]`, z in the camera's frame; unit of `points`.
+        confidence: float32 `[H, W]` in 0 … 1.
+        mask: bool `[H, W]`, pixels whose point is to be trusted.
+        camera_to_world: float64 `[4, 4]`, rigid.
+        intrinsics: float64 `[3, 3]` in pixels of `image`.
+        dynamic: float32 `[H, W]` in 0 … 1, 1 where things move by themselves, or None if the model does not tell.
+        name: of the image, in files that list images.
+        time: seconds from the start of the video, or the number of the image.
+    """
+
+    image: np.ndarray
+    points: np.ndarray
+    depth: np.ndarray
+    confidence: np.ndarray
+    mask: np.ndarray
+    camera_to_world: np.ndarray
+    intrinsics: np.ndarray
+    dynamic: np.ndarray | None = None
+    name: str = ""
+    time: float = 0.0
+
+    def moved(self, similarity) -> View:
+        """In another world frame, see [`Similarity`]."""
+        camera = np.eye(4)
+        camera[:3, :3] = similarity.rotation @ self.camera_to_world[:3, :3]
+        camera[:3, 3] = similarity.apply(self.camera_to_world[:3, 3])
+        points, depth = similarity.apply(self.points).astype(np.float32), self.depth * np.float32(similarity.scale)
+        return replace(self, points=points, depth=depth, camera_to_world=camera)
+
+    def save(self, path) -> None:
+        np.savez(path, **{field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None})
+
+    @classmethod
+    def load(cls, path) -> View:
+        with np.load(path) as file:
+            values = {name: file[name] for name in file.files}
+        return cls(**values | {"name": str(values["name"]), "time": float(values["time"])})
+
+
+def predict(
+    model,
+    processor,
+    images: Sequence[Image.Image],
+    names: Sequence[str] | None = None,
+    times: Sequence[float] | None = None,
+    confidence: float = 0.1,
+    edge_tolerance: float | None = 0.03,
+    original_size: bool = False,
+    point_source: str = "depth",
+) -> list[View]:
+    """
+    Run π³ or PAGE-4D once over the frames of a scene.
+
+    Args:
+        images: frames of one scene. names, times: of each; default: the numbers of the frames.
+        confidence, edge_tolerance: see `GeometryProcessor.post_process_geometry`; they make `mask`.
+        original_size: maps at the size of `images`. Default: at the size at which the model saw them, never enlarged; what a
+            crop left out is masked out.
+        point_source: PAGE-4D: "depth" or "points".
+    """
+    import torch
+
+    images = list(images)
+    inputs = processor(images)
+    boxes, sizes = inputs["image_boxes"], inputs["original_sizes"]
+    if not original_size:
+        seen = (boxes[..., 2:] - boxes[..., :2]).flip(-1).round().to(sizes.dtype)
+        sizes = torch.minimum(sizes, seen.clamp_min(1))
+    with torch.inference_mode():
+        outputs = model(inputs["pixel_values"].to(model.device))
+    (scene,) = processor.post_process_geometry(
+        outputs,
+        original_sizes=sizes,
+        image_boxes=boxes,
+        confidence_threshold=confidence,
+        edge_tolerance=edge_tolerance,
+        point_source=point_source,
+    )
+    names = [f"{number:06d}.png" for number in range(len(images))] if names is None else names
+    times = range(len(images)) if times is None else times
+    views = []
+    for number, image in enumerate(images):
+        height, width = scene.depth[number].shape
+        maps = {name: getattr(scene, name)[number].cpu().numpy() for name in ("points", "depth", "confidence", "mask")}
+        dynamic = None if scene.dynamic_mask is None else scene.dynamic_mask[number].cpu().numpy()
+        pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+        camera, intrinsics = (x[number].double().cpu().numpy() for x in (scene.camera_poses, scene.intrinsics))
+        views.append(
+            View(
+                pixels, **maps, camera_to_world=camera, intrinsics=intrinsics, dynamic=dynamic,
+                name=names[number], time=float(times[number]),
+            )
+        )  # fmt: skip
+    return views
