@@ -84,7 +84,9 @@ def run(args) -> None:
         say(RANDOM_WEIGHTS_NOTICE)
 
     partial, cache = (output.with_name(f".{output.resolve().name}.{what}") for what in ("partial", "windows"))
-    _reuse(cache, {"input": _state(source), "model": str(model_source), **{key: value for key, value in vars(args).items() if key in PREDICTION}})
+    if args.window is not None:
+        wishes = {name: getattr(args, name) for name in PREDICTION}
+        _reuse(cache, {"input": _state(source), "model": str(model_source), **wishes})
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -101,6 +103,8 @@ def run(args) -> None:
     os.rename(partial, output)
     shutil.rmtree(cache, ignore_errors=True)
     print(f"{report['views']} views, {report['points']:,} points")
+    if report["points"] == 0:
+        say("No point is to be trusted: lower --confidence, or keep points at edges with --edge-tolerance 0.")
     if is_random:
         print("(random weights: neither cameras nor points mean anything)")
     for path in sorted(output.rglob("*")):

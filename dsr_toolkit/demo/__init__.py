@@ -7,6 +7,8 @@ demo.json should record. `model` is what `--model` gave; None means the tiny mod
 # Keyed by model type, in the order in which they are shown.
 SECTIONS = {
     "dsr": "dsr_toolkit.demo.dsr",
+    "pi3": "dsr_toolkit.demo.pi3",
+    "page4d": "dsr_toolkit.demo.page4d",
     "frozen_qwen_sam": "dsr_toolkit.demo.frozen_qwen_sam",
     "cadrille": "dsr_toolkit.demo.cad",
     "scene_qformer": "dsr_toolkit.demo.scene_qformer",

@@ -229,8 +229,9 @@ class SceneWriter:
     """
     scene.glb, a sample of the points with every camera as a frustum, and scene.html, the same in a page that needs no network.
 
-    glTF's y axis points up: everything hangs below the node "opencv", which turns it over. Nodes: "points", "moving" if
-    anything moves, and "camera_000000" and so on, whose matrices are camera-to-world. Cameras run from dark to light in time.
+    Everything hangs below the node "opencv", in the world frame of the views; its own matrix puts the first camera upright at
+    glTF's origin, where y points up. Nodes: "points", "moving" if anything moves, and "camera_000000" and so on, whose
+    matrices are camera-to-world. Cameras run from dark to light in time.
     """
 
     def __init__(self, folder: Path, max_points: int, formats: tuple[str, ...] = ("glb", "html")):
@@ -247,9 +248,9 @@ class SceneWriter:
         """The whole as a `trimesh.Scene`."""
         import trimesh
 
-        turn = np.diag([1.0, -1.0, -1.0, 1.0])
         scene = trimesh.Scene(base_frame="world")
-        scene.graph.update("opencv", "world", matrix=turn)
+        upright = np.diag([1.0, -1.0, -1.0, 1.0]) @ np.linalg.inv(self.cameras[0][0])
+        scene.graph.update("opencv", "world", matrix=upright)
         points, colours, moving = self.sample.points()
         for name, chosen in (("points", ~moving), ("moving", moving)):
             if chosen.any():
@@ -263,10 +264,9 @@ class SceneWriter:
             scene.add_geometry(
                 frustum, node_name=name, geom_name=name, parent_node_name="opencv", transform=camera_to_world
             )
-        # Seen from behind the first camera.
-        start = np.diag([1.0, -1.0, -1.0, 1.0])
-        start[2, 3] = -0.5 * abs(self.depth or 1.0)
-        scene.camera_transform = turn @ self.cameras[0][0] @ start
+        # The page turns about the middle of everything: seen from behind and above the first camera.
+        low, high = scene.bounds
+        scene.camera_transform = look_at((low + high) / 2, np.array([0.25, 0.4, 1.0]), 0.9 * np.linalg.norm(high - low))
         return scene
 
     def finish(self) -> list[Path]:
@@ -289,6 +289,16 @@ def frustum_lines(intrinsics: np.ndarray, shape: tuple[int, int], depth: float) 
     x, y = (np.array([-0.5, width - 0.5]) - cx) / fx * depth, (np.array([-0.5, height - 0.5]) - cy) / fy * depth
     corners = np.array([[x[0], y[0], depth], [x[1], y[0], depth], [x[1], y[1], depth], [x[0], y[1], depth]])
     return np.concatenate([np.stack([np.zeros_like(corners), corners], 1), np.stack([corners, np.roll(corners, -1, 0)], 1)])
+
+
+def look_at(target: np.ndarray, direction: np.ndarray, distance: float) -> np.ndarray:
+    """Pose `[4, 4]` of a glTF camera (it looks along −z, y is up) that sees `target` from `direction`."""
+    back = direction / np.linalg.norm(direction)
+    right = np.cross([0.0, 1.0, 0.0], back)
+    right /= np.linalg.norm(right)
+    pose = np.eye(4)
+    pose[:3] = np.stack([right, np.cross(back, right), back, target + distance * back], -1)
+    return pose
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:
