@@ -330,7 +330,9 @@ SPATIAL_MASK_VARIANTS = (None, "page4d")
 PAGE4D_FREEZE_POLICIES = (None, "page4d")
 
 
-def page4d_image_size(width: int, height: int, img_size: int = 518, patch_size: int = 14, mode: str = "crop") -> tuple[int, int]:
+def page4d_image_size(
+    width: int, height: int, img_size: int = 518, patch_size: int = 14, mode: str = "crop"
+) -> tuple[int, int]:
     """
     (width, height) that PAGE-4D resizes an image to, before it crops or pads.
 
@@ -517,7 +519,9 @@ class Page4DConfig(PreTrainedConfig):
         ):
             wrong = [layer for layer in layers if not 0 <= layer < self.depth]
             if wrong and (name == "dpt_layers" or self.spatial_mask_variant is not None):
-                raise ValueError(f"`{name}` names layer {wrong[0]}, but `depth` is {self.depth}: layers are 0…{self.depth - 1}.")
+                raise ValueError(
+                    f"`{name}` names layer {wrong[0]}, but `depth` is {self.depth}: layers are 0…{self.depth - 1}."
+                )
         if len(self.dpt_layers) != 4 or list(self.dpt_layers) != sorted(self.dpt_layers):
             raise ValueError(f"`dpt_layers` must be four layers in increasing order, got {list(self.dpt_layers)}.")
         if self.spatial_mask_variant is not None and any(layer < self.mask_layer for layer in self.masked_layers):
@@ -631,7 +635,9 @@ class SceneMapConfig(PreTrainedConfig):
                     f"`embed_dims` ({self.embed_dims}) must be a multiple of `{heads}` ({getattr(self, heads)})."
                 )
         if any(not 0 <= label < self.num_classes for label in self.closed_classes):
-            raise ValueError(f"`closed_classes` must lie in 0 … {self.num_classes - 1}, got {list(self.closed_classes)}.")
+            raise ValueError(
+                f"`closed_classes` must lie in 0 … {self.num_classes - 1}, got {list(self.closed_classes)}."
+            )
         low, high = self.point_range[:2], self.point_range[2:]
         if len(self.point_range) != 4 or any(a >= b for a, b in zip(low, high)):
             raise ValueError(f"`point_range` must be (x min, y min, x max, y max), got {list(self.point_range)}.")
@@ -787,7 +793,14 @@ class SceneQFormerConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-        for name in ("num_queries", "num_decoder_layers", "num_heads", "num_cams", "depth_num", "num_deformable_points"):
+        for name in (
+            "num_queries",
+            "num_decoder_layers",
+            "num_heads",
+            "num_cams",
+            "depth_num",
+            "num_deformable_points",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.num_point_features % 2:
@@ -821,12 +834,14 @@ class SceneQFormerConfig(PreTrainedConfig):
             if self.backbone_dilation is None:
                 self.backbone_dilation = self.position_encoding == "sine_camera" and stage == 4
             if self.backbone_dilation and stage != 4:
-                raise ValueError(f"`backbone_dilation` replaces the stride of stage 4, but the ResNet ends at stage {stage}.")
+                raise ValueError(
+                    f"`backbone_dilation` replaces the stride of stage 4, but the ResNet ends at stage {stage}."
+                )
         else:
             if self.backbone_dilation:
                 raise ValueError(
                     f"`backbone_dilation` is for ResNets of transformers, got a backbone of type {kind!r}. timm's backbones "
-                    'take `output_stride` in `backbone_config`.'
+                    "take `output_stride` in `backbone_config`."
                 )
             self.backbone_dilation = False
             if self.backbone_stage is not None:

@@ -54,7 +54,9 @@ def sample_frame_indices(total_frames: int, num_frames: int = 32, rule: str = "i
         Increasing int64 indices; fewer than `num_frames` when the video is shorter.
     """
     if total_frames < 1:
-        raise ValueError(f"The video has {total_frames} frames; at least one is needed. Check the file with a video player.")
+        raise ValueError(
+            f"The video has {total_frames} frames; at least one is needed. Check the file with a video player."
+        )
     if num_frames < 1:
         raise ValueError(f"`num_frames` must be at least 1, got {num_frames}.")
     if rule == "training":
@@ -65,7 +67,9 @@ def sample_frame_indices(total_frames: int, num_frames: int = 32, rule: str = "i
     return np.linspace(0, total_frames - 1, count).round().astype(np.int64)
 
 
-def decode_video(path: str | os.PathLike, num_frames: int = 32, rule: str = "inference") -> tuple[np.ndarray, VideoMetadata]:
+def decode_video(
+    path: str | os.PathLike, num_frames: int = 32, rule: str = "inference"
+) -> tuple[np.ndarray, VideoMetadata]:
     """
     Decode evenly spread frames of a video file (PyAV), turned as the file says it was held.
 
@@ -218,7 +222,9 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         if video_grid_thw is None:
             return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         if videos is not None or images is not None:
-            raise ValueError("`video_grid_thw` stands for videos that are encoded already; pass no `videos` or `images` with it.")
+            raise ValueError(
+                "`video_grid_thw` stands for videos that are encoded already; pass no `videos` or `images` with it."
+            )
         return self._encoded_videos_call(text, video_grid_thw, second_per_grid_ts, **kwargs)
 
     def _encoded_videos_call(self, text, video_grid_thw, second_per_grid_ts, return_tensors=None, **kwargs):
@@ -252,15 +258,21 @@ class DSRProcessor(Qwen2_5_VLProcessor):
             for marker in markers:
                 prompt = prompt.replace(marker, " ")
             if not prompt.strip():
-                raise ValueError(f"Prompt {number} of `text` shows a video but holds no text. Write a question next to it.")
+                raise ValueError(
+                    f"Prompt {number} of `text` shows a video but holds no text. Write a question next to it."
+                )
 
     # ---- placeholders --------------------------------------------------------------------
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        return self.image_token * self._num_vision_tokens(image_inputs["image_grid_thw"][image_idx], self.image_processor)
+        return self.image_token * self._num_vision_tokens(
+            image_inputs["image_grid_thw"][image_idx], self.image_processor
+        )
 
     def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
-        return self.video_token * self._num_vision_tokens(video_inputs["video_grid_thw"][video_idx], self.video_processor)
+        return self.video_token * self._num_vision_tokens(
+            video_inputs["video_grid_thw"][video_idx], self.video_processor
+        )
 
     @staticmethod
     def _num_vision_tokens(grid, processor) -> int:
@@ -346,7 +358,9 @@ class DSRProcessor(Qwen2_5_VLProcessor):
             height, width = target_sizes[i] if target_sizes is not None else (28 * rows, 28 * columns)
             frames = num_frames[i] if num_frames is not None else 2 * t
             if not 2 * t - 1 <= frames <= 2 * t:
-                raise ValueError(f"`num_frames` of medium {i} must be {2 * t - 1} or {2 * t} ({t} steps of two), got {frames}.")
+                raise ValueError(
+                    f"`num_frames` of medium {i} must be {2 * t - 1} or {2 * t} ({t} steps of two), got {frames}."
+                )
             spread = _overlap(2 * t, t)
             if frames < 2 * t:  # what the repeated frame got belongs to the frame it repeats
                 spread = torch.cat([spread[: frames - 1], spread[frames - 1 :].sum(0, keepdim=True)])
@@ -414,9 +428,13 @@ def read_frames(
     Raises:
         ValueError: nothing there, an image or a frame that cannot be read, or contradictory wishes.
     """
-    chosen = [name for name, value in (("interval", interval), ("fps", fps), ("num_frames", num_frames)) if value is not None]
+    chosen = [
+        name for name, value in (("interval", interval), ("fps", fps), ("num_frames", num_frames)) if value is not None
+    ]
     if len(chosen) > 1:
-        raise ValueError(f"`{chosen[0]}` and `{chosen[1]}` say different things about which frames to take; pass one of them.")
+        raise ValueError(
+            f"`{chosen[0]}` and `{chosen[1]}` say different things about which frames to take; pass one of them."
+        )
     for name, value in (("interval", interval), ("fps", fps), ("num_frames", num_frames)):
         if value is not None and not value > 0:
             raise ValueError(f"`{name}` must be positive, got {value}.")
@@ -432,7 +450,9 @@ def read_frames(
         folder = Path(source)
         source = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not source:
-            raise ValueError(f"The folder {str(folder)!r} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}.")
+            raise ValueError(
+                f"The folder {str(folder)!r} holds no image; expected files ending in {', '.join(IMAGE_SUFFIXES)}."
+            )
     for index in choose_frames(len(source), interval or 1, num_frames):
         item = source[index]
         name = Path(item).name if isinstance(item, (str, os.PathLike)) else f"{index:06d}.png"
@@ -485,7 +505,9 @@ def _as_image(image) -> Image.Image:
                 opened.load()
                 return opened
         except (OSError, SyntaxError, ValueError) as error:  # pillow's decoders raise each of them
-            raise ValueError(f"The image {os.fspath(image)!r} cannot be read ({error}). Fetch it again or leave it out.") from error
+            raise ValueError(
+                f"The image {os.fspath(image)!r} cannot be read ({error}). Fetch it again or leave it out."
+            ) from error
     array = image.detach().cpu().numpy().transpose(1, 2, 0) if isinstance(image, torch.Tensor) else np.asarray(image)
     if array.ndim != 3 or array.shape[2] not in (3, 4):
         raise ValueError(
@@ -495,6 +517,20 @@ def _as_image(image) -> Image.Image:
     if array.dtype.kind == "f":
         array = (array.clip(0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(array)
+
+
+def resize_image(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    """
+    `Image.resize` of an RGB image to (width, height), the same to the last bit with every Pillow.
+
+    A resize is two passes that each round to bytes, so their order shows. Pillow 13 runs the vertical pass first where the
+    height shrinks by more than twice as many pixels as the width (pull request 9549), earlier ones never do: the passes
+    are asked for one by one, in the order of Pillow 13.
+    """
+    width, height = size
+    rows_first = image.height > height and image.height - height > 2 * (image.width - width)
+    between = (image.width, height) if rows_first else (width, image.height)
+    return image.resize(between, method).resize(size, method)
 
 
 def fit_pi3(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
@@ -507,36 +543,42 @@ def fit_pi3(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tu
     size, frames, boxes = None, [], []
     for image in images:
         size = size or pi3_image_size(*image.size, processor.pixel_limit, processor.patch_size)
-        frames.append(np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS)))
+        frames.append(np.asarray(resize_image(image.convert("RGB"), size, Image.Resampling.LANCZOS)))
         boxes.append((0, 0, *size))
     return frames, boxes
 
 
-def fit_page4d_crop(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
+def fit_page4d_crop(
+    images: Iterable[Image.Image], processor: "GeometryProcessor"
+) -> tuple[list[np.ndarray], list[tuple]]:
     """PAGE-4D's rule: every image to the width `image_size`; of a taller one the middle. Returns as [`fit_pi3`] does."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
         image = _on_white(image)
         width, height = page4d_image_size(*image.size, side, processor.patch_size)
-        frame = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        frame = np.asarray(resize_image(image, (width, height), Image.Resampling.BICUBIC))
         top = max(0, (height - side) // 2)
         frames.append(frame[top : top + side])
         boxes.append((0, -top, width, height - top))
     return _pad_alike(frames, boxes)
 
 
-def fit_page4d_pad(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
+def fit_page4d_pad(
+    images: Iterable[Image.Image], processor: "GeometryProcessor"
+) -> tuple[list[np.ndarray], list[tuple]]:
     """PAGE-4D's other rule: the longer side to `image_size`, the shorter one padded with white. Returns as [`fit_pi3`]."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
         image = _on_white(image)
         size = page4d_image_size(*image.size, side, processor.patch_size, mode="pad")
-        frames.append(np.asarray(image.resize(size, Image.Resampling.BICUBIC)))
+        frames.append(np.asarray(resize_image(image, size, Image.Resampling.BICUBIC)))
         boxes.append((0, 0, *size))
     return _pad_alike(frames, boxes, side)
 
 
-def fit_page4d_square(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tuple[list[np.ndarray], list[tuple]]:
+def fit_page4d_square(
+    images: Iterable[Image.Image], processor: "GeometryProcessor"
+) -> tuple[list[np.ndarray], list[tuple]]:
     """PAGE-4D's rule for high resolution: padded with black to a square, then to `image_size`. Returns as [`fit_pi3`]."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
@@ -546,7 +588,7 @@ def fit_page4d_square(images: Iterable[Image.Image], processor: "GeometryProcess
         left, top = (longest - width) // 2, (longest - height) // 2
         square = Image.new("RGB", (longest, longest))
         square.paste(image, (left, top))
-        frames.append(np.asarray(square.resize((side, side), Image.Resampling.BICUBIC)))
+        frames.append(np.asarray(resize_image(square, (side, side), Image.Resampling.BICUBIC)))
         scale = side / longest
         boxes.append((left * scale, top * scale, (left + width) * scale, (top + height) * scale))
     return frames, boxes
@@ -633,7 +675,9 @@ class GeometryProcessor(ProcessorMixin):
         if resize_rule not in RESIZE_RULES:
             raise ValueError(f"`resize_rule` must be one of {tuple(RESIZE_RULES)}, got {resize_rule!r}.")
         if pixel_limit < patch_size**2:
-            raise ValueError(f"`pixel_limit` must allow one patch of {patch_size}×{patch_size} pixels, got {pixel_limit}.")
+            raise ValueError(
+                f"`pixel_limit` must allow one patch of {patch_size}×{patch_size} pixels, got {pixel_limit}."
+            )
         if image_size < patch_size or image_size % patch_size:
             raise ValueError(f"`image_size` must be a multiple of `patch_size` {patch_size}, got {image_size}.")
         self.resize_rule = resize_rule
@@ -672,7 +716,9 @@ class GeometryProcessor(ProcessorMixin):
         many = isinstance(images, (list, tuple)) and len(images) > 0 and all(_is_scene(scene) for scene in images)
         scenes = list(images) if many else [images]
         if not many and isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim not in (3, 4):
-            raise ValueError(f"`images` must be one image or one scene [N, …], got an array of shape {tuple(images.shape)}.")
+            raise ValueError(
+                f"`images` must be one image or one scene [N, …], got an array of shape {tuple(images.shape)}."
+            )
         prepared = []
         for number, scene in enumerate(scenes):
             given = {"depths": depths, "intrinsics": intrinsics, "poses": poses}
@@ -706,7 +752,9 @@ class GeometryProcessor(ProcessorMixin):
             value = [torch.as_tensor(np.asarray(one)) for one in value]
             if len(value) != len(sizes):
                 if fps is not None:
-                    raise ValueError(f"`{name}` must hold one entry per chosen frame with `fps` ({len(sizes)}), got {len(value)}.")
+                    raise ValueError(
+                        f"`{name}` must hold one entry per chosen frame with `fps` ({len(sizes)}), got {len(value)}."
+                    )
                 value = [value[i] for i in choose_frames(len(value), interval or 1, num_frames)]
             if len(value) != len(sizes):
                 raise ValueError(f"`{name}` must hold one entry per image ({len(sizes)} were taken), got {len(value)}.")
@@ -770,7 +818,10 @@ class GeometryProcessor(ProcessorMixin):
                 image_boxes = torch.tensor([0.0, 0.0, width, height]).expand(batch, frames, 4)
             return [
                 self._scene_geometry(
-                    {name: value[i] for name, value in found.items()}, original_sizes[i].cpu(), image_boxes[i].cpu(), first_camera
+                    {name: value[i] for name, value in found.items()},
+                    original_sizes[i].cpu(),
+                    image_boxes[i].cpu(),
+                    first_camera,
                 )
                 for i in range(batch)
             ]
@@ -852,7 +903,9 @@ def _resample(values: torch.Tensor, size, box, mode: str) -> tuple[torch.Tensor,
     return sampled[0].permute(1, 2, 0), inside
 
 
-def _decode_pi3_output(outputs, threshold: float, edge_tolerance: float | None, center: bool) -> dict[str, torch.Tensor]:
+def _decode_pi3_output(
+    outputs, threshold: float, edge_tolerance: float | None, center: bool
+) -> dict[str, torch.Tensor]:
     """Maps and cameras of π³ at the size of its frames, `[B, N, …]`."""
     local_points = outputs["local_points"].float()
     confidence = outputs["conf"].float().sigmoid().squeeze(-1)
@@ -868,7 +921,9 @@ def _decode_pi3_output(outputs, threshold: float, edge_tolerance: float | None, 
     }
 
 
-def _decode_page4d_output(outputs, threshold: float, edge_tolerance: float | None, source: str) -> dict[str, torch.Tensor]:
+def _decode_page4d_output(
+    outputs, threshold: float, edge_tolerance: float | None, source: str
+) -> dict[str, torch.Tensor]:
     """Maps and cameras of PAGE-4D at the size of its frames, `[B, N, …]`."""
     heads = {"depth": ("depth", "depth_conf"), "points": ("world_points", "world_points_conf")}
     if source not in heads:
@@ -939,7 +994,10 @@ def recover_intrinsics(rays: torch.Tensor, center_principal_point: bool = False,
     if ndc:
         columns, rows = (2 * x / max(len(x) - 1, 1) - 1 for x in (columns, rows))
     found = []
-    for ray, pixel in ((rays[..., 0] / z, columns.expand(height, width)), (rays[..., 1] / z, rows.unsqueeze(1).expand(height, width))):
+    for ray, pixel in (
+        (rays[..., 0] / z, columns.expand(height, width)),
+        (rays[..., 1] / z, rows.unsqueeze(1).expand(height, width)),
+    ):
         ray, pixel = ray.flatten(-2), pixel.flatten()
         if center_principal_point:
             center = (pixel.min() + pixel.max()) / 2
@@ -1177,7 +1235,7 @@ class SceneQFormerProcessor(ProcessorMixin):
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         height, width = self.image_size
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255.0
+        pixels = np.asarray(resize_image(image, (width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255.0
         pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
         return pixels.transpose(2, 0, 1)
 
@@ -1266,7 +1324,9 @@ class SceneQFormerProcessor(ProcessorMixin):
             raise ValueError("`text` needs a tokenizer, and this processor has none.")
         counts = [prompt.count(self.image_token) for prompt in prompts]
         if num_scenes and sum(counts) != num_scenes:
-            raise ValueError(f"`text` holds {sum(counts)} {self.image_token} for {num_scenes} scenes; write one per scene.")
+            raise ValueError(
+                f"`text` holds {sum(counts)} {self.image_token} for {num_scenes} scenes; write one per scene."
+            )
         known = self.tokenizer.get_vocab().get(self.image_token)
         place = [self.image_token_index] if known is None else [known] * self.num_scene_tokens
         rows = []
@@ -1276,7 +1336,9 @@ class SceneQFormerProcessor(ProcessorMixin):
             for chunk in others:
                 row += place + (list(self.tokenizer(chunk, add_special_tokens=False)["input_ids"]) if chunk else [])
             rows.append(row)
-        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        padding = (
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        )
         length = max(len(row) for row in rows)
         left = self.tokenizer.padding_side == "left"
         ids = np.full((len(rows), length), padding or 0, dtype=np.int64)
@@ -1325,7 +1387,9 @@ class SceneQFormerProcessor(ProcessorMixin):
         height, width, head, gap = *heat.shape[-2:], 18, 4
         rows, columns = len(layout), max(len(row) for row in layout)
         top_margin = 24 if title else gap
-        sheet = Image.new("RGB", (columns * (width + gap) + gap, top_margin + rows * (height + head + gap) + 26), "white")
+        sheet = Image.new(
+            "RGB", (columns * (width + gap) + gap, top_margin + rows * (height + head + gap) + 26), "white"
+        )
         pen = ImageDraw.Draw(sheet)
         pen.text((gap, 6), title, fill="black")
         for i, row in enumerate(layout):
@@ -1342,7 +1406,9 @@ class SceneQFormerProcessor(ProcessorMixin):
         pen.text((gap + 126, lower - 2), f"0 to {top * heat.size:.2g} times the even share of a pixel", fill="black")
         return sheet
 
-    def post_process_map_detection(self, outputs, threshold: float = 0.3, point_range=(-15.0, -30.0, 15.0, 30.0)) -> list[dict]:
+    def post_process_map_detection(
+        self, outputs, threshold: float = 0.3, point_range=(-15.0, -30.0, 15.0, 30.0)
+    ) -> list[dict]:
         """
         Map elements in metres.
 
@@ -1379,7 +1445,9 @@ def _open_image(image) -> Image.Image:
         return image.convert("RGB")
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3 or array.dtype != np.uint8:
-        raise ValueError(f"An image must be a PIL image, a path or a uint8 array [H, W, 3], got {array.dtype} {array.shape}.")
+        raise ValueError(
+            f"An image must be a PIL image, a path or a uint8 array [H, W, 3], got {array.dtype} {array.shape}."
+        )
     return Image.fromarray(array)
 
 
@@ -1697,7 +1765,7 @@ def resize_to_multiple(
 ) -> Image.Image:
     """Bicubic resize to sides that are multiples, with an area within the limits."""
     height, width = smart_resize(picture.height, picture.width, multiple, min_pixels, max_pixels)
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
+    return resize_image(picture, (width, height), Image.Resampling.BICUBIC)
 
 
 def encode_views(picture: Image.Image, image_processor) -> tuple[torch.Tensor, tuple[int, int, int]]:
@@ -1716,7 +1784,9 @@ def encode_views(picture: Image.Image, image_processor) -> tuple[torch.Tensor, t
 class _SolidProcessor(ProcessorMixin):
     """What the processors of Cadrille and CAD-Recode share: parts as clouds in the model's frame."""
 
-    def _cloud(self, part, normalization: str, generator: np.random.Generator, noise_std: float, noise_probability: float):
+    def _cloud(
+        self, part, normalization: str, generator: np.random.Generator, noise_std: float, noise_probability: float
+    ):
         """`[num_points, point_channels]` float32 of a mesh (file or object) or a cloud `[P, 3 or more]`."""
         if isinstance(part, (str, os.PathLike, TriangleMesh)):
             mesh = part if isinstance(part, TriangleMesh) else load_mesh(part)
@@ -1771,7 +1841,9 @@ def _per_sample(value, is_single, count: int | None, name: str) -> list:
         return [None] * (count or 0)
     entries = [value] if is_single(value) else list(value)
     if count is not None and len(entries) != count:
-        raise ValueError(f"`{name}` has {len(entries)} entries, the batch has {count}; write None where a sample has none.")
+        raise ValueError(
+            f"`{name}` has {len(entries)} entries, the batch has {count}; write None where a sample has none."
+        )
     return entries
 
 
@@ -1846,7 +1918,9 @@ class CadrilleProcessor(_SolidProcessor):
         if num_views not in (1, 2, 4):
             raise ValueError(f"`num_views` must be 1, 2 or 4, got {num_views}.")
         if num_surface_samples < num_points:
-            raise ValueError(f"`num_surface_samples` ({num_surface_samples}) must be at least `num_points` ({num_points}).")
+            raise ValueError(
+                f"`num_surface_samples` ({num_surface_samples}) must be at least `num_points` ({num_points})."
+            )
         self.num_points = num_points
         self.num_surface_samples = num_surface_samples
         self.num_views = num_views
@@ -1924,7 +1998,9 @@ class CadrilleProcessor(_SolidProcessor):
             if len(shown) > 1:
                 raise ValueError(f"Sample {i} has {' and '.join(shown)}; Cadrille reads one of them at a time.")
             if images[i] is not None:
-                pictures[i] = compose_views(images[i]) if isinstance(images[i], (list, tuple)) else _as_picture(images[i])
+                pictures[i] = (
+                    compose_views(images[i]) if isinstance(images[i], (list, tuple)) else _as_picture(images[i])
+                )
             elif meshes[i] is not None and modality == "views":
                 pictures[i] = self.render_views(meshes[i], normalization)
             elif shown:
@@ -1982,7 +2058,8 @@ class CadrilleProcessor(_SolidProcessor):
     def decode_programs(self, sequences: torch.Tensor, prompt_length: int = 0) -> list[str]:
         """Programs of generated `sequences` `[B, S]` that begin with a prompt of `prompt_length` tokens."""
         return [
-            text.strip("\n") for text in self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
+            text.strip("\n")
+            for text in self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
         ]
 
 
@@ -2031,7 +2108,9 @@ class CADRecodeProcessor(_SolidProcessor):
         if point_sampling not in ("farthest", "random_sorted"):
             raise ValueError(f'`point_sampling` must be "farthest" or "random_sorted", got {point_sampling!r}.')
         if num_surface_samples < num_points:
-            raise ValueError(f"`num_surface_samples` ({num_surface_samples}) must be at least `num_points` ({num_points}).")
+            raise ValueError(
+                f"`num_surface_samples` ({num_surface_samples}) must be at least `num_points` ({num_points})."
+            )
         self.num_points = num_points
         self.num_surface_samples = num_surface_samples
         self.point_channels = point_channels
@@ -2065,7 +2144,9 @@ class CADRecodeProcessor(_SolidProcessor):
         """
         if (meshes is None) == (point_clouds is None):
             raise ValueError("Pass either `meshes` or `point_clouds`.")
-        name, value, single = ("meshes", meshes, _is_mesh) if meshes is not None else ("point_clouds", point_clouds, _is_cloud)
+        name, value, single = (
+            ("meshes", meshes, _is_mesh) if meshes is not None else ("point_clouds", point_clouds, _is_cloud)
+        )
         parts = _per_sample(value, single, None, name)
         programs = _per_sample(programs, lambda v: isinstance(v, str), len(parts), "programs")
         generator = np.random.default_rng(seed)
@@ -2108,7 +2189,15 @@ DESCRIPTION_INSTRUCTION = "Please give me a description of the image."
 # What the published training on referring expressions puts between image and caption: its instruction template, itself
 # wrapped into the chat template. Checkpoints of that training have seen no other.
 PUBLISHED_REFERRING_INSTRUCTION = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant"
-MASK_COLOURS = ((230, 60, 60), (60, 120, 235), (50, 175, 90), (245, 160, 30), (160, 80, 220), (30, 180, 190), (225, 90, 170))
+MASK_COLOURS = (
+    (230, 60, 60),
+    (60, 120, 235),
+    (50, 175, 90),
+    (245, 160, 30),
+    (160, 80, 220),
+    (30, 180, 190),
+    (225, 90, 170),
+)
 
 
 class FrozenQwenSAMProcessor(ProcessorMixin):
@@ -2233,7 +2322,9 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         """The rendered prompt of a row, and the text of the assistant's last turn if the conversation ends with one."""
         answer = None
         if text is None or isinstance(text, str):
-            instruction = (self.instruction if text is None else text).replace("<image>", "").replace(self.image_token, "")
+            instruction = (
+                (self.instruction if text is None else text).replace("<image>", "").replace(self.image_token, "")
+            )
             content = [{"type": "image"}, {"type": "text", "text": instruction.strip() or "Describe this image."}]
             conversation = [{"role": "user", "content": content}]
         else:
@@ -2310,7 +2401,9 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         """
         meta_data = [meta_data] if isinstance(meta_data, dict) else list(meta_data or [])
         if not meta_data:
-            raise ValueError("`image_grid_thw` and `meta_data` are both missing; one of them must tell the grid of the image.")
+            raise ValueError(
+                "`image_grid_thw` and `meta_data` are both missing; one of them must tell the grid of the image."
+            )
         counts = [num_image_tokens] * len(meta_data) if np.ndim(num_image_tokens) == 0 else num_image_tokens
         patch, merge = self.image_processor.patch_size, self.image_processor.merge_size
         grids = []
@@ -2348,9 +2441,7 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         text, offsets = self._decode_with_offsets(ids)
         spans = find_phrases(text, phrases)
         mask_ids = _phrases_of_tokens(offsets, text, spans, list(range(len(spans))))
-        return [
-            (mask_ids.index(number), len(mask_ids) - mask_ids[::-1].index(number)) for number in range(len(spans))
-        ]
+        return [(mask_ids.index(number), len(mask_ids) - mask_ids[::-1].index(number)) for number in range(len(spans))]
 
     def _decode_with_offsets(self, ids: list[int]) -> tuple[str, list[tuple[int, int]]]:
         options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
@@ -2368,7 +2459,10 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
                 "role": "user",
                 "content": [
                     {"type": "image"},
-                    {"type": "text", "text": f"{question}\nThis is the relevant part of the image. Answer with its help."},
+                    {
+                        "type": "text",
+                        "text": f"{question}\nThis is the relevant part of the image. Answer with its help.",
+                    },
                 ],
             }
         ]
@@ -2400,9 +2494,18 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
             scores = (probabilities * masks).sum((1, 2)) / area.clamp_min(1)
             rows, columns = masks.any(2).to(torch.int8), masks.any(1).to(torch.int8)
             height, width = masks.shape[1:]
-            boxes = torch.stack(
-                [columns.argmax(1), rows.argmax(1), width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)], 1
-            ) * (area > 0)[:, None]
+            boxes = (
+                torch.stack(
+                    [
+                        columns.argmax(1),
+                        rows.argmax(1),
+                        width - columns.flip(1).argmax(1),
+                        height - rows.flip(1).argmax(1),
+                    ],
+                    1,
+                )
+                * (area > 0)[:, None]
+            )
             result = {"masks": masks.cpu(), "scores": scores.cpu(), "boxes": boxes.cpu()}
             if phrases is not None:
                 result["phrases"] = list(phrases[number])
@@ -2419,7 +2522,9 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
     def draw_masks(self, image, result: dict) -> Image.Image:
         """The image with its masks in colour, outlined, and a legend of phrases and scores below it."""
         picture = np.asarray(_load_rgb(image)).astype(np.float32)
-        labels = [str(phrase) for phrase in result.get("phrases", [])] or [f"mask {i}" for i in range(len(result["masks"]))]
+        labels = [str(phrase) for phrase in result.get("phrases", [])] or [
+            f"mask {i}" for i in range(len(result["masks"]))
+        ]
         for number, mask in enumerate(result["masks"].numpy()):
             colour = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)
             edge = mask & ~(_shifted(mask, 0, 1) & _shifted(mask, 0, -1) & _shifted(mask, 1, 1) & _shifted(mask, 1, -1))
@@ -2481,7 +2586,9 @@ def _nearest(text: str, phrase: str) -> str:
     pieces = {text[words[i][0] : words[i + count - 1][1]] for i in range(len(words) - count + 1)}
     if len(words) < 2:
         pieces |= {text[i : i + len(phrase)] for i in range(max(len(text) - len(phrase), 0) + 1)}
-    return max(sorted(pieces), key=lambda piece: SequenceMatcher(None, piece.lower(), phrase.lower()).ratio(), default="")
+    return max(
+        sorted(pieces), key=lambda piece: SequenceMatcher(None, piece.lower(), phrase.lower()).ratio(), default=""
+    )
 
 
 def _captions_of_phrases(caption: str | None, phrases) -> list[tuple[str, list, list]]:
@@ -2562,7 +2669,9 @@ def _per_row(value, rows: int, batched: bool, name: str) -> list:
     if name == "text" and isinstance(value, str):
         return [value] * rows
     if len(value) != rows:
-        raise ValueError(f"`{name}` has {len(value)} entries for {rows} images; with a list of images it needs one per image.")
+        raise ValueError(
+            f"`{name}` has {len(value)} entries for {rows} images; with a list of images it needs one per image."
+        )
     return list(value)
 
 

@@ -27,7 +27,11 @@ EXTRAS = {
 }
 EXTRAS["test"] = sorted(
     {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy"}
-    | {requirement for name in ("cad", "geometry", "scene", "segment", "serve", "train") for requirement in EXTRAS[name]}
+    | {
+        requirement
+        for name in ("cad", "geometry", "scene", "segment", "serve", "train")
+        for requirement in EXTRAS[name]
+    }
 )
 
 setup(
@@ -36,7 +40,9 @@ setup(
     description="Spatial models for Hugging Face transformers: DSR, π³, PAGE-4D, FrozenQwenSAM, Cadrille, Scene Q-Former",
     python_requires=">=3.11",
     py_modules=["configuration_dsr", "processing_dsr"],
-    packages=find_packages(include=["modeling_dsr", "convert_weights", "convert_weights.*", "dsr_toolkit", "dsr_toolkit.*"]),
+    packages=find_packages(
+        include=["modeling_dsr", "convert_weights", "convert_weights.*", "dsr_toolkit", "dsr_toolkit.*"]
+    ),
     package_data={"dsr_toolkit": ["assets/*"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -23,7 +23,9 @@ def discover() -> dict[str, object]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run, or prefixes such as `dsr`; default all")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="benchmarks to run, or prefixes such as `dsr`; default all"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args(arguments)

@@ -55,7 +55,12 @@ def small_config() -> DSRConfig:
             eos_token_id=IM_END,
         ),
         vision_config=dict(
-            depth=8, hidden_size=256, intermediate_size=704, num_heads=4, out_hidden_size=512, fullatt_block_indexes=[3, 7]
+            depth=8,
+            hidden_size=256,
+            intermediate_size=704,
+            num_heads=4,
+            out_hidden_size=512,
+            fullatt_block_indexes=[3, 7],
         ),
         geometry_config=dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=4),
         **TOKEN_IDS,

@@ -53,7 +53,12 @@ def dense_block_diagonal(module: GeometrySelectionModule, inputs: dict) -> torch
     text_positions = torch.cat([torch.arange(n) for n in inputs["text_lengths"].tolist()]).expand(3, 1, -1)
     reads = (
         (module.q_former_1, inputs["text_states"], inputs["text_lengths"], text_positions),
-        (module.q_former_2, inputs["spatial_states"], inputs["spatial_lengths"], inputs["spatial_position_ids"][:, None]),
+        (
+            module.q_former_2,
+            inputs["spatial_states"],
+            inputs["spatial_lengths"],
+            inputs["spatial_position_ids"][:, None],
+        ),
     )
     for layer, targets, lengths, positions in reads:
         mask = torch.full((len(queries), len(targets)), float("-inf"))
@@ -92,7 +97,7 @@ def setup(side: str):
 def run() -> list[dict]:
     module, inputs = build()
     with torch.no_grad():
-        baseline, ours = (lambda: dense_block_diagonal(module, inputs)), (lambda: module(**inputs)[0])
+        baseline, ours = (lambda: dense_block_diagonal(module, inputs)), (lambda: module(**inputs)[0])  # noqa: F821
         assert_agreement(ours(), baseline(), 1e-4)
         times = alternate(baseline, ours, rounds=5)
     del module, inputs

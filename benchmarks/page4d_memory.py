@@ -24,7 +24,11 @@ def run() -> list[dict]:
 def prepare(side: str):
     """The call to measure, in a process of its own."""
     model, images = page4d_plain.measured_model()
-    call = (lambda: page4d_plain.forward(model, images, MASK)) if side == "baseline" else (lambda: model(images, mask_alpha=MASK))
+    call = (
+        (lambda: page4d_plain.forward(model, images, MASK))
+        if side == "baseline"
+        else (lambda: model(images, mask_alpha=MASK))
+    )
 
     def measured():
         with torch.no_grad():

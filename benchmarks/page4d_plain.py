@@ -189,7 +189,9 @@ def position_map(x, aspect):
     channels, height, width = x.shape[1:]
     diagonal = (aspect**2 + 1) ** 0.5
     spans = aspect / diagonal, 1 / diagonal
-    axes = [torch.linspace(-s * (n - 1) / n, s * (n - 1) / n, n, device=x.device) for s, n in zip(spans, (width, height))]
+    axes = [
+        torch.linspace(-s * (n - 1) / n, s * (n - 1) / n, n, device=x.device) for s, n in zip(spans, (width, height))
+    ]
     u, v = torch.meshgrid(*axes, indexing="xy")
     quarter = channels // 4
     omega = 1 / 100.0 ** (torch.arange(quarter, dtype=torch.float64, device=x.device) / quarter)

@@ -16,7 +16,9 @@ def sides():
     """Calls of both sides with the same weights and inputs; both in evaluation mode without gradients."""
     torch.manual_seed(0)
     config = SceneQFormerConfig()
-    layer = nn.TransformerDecoderLayer(config.embed_dims, config.num_heads, config.ffn_dims, config.dropout, batch_first=True)
+    layer = nn.TransformerDecoderLayer(
+        config.embed_dims, config.num_heads, config.ffn_dims, config.dropout, batch_first=True
+    )
     baseline = nn.TransformerDecoder(layer, config.num_decoder_layers)
     for parameter in baseline.parameters():
         if parameter.ndim > 1:

@@ -103,9 +103,15 @@ def track_rules(prefix: str = "") -> list[Rule]:
         rename(former + r"flow_head\.(.+)", rf"{transformer}output.\1"),
         rename(former + r"((?:input|output)_norm\..+|input_transform\..+|time_blocks\..+)", rf"{transformer}\1"),
         rename(former + r"space_virtual_blocks\.(.+)", rf"{transformer}virtual_blocks.\1"),
-        rename(former + r"space_virtual2point_blocks\.(\d+)\.cross_attn\.(.+)", rf"{transformer}virtual_from_points_blocks.\1.attn.\2"),
+        rename(
+            former + r"space_virtual2point_blocks\.(\d+)\.cross_attn\.(.+)",
+            rf"{transformer}virtual_from_points_blocks.\1.attn.\2",
+        ),
         rename(former + r"space_virtual2point_blocks\.(.+)", rf"{transformer}virtual_from_points_blocks.\1"),
-        rename(former + r"space_point2virtual_blocks\.(\d+)\.cross_attn\.(.+)", rf"{transformer}points_from_virtual_blocks.\1.attn.\2"),
+        rename(
+            former + r"space_point2virtual_blocks\.(\d+)\.cross_attn\.(.+)",
+            rf"{transformer}points_from_virtual_blocks.\1.attn.\2",
+        ),
         rename(former + r"space_point2virtual_blocks\.(.+)", rf"{transformer}points_from_virtual_blocks.\1"),
     ]
 

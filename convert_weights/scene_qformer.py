@@ -8,7 +8,21 @@ from pathlib import Path
 
 import torch
 
-from .recipe import Initialiser, Plan, build_config, constant, drop, init, linear_default, merge, normal, ones, rename, values, zeros
+from .recipe import (
+    Initialiser,
+    Plan,
+    build_config,
+    constant,
+    drop,
+    init,
+    linear_default,
+    merge,
+    normal,
+    ones,
+    rename,
+    values,
+    zeros,
+)
 from .sources import Source
 
 SOURCES = (("scene_qformer",), ("scene_qformer", "llm"), ("resnet",), ("resnet", "llm"), ("llm",))
@@ -24,7 +38,16 @@ IMAGE_SIZES = {"sine_camera": (336, 336), "depth_3d": (448, 800), "ray_3d": (448
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # Fields that the published `build_qformer` reads, and those that a config.json beside a checkpoint may add.
 PUBLISHED_FIELDS = (
-    *("num_heads", "dropout", "depth_start", "depth_max", "use_lid", "pc_range", "position_encoding", "missing_calibration"),
+    *(
+        "num_heads",
+        "dropout",
+        "depth_start",
+        "depth_max",
+        "use_lid",
+        "pc_range",
+        "position_encoding",
+        "missing_calibration",
+    ),
     *("position_frame", "sine_normalize_2pi", "output_clamp", "image_token_index"),
 )
 
@@ -101,7 +124,10 @@ def _trained_rules(prefix: str, detector: bool, stages: int, with_llm: bool, con
         rules.append(drop(r"llm\.(?!.*map_queries).+", "the language model comes from source `llm`"))
         rules.append(rename(r"llm\..*(map_queries\..+)", r"\1", when_taken="keep"))
     if config.map_config is None:
-        return [*rules, drop(r"(map_scene_interaction|decoder)\..+", "there are no output queries for the map head to read")]
+        return [
+            *rules,
+            drop(r"(map_scene_interaction|decoder)\..+", "there are no output queries for the map head to read"),
+        ]
     head = "map_decoder."
     return [
         *rules,
@@ -112,7 +138,9 @@ def _trained_rules(prefix: str, detector: bool, stages: int, with_llm: bool, con
         rename(r"decoder\.point_head\.init_points_head\.point_proj\.(.+)", rf"{head}point_proj.\1"),
         rename(r"decoder\.point_head\.init_points_head\.inst_proj\.(.+)", rf"{head}instance_proj.\1"),
         rename(r"decoder\.point_head\.init_points_head\.coord_head\.(.+)", rf"{head}first_offset.\1"),
-        drop(r"decoder\.point_head\.(init_points_head\.anchors|coord_encoder\.freqs)", "computed from the configuration"),
+        drop(
+            r"decoder\.point_head\.(init_points_head\.anchors|coord_encoder\.freqs)", "computed from the configuration"
+        ),
         rename(r"decoder\.point_head\.coord_encoder\.proj\.(.+)", rf"{head}coordinate_proj.\1"),
         rename(r"decoder\.point_head\.order_embedding\.embed\.(.+)", rf"{head}order_embedding.\1"),
         rename(r"decoder\.point_head\.refine_layers\.(\d+)\.point_self_attn\.(.+)", rf"{head}refinements.\1.\2"),
@@ -165,7 +193,9 @@ def _llm_rules(source: str) -> list:
             add_lora,
         ),
         drop(r".*rotary_emb\.inv_freq", "computed from the configuration"),
-        drop(source + r"model\.(?:mm_projector|vision_tower)\..+", "LLaVA's own eye; the scene Q-Former takes its place"),
+        drop(
+            source + r"model\.(?:mm_projector|vision_tower)\..+", "LLaVA's own eye; the scene Q-Former takes its place"
+        ),
         rename(source + r"model\.(.+)", name),
         rename(source + r"(lm_head\..+)", r"\1"),
         rename(source + r"(map_queries\..+)", r"\1"),
@@ -223,7 +253,9 @@ def _qformer_config(source: Source, prefix: str, overrides: dict) -> dict:
 def _resnet_config(source: Source, prefix: str, overrides: dict) -> dict:
     """Sizes of a ResNet; `overrides` may end it early (`backbone_stage`)."""
     if source.config.get("model_type") == "resnet":
-        content = {key: value for key, value in source.config.items() if key in ("depths", "hidden_sizes", "embedding_size")}
+        content = {
+            key: value for key, value in source.config.items() if key in ("depths", "hidden_sizes", "embedding_size")
+        }
         return {"model_type": "resnet", "layer_type": source.config.get("layer_type", "bottleneck"), **content}
     stem = "0.weight" if f"{prefix}0.weight" in source else "conv1.weight"
     names = [str(number) for number in range(4, 8)] if stem[0] == "0" else [f"layer{number}" for number in range(1, 5)]
@@ -379,8 +411,13 @@ def _fill(prefix: str, config) -> list:
     # Layer norms inside of Sequentials, then every matrix.
     rules.append(init(q + r"position_encoding_3d\.(?:per_depth_mlp\.1|aggregation_mlp\.[147]|mlp\.3)\.weight", ones))
     rules.append(init(q + r"position_encoding_3d\..+\.bias", zeros))
-    rules.append(init(q + r"(?:backbone|neck|scene_decoder|projector|position_encoding_3d)\..+\.weight", linear_default()))
-    return [*rules, *(_map_fill(config.map_config, config.text_config.hidden_size) if config.map_config is not None else ())]
+    rules.append(
+        init(q + r"(?:backbone|neck|scene_decoder|projector|position_encoding_3d)\..+\.weight", linear_default())
+    )
+    return [
+        *rules,
+        *(_map_fill(config.map_config, config.text_config.hidden_size) if config.map_config is not None else ()),
+    ]
 
 
 def _assignments(q: str, config) -> list:
@@ -424,7 +461,9 @@ def _map_fill(config, hidden_size: int) -> list:
 
     with torch.device("meta"):
         decoder = SceneMapDecoder(config, hidden_size)
-    fan_in = {name: module.in_features for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    fan_in = {
+        name: module.in_features for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)
+    }
     order = order_table(config.num_points, config.coordinate_dims)
     return [
         init(r"map_queries\..+", normal(config.initializer_range)),

@@ -68,7 +68,7 @@ def fit_depth(prediction: torch.Tensor, truth: torch.Tensor, align: str) -> tupl
 def depth_metrics(
     prediction: torch.Tensor,
     truth: torch.Tensor,
-    align: str = "median",
+    align: str | tuple[float, float] = "median",
     max_depth: float | None = 70.0,
     clip_max: float | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
@@ -78,7 +78,7 @@ def depth_metrics(
 
     Args:
         prediction, truth: the same shape; where `truth` is not in (0, max_depth) nothing is compared.
-        align: see [`fit_depth`].
+        align: see [`fit_depth`]; or a scale and a shift that are known already.
         max_depth: None: no upper limit.
         clip_max: cut aligned predictions here (Sintel: 70).
         thresholds: of the ratio between prediction and truth.
@@ -97,7 +97,7 @@ def depth_metrics(
     if not valid.any():
         raise ValueError(f"`truth` holds no depth between 0 and {max_depth}.")
     prediction, truth = prediction[valid].float(), truth[valid].float()
-    scale, shift = fit_depth(prediction, truth, align)
+    scale, shift = align if isinstance(align, tuple) else fit_depth(prediction, truth, align)
     aligned = scale * prediction + shift
     if clip_max is not None:
         aligned = aligned.clamp_max(clip_max)
@@ -131,7 +131,10 @@ def average_depth_metrics(sequences: Iterable[Mapping[str, float]]) -> dict[str,
 
 
 def trajectory_metrics(
-    estimate: np.ndarray, truth: np.ndarray, timestamps: np.ndarray | None = None, truth_timestamps: np.ndarray | None = None
+    estimate: np.ndarray,
+    truth: np.ndarray,
+    timestamps: np.ndarray | None = None,
+    truth_timestamps: np.ndarray | None = None,
 ) -> dict[str, float]:
     """
     Errors of a camera trajectory after a Sim(3) alignment (Umeyama), computed by evo.
@@ -157,7 +160,9 @@ def trajectory_metrics(
         raise ValueError(
             f"`estimate` has {len(estimate)} poses and `truth` {len(truth)}; pass `timestamps` and `truth_timestamps` to match them."
         )
-    truth_times = np.arange(len(truth), dtype=float) if truth_timestamps is None else np.asarray(truth_timestamps, float)
+    truth_times = (
+        np.arange(len(truth), dtype=float) if truth_timestamps is None else np.asarray(truth_timestamps, float)
+    )
     times = truth_times if timestamps is None else np.asarray(timestamps, float)
     reference = PoseTrajectory3D(poses_se3=list(truth), timestamps=truth_times)
     found = PoseTrajectory3D(poses_se3=list(estimate), timestamps=times)

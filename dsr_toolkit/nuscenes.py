@@ -1,8 +1,8 @@
 """Samples of a nuScenes folder in the layout of its devkit, which is not needed to read them.
 
-    nuscenes/
-        v1.0-mini/  scene.json sample.json sample_data.json calibrated_sensor.json sensor.json ego_pose.json
-        samples/CAM_FRONT/….jpg …
+nuscenes/
+    v1.0-mini/  scene.json sample.json sample_data.json calibrated_sensor.json sensor.json ego_pose.json
+    samples/CAM_FRONT/….jpg …
 """
 
 import json

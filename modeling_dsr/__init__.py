@@ -28,7 +28,6 @@ from .modeling_page4d import Page4DModel
 from .modeling_pi3 import Pi3Model
 from .modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
 
-
 AutoConfig.register("dsr", DSRConfig, exist_ok=True)
 AutoModel.register(DSRConfig, DSRModel, exist_ok=True)
 AutoModelForImageTextToText.register(DSRConfig, DSRForConditionalGeneration, exist_ok=True)

@@ -15,7 +15,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-
 # One name per copy of this file: the library and code loaded from the Hub may live in one process.
 CAPTURE = "dsr_capture_" + __name__.replace(".", "_")
 _active: ContextVar["AttentionCapture | None"] = ContextVar("attention_capture", default=None)

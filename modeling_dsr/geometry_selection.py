@@ -13,7 +13,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 from .geometry_encoder import eager_attention
 
-
 TARGET_ROWS = 4096  # keys projected at a time
 
 
@@ -92,7 +91,16 @@ class QFormerAttention(nn.Module):
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, query_states, targets, norm, query_rope, target_rope, target_slot, num_slots, attention_mask, output_attentions
+        self,
+        query_states,
+        targets,
+        norm,
+        query_rope,
+        target_rope,
+        target_slot,
+        num_slots,
+        attention_mask,
+        output_attentions,
     ):
         groups, num_queries, width = query_states.shape
         query = self.q_proj(query_states).view(groups, num_queries, -1, self.head_dim).transpose(1, 2)  # [G, H, Q, d]
@@ -102,7 +110,9 @@ class QFormerAttention(nn.Module):
         projected = [(self.k_proj(rows), self.v_proj(rows)) for rows in map(norm, targets.split(TARGET_ROWS))]
         key, value = (torch.cat(x).view(len(targets), -1, self.head_dim) for x in zip(*projected))  # [N, kv, d]
         key = _rotate(key, *(table.unsqueeze(1) for table in target_rope))
-        key, value = (_pad_rows(x, target_slot, groups, num_slots).transpose(1, 2) for x in (key, value))  # [G, kv, T, d]
+        key, value = (
+            _pad_rows(x, target_slot, groups, num_slots).transpose(1, 2) for x in (key, value)
+        )  # [G, kv, T, d]
         # Few queries against padded keys is a shape that flash kernels have no mask for; torch's own attention has.
         eager = output_attentions or self.config._attn_implementation == "eager"
         attend = eager_attention if eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -179,7 +189,9 @@ class GeometrySelectionModule(nn.Module):
         """
         queries = self.q_former_queries.to(spatial_states.dtype)
         text_positions = _positions_in_segments(text_lengths).to(queries.device).expand(3, -1)
-        queries, _ = self._read(self.q_former_1, queries.expand(len(text_lengths), -1, -1), text_states, text_positions, text_lengths)
+        queries, _ = self._read(
+            self.q_former_1, queries.expand(len(text_lengths), -1, -1), text_states, text_positions, text_lengths
+        )
         queries = queries[group_question.to(queries.device)]
         queries, weights = self._read(
             self.q_former_2, queries, spatial_states, spatial_position_ids, spatial_lengths, output_attentions
@@ -195,7 +207,9 @@ class GeometrySelectionModule(nn.Module):
             # A finite bias: queries without any text read zeros instead of dividing by zero.
             empty = torch.arange(num_slots) >= lengths.unsqueeze(1)
             bias = torch.finfo(queries.dtype).min
-            mask = torch.zeros(len(lengths), 1, 1, num_slots, dtype=queries.dtype).masked_fill_(empty[:, None, None], bias)
+            mask = torch.zeros(len(lengths), 1, 1, num_slots, dtype=queries.dtype).masked_fill_(
+                empty[:, None, None], bias
+            )
             mask = mask.to(device)
         query_positions = torch.arange(queries.shape[1], device=device).expand(3, 1, -1)
         query_rope = self.rotary_emb(queries, query_positions)  # [1, Q, d] each

@@ -5,7 +5,6 @@ from torch.nn import functional as F
 
 from .mask_refiner import overlap
 
-
 # The published losses divide by a count plus this.
 EPSILON = torch.finfo(torch.float32).eps
 

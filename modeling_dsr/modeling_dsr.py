@@ -277,9 +277,7 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         grids = layout.medium_grid[layout.medium_group >= 0].tolist()
         return tuple(
             weights[group, :, :, start : start + length].unflatten(-1, (t, h // merge, w // merge))
-            for group, start, length, (t, h, w) in zip(
-                medium_group.tolist(), starts.tolist(), lengths.tolist(), grids
-            )
+            for group, start, length, (t, h, w) in zip(medium_group.tolist(), starts.tolist(), lengths.tolist(), grids)
         )
 
     def get_rope_index(
@@ -348,7 +346,9 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         """
         features = dict(mm_encoder_outputs or {})
         if features and (pixel_values is not None or pixel_values_videos is not None):
-            raise ValueError("Pass pixels or `mm_encoder_outputs`, not both: the features already stand for the pixels.")
+            raise ValueError(
+                "Pass pixels or `mm_encoder_outputs`, not both: the features already stand for the pixels."
+            )
         if pixel_values is not None:
             features["image"] = self.get_image_features(pixel_values, image_grid_thw)
         if pixel_values_videos is not None:
@@ -363,7 +363,9 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         if features or (position_ids is None and past_length == 0 and input_ids is not None):
             if input_ids is None:
                 raise ValueError("`input_ids` are needed with images or videos: placeholders are found by their ids.")
-            known_mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim <= 2 else None
+            known_mask = (
+                attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim <= 2 else None
+            )
             if known_mask is not None and known_mask.ndim == 2:
                 known_mask = known_mask[:, -input_ids.shape[1] :]
             sample_ids = sample_ids_from_mask(known_mask, input_ids)
@@ -416,7 +418,9 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         if position_ids is None:
             position_ids = layout.position_ids.to(device)
             self.rope_deltas = layout.rope_deltas.to(device)
-        if layout.num_samples > len(sample_ids) or (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 1):
+        if layout.num_samples > len(sample_ids) or (
+            isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 1
+        ):
             text_positions = layout.text_position_ids
             # Padding of a packed row counts on as a sample of its own.
             padding = sample_ids == 0

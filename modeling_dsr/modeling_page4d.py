@@ -29,7 +29,7 @@ from .geometry_encoder import GeometryEncoder
 from .page4d_heads import CameraHead, GlobalBlock, SpatialMaskHead
 from .page4d_losses import page4d_losses, scene_targets
 from .pose import check_cameras, decode_pose
-from .track_head import TrackHead, Tracker, UpdateTransformer
+from .track_head import Tracker, TrackHead, UpdateTransformer
 from .vision_blocks import VisionBlock, in_chunks, init_layer_scale
 from .vision_rope import axial_rope_tables, patch_positions
 
@@ -276,7 +276,9 @@ class Page4DModel(PreTrainedModel):
             return
         self.requires_grad_(False)
         trunk = self.aggregator
-        tuned = [blocks[layer] for blocks in (trunk.frame_blocks, trunk.global_blocks) for layer in self.config.masked_layers]
+        tuned = [
+            blocks[layer] for blocks in (trunk.frame_blocks, trunk.global_blocks) for layer in self.config.masked_layers
+        ]
         for module in (*tuned, trunk.spatial_mask_head):
             if module is not None:
                 module.requires_grad_(True)
@@ -369,7 +371,9 @@ class Page4DModel(PreTrainedModel):
                 self._track(outputs, tokens, grid, query_points, (batch, frames))
         return outputs
 
-    def _dense(self, head: DPTHead, tokens: AggregatedTokens, grid, activation: str, shape) -> tuple[torch.Tensor, torch.Tensor]:
+    def _dense(
+        self, head: DPTHead, tokens: AggregatedTokens, grid, activation: str, shape
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Values `[B, S, H, W, C]` and confidences `[B, S, H, W]` of a dense head, a few frames at a time."""
 
         def run(layers):
@@ -380,7 +384,11 @@ class Page4DModel(PreTrainedModel):
 
     def _track(self, outputs: Page4DOutput, tokens: AggregatedTokens, grid, query_points: torch.Tensor, shape) -> None:
         extractor = self.track_head.feature_extractor
-        maps = in_chunks(lambda layers: extractor(layers.unbind(1), grid), tokens.patch_tokens, chunk_size=self.config.head_chunk_size)
+        maps = in_chunks(
+            lambda layers: extractor(layers.unbind(1), grid),
+            tokens.patch_tokens,
+            chunk_size=self.config.head_chunk_size,
+        )
         tracks, visibility, confidence = self.track_head.tracker(query_points, maps.unflatten(0, shape))
         outputs.tracks, outputs.tracks_list = tracks[-1], tuple(tracks)
         outputs.track_visibility, outputs.track_confidence = visibility.sigmoid(), confidence.sigmoid()
@@ -417,18 +425,29 @@ class Page4DModel(PreTrainedModel):
         if query_points is None:
             return None
         if self.track_head is None:
-            raise ValueError("`query_points` need a track head, but `config.enable_track` is False. Load weights that have one.")
+            raise ValueError(
+                "`query_points` need a track head, but `config.enable_track` is False. Load weights that have one."
+            )
         if query_points.ndim == 2:
             query_points = query_points.unsqueeze(0).expand(batch, -1, -1)
-        if query_points.ndim != 3 or query_points.shape[-1] != 2 or len(query_points) != batch or not query_points.shape[1]:
-            raise ValueError(f"`query_points` must be [{batch}, Q, 2] or [Q, 2] (x, y), got {tuple(query_points.shape)}.")
+        if (
+            query_points.ndim != 3
+            or query_points.shape[-1] != 2
+            or len(query_points) != batch
+            or not query_points.shape[1]
+        ):
+            raise ValueError(
+                f"`query_points` must be [{batch}, Q, 2] or [Q, 2] (x, y), got {tuple(query_points.shape)}."
+            )
         return query_points
 
     def _check_alpha(self, mask_alpha) -> None:
         if isinstance(mask_alpha, torch.Tensor) or not 0 <= mask_alpha <= 1:
             raise ValueError(f"`mask_alpha` must be a number in 0…1, got {mask_alpha!r}.")
         if mask_alpha > 0 and self.aggregator.spatial_mask_head is None:
-            raise ValueError("`mask_alpha` > 0 needs a mask head, but `config.spatial_mask_variant` is None (VGGT weights).")
+            raise ValueError(
+                "`mask_alpha` > 0 needs a mask head, but `config.spatial_mask_variant` is None (VGGT weights)."
+            )
 
     def _check_targets(self, pixel_values, depths, extrinsics, intrinsics, world_points, point_masks):
         given = {
@@ -443,7 +462,9 @@ class Page4DModel(PreTrainedModel):
         batch, frames, _, height, width = pixel_values.shape
         missing = [name for name in ("depths", "extrinsics", "intrinsics") if given[name] is None]
         if missing:
-            raise ValueError(f"The loss needs `depths`, `extrinsics` and `intrinsics` together; `{missing[0]}` is missing.")
+            raise ValueError(
+                f"The loss needs `depths`, `extrinsics` and `intrinsics` together; `{missing[0]}` is missing."
+            )
         shapes = {
             "depths": [(height, width)],
             "extrinsics": [(3, 4), (4, 4)],
@@ -458,7 +479,9 @@ class Page4DModel(PreTrainedModel):
                 given[name] = value = value.unsqueeze(0)
             allowed = [(batch, frames, *shape) for shape in shapes[name]]
             if tuple(value.shape) not in allowed:
-                raise ValueError(f"`{name}` must be {list(allowed[0])} to match `pixel_values`, got {list(value.shape)}.")
+                raise ValueError(
+                    f"`{name}` must be {list(allowed[0])} to match `pixel_values`, got {list(value.shape)}."
+                )
         check_cameras(given["extrinsics"], given["intrinsics"])
         return scene_targets(**given)
 

@@ -199,7 +199,11 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
 
     main_input_name = "pixel_values"
     # A folder of the generation model holds these, too.
-    _keys_to_ignore_on_load_unexpected = [r"^language_model\.", r"^lm_head\.", r"^map_(queries|scene_interaction|decoder)\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^language_model\.",
+        r"^lm_head\.",
+        r"^map_(queries|scene_interaction|decoder)\.",
+    ]
 
     def __init__(self, config: SceneQFormerConfig):
         super().__init__(config)
@@ -215,7 +219,9 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         )
         camera_embed = nn.Embedding(config.num_cams, config.embed_dims)
         if config.position_encoding == "depth_3d":
-            self.camera_embed = start_with(camera_embed, weight=partial(init.orthogonal_, gain=config.init_scale_camera))
+            self.camera_embed = start_with(
+                camera_embed, weight=partial(init.orthogonal_, gain=config.init_scale_camera)
+            )
         else:
             self.camera_embed = start_with(camera_embed, weight=init.normal_)
         if config.position_encoding == "depth_3d":
@@ -357,7 +363,11 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
                     "with which these weights were not trained."
                 )
         return sine_table(
-            *grid, config.embed_dims, config.sine_temperature, config.sine_normalize_2pi, self.camera_embed.weight.device
+            *grid,
+            config.embed_dims,
+            config.sine_temperature,
+            config.sine_normalize_2pi,
+            self.camera_embed.weight.device,
         )[None, None]
 
 
@@ -376,7 +386,9 @@ class SceneQFormerForConditionalGeneration(SceneQFormerPreTrainedModel, Generati
     def __init__(self, config: SceneQFormerConfig):
         super().__init__(config)
         if config.text_config is None:
-            raise ValueError("`text_config` is None, so there is no language model. Pass one, for example `text_config={}`.")
+            raise ValueError(
+                "`text_config` is None, so there is no language model. Pass one, for example `text_config={}`."
+            )
         self.scene_qformer = SceneQFormerModel(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
@@ -447,7 +459,11 @@ class SceneQFormerForConditionalGeneration(SceneQFormerPreTrainedModel, Generati
             if scene_tokens is not None:
                 raise ValueError("Pass either `pixel_values` or the `scene_tokens` computed of them.")
             scenes = self.scene_qformer(
-                pixel_values, cam_intrinsics, cam_extrinsics, output_attentions=output_scene_attentions, return_dict=True
+                pixel_values,
+                cam_intrinsics,
+                cam_extrinsics,
+                output_attentions=output_scene_attentions,
+                return_dict=True,
             )
             scene_tokens, scene_attentions = scenes.scene_tokens, scenes.attentions
         if inputs_embeds is None:
@@ -507,7 +523,9 @@ class SceneQFormerForConditionalGeneration(SceneQFormerPreTrainedModel, Generati
         if scene_tokens is None and started:
             return input_ids, attention_mask, labels, self.get_input_embeddings()(input_ids), None
         num_scenes = 0 if scene_tokens is None else len(scene_tokens)
-        input_ids, attention_mask, labels, counts = self._make_room(input_ids, attention_mask, labels, num_scenes, "right")
+        input_ids, attention_mask, labels, counts = self._make_room(
+            input_ids, attention_mask, labels, num_scenes, "right"
+        )
         is_scene = self._is_scene(input_ids)
         if labels is not None:
             labels = labels.masked_fill(is_scene, IGNORE_INDEX)
@@ -597,7 +615,9 @@ class SceneQFormerForConditionalGeneration(SceneQFormerPreTrainedModel, Generati
 
     def _check_map(self, map_labels, past_key_values, batch: int) -> None:
         if self.config.map_config is None:
-            raise ValueError("The model has no output queries: `map_config` is None. Pass one, for example `map_config={}`.")
+            raise ValueError(
+                "The model has no output queries: `map_config` is None. Pass one, for example `map_config={}`."
+            )
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError("`output_map=True` reads the whole prompt at once; call it without `past_key_values`.")
         if "flash" in (self.config.text_config._attn_implementation or ""):
@@ -621,7 +641,9 @@ class SceneQFormerForConditionalGeneration(SceneQFormerPreTrainedModel, Generati
                 )
             mask, prompt = attention_mask, inputs_embeds.new_ones((batch, length), dtype=torch.long)
         else:
-            prompt = inputs_embeds.new_ones((batch, length), dtype=torch.long) if attention_mask is None else attention_mask
+            prompt = (
+                inputs_embeds.new_ones((batch, length), dtype=torch.long) if attention_mask is None else attention_mask
+            )
             within = output_query_mask(config.num_instances, config.num_points, inputs_embeds.device)
             mask = prompt_and_query_mask(prompt.bool(), within)
         if position_ids is None:

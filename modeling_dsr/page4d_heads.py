@@ -64,7 +64,9 @@ class SpecialQueryAttention(VisionAttention):
         super().__init__(config, dim, num_heads, qk_norm_eps)
         self.num_special = num_special
 
-    def forward(self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             hidden_states: `[B, S·N, dim]`, N tokens per frame, `num_special` special ones first.

@@ -40,7 +40,12 @@ def scene_targets(depths, extrinsics, intrinsics, world_points=None, point_masks
     if world_points is None:
         world_points = transform_points(invert_rigid(extrinsics), cam_points)
     return SceneTargets(
-        extrinsics[..., :3, :4].float(), intrinsics.float(), depths, world_points.float(), cam_points.float(), point_masks.bool()
+        extrinsics[..., :3, :4].float(),
+        intrinsics.float(),
+        depths,
+        world_points.float(),
+        cam_points.float(),
+        point_masks.bool(),
     )
 
 
@@ -78,7 +83,9 @@ def camera_loss(
     """
     truth = encode_pose(targets.extrinsics, targets.intrinsics, targets.depths.shape[-2:])
     counts = (targets.point_masks[:, 0].sum((-1, -2)) > MIN_FRAME_PIXELS).float().view(-1, 1, 1)
-    weight = [stage_decay ** (len(pose_enc_list) - 1 - stage) / len(pose_enc_list) for stage in range(len(pose_enc_list))]
+    weight = [
+        stage_decay ** (len(pose_enc_list) - 1 - stage) / len(pose_enc_list) for stage in range(len(pose_enc_list))
+    ]
     parts = {"camera_translation": slice(0, 3), "camera_rotation": slice(3, 7), "camera_fov": slice(7, 9)}
     losses = {}
     for name, part in parts.items():

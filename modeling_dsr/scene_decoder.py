@@ -75,7 +75,9 @@ class SceneAttention(nn.Module):
         # The island is float32, which flash kernels do not take; torch's own attention does.
         attention = eager_attention if eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
         dropout = self.config.dropout if self.training else 0.0
-        output, weights = attention(self, query, key, value, None, dropout=dropout, scaling=self.scaling, is_causal=False)
+        output, weights = attention(
+            self, query, key, value, None, dropout=dropout, scaling=self.scaling, is_causal=False
+        )
         return self.out_proj(output.flatten(2)), weights if output_attentions else None
 
     def forward(self, hidden_states, memory=None, output_attentions=False, **kwargs):

@@ -385,9 +385,7 @@ def map_detection_loss(class_logits: torch.Tensor, steps: torch.Tensor, map_labe
     weights = torch.full((num_steps,), config.auxiliary_weight, device=device)
     weights[-1] = 1.0
     total = (
-        config.class_weight * class_loss
-        + config.points_weight * points_loss
-        + config.direction_weight * direction_loss
+        config.class_weight * class_loss + config.points_weight * points_loss + config.direction_weight * direction_loss
     )
     return SceneMapLossOutput(
         loss=(weights * total).sum() + 0.0 * steps.sum(),  # reaches the points of scenes without elements, too
@@ -434,8 +432,10 @@ def _focal_loss(logits, one_hot, config):
     probability = logits.sigmoid()
     miss = torch.where(one_hot > 0, 1 - probability, probability)
     alpha = torch.where(one_hot > 0, config.focal_alpha, 1 - config.focal_alpha)
-    return alpha * miss**config.focal_gamma * nn.functional.binary_cross_entropy_with_logits(
-        logits, one_hot, reduction="none"
+    return (
+        alpha
+        * miss**config.focal_gamma
+        * nn.functional.binary_cross_entropy_with_logits(logits, one_hot, reduction="none")
     )
 
 

@@ -2,7 +2,6 @@
 
 import torch
 
-
 IGNORE_INDEX = -100
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 IGNORE_INDEX = -100
 
 
@@ -184,7 +183,11 @@ def build_token_layout(
     before = advance.cumsum(0) - advance
     before = before - before[first][sample] if num_samples else before
     within = torch.stack(
-        [in_run // (of_medium[:, 1] * of_medium[:, 2]), in_run // of_medium[:, 2] % of_medium[:, 1], in_run % of_medium[:, 2]]
+        [
+            in_run // (of_medium[:, 1] * of_medium[:, 2]),
+            in_run // of_medium[:, 2] % of_medium[:, 1],
+            in_run % of_medium[:, 2],
+        ]
     )
     if num_media:
         within[0] = _temporal_positions(within[0], seconds[medium.clamp_min(0)], tokens_per_second)

@@ -77,7 +77,9 @@ class UpdateTransformer(nn.Module):
         self.virtual_tracks = nn.Parameter(torch.randn(1, self.num_virtual_tracks, 1, dim))
 
         def blocks(cross: bool = False) -> nn.ModuleList:
-            return nn.ModuleList(TrackBlock(dim, heads, config.track_mlp_ratio, cross) for _ in range(config.track_depth))
+            return nn.ModuleList(
+                TrackBlock(dim, heads, config.track_mlp_ratio, cross) for _ in range(config.track_depth)
+            )
 
         self.time_blocks = blocks()
         self.virtual_from_points_blocks = blocks(cross=True)
@@ -158,7 +160,9 @@ class Tracker(nn.Module):
         correlation = self.correlation_mlp(self._correlate(features, coordinates, pyramid))
         flow = coordinates - coordinates[:, :1]
         scaled = flow / self.max_scale
-        tokens = torch.cat([flow_embedding(flow, self.dim // 2).to(flow.dtype), scaled, scaled, correlation, features], -1)
+        tokens = torch.cat(
+            [flow_embedding(flow, self.dim // 2).to(flow.dtype), scaled, scaled, correlation, features], -1
+        )
         delta = self.update_transformer(tokens.transpose(1, 2) + position).transpose(1, 2)  # [B, S, N, 2 + C]
         delta_features = self.feature_norm(delta[..., 2:].flatten(0, 2)).view_as(features)
         features = features + F.gelu(self.feature_update(delta_features))
@@ -203,11 +207,11 @@ class Tracker(nn.Module):
             sincos_embedding(torch.arange(length, device=query.device), channels, 10000.0).to(query.dtype)
             for length in (width, height)
         ]
-        maps = [axis.T.unsqueeze(0).unsqueeze(2).expand(len(query), -1, -1, -1) for axis in axes]  # [B, channels, 1, length]
+        maps = [
+            axis.T.unsqueeze(0).unsqueeze(2).expand(len(query), -1, -1, -1) for axis in axes
+        ]  # [B, channels, 1, length]
         zero = torch.zeros_like(query[..., 0])
-        parts = [
-            sample_bilinear(axis, torch.stack([query[..., index], zero], -1)) for index, axis in enumerate(maps)
-        ]
+        parts = [sample_bilinear(axis, torch.stack([query[..., index], zero], -1)) for index, axis in enumerate(maps)]
         return torch.cat(parts, -1).unsqueeze(2)
 
 

@@ -7,7 +7,6 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, SamModel
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
 
-
 # Parameters that are not trained, and where they come from: prefix here -> (field of the config, class, prefix there).
 FROZEN = {
     "vlm.": ("vlm_source", AutoModelForImageTextToText, ""),

@@ -347,7 +347,12 @@ class ModelChecks:
 
     def generate(self, model, batch: int = 2, **kwargs) -> torch.Tensor:
         inputs = copy.deepcopy(self.inputs(batch))
-        settings = {"max_new_tokens": self.generation_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        settings = {
+            "max_new_tokens": self.generation_tokens,
+            "do_sample": False,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        }
         return model.generate(**inputs, **{**settings, **kwargs})
 
     def need_generation(self) -> int:
@@ -523,9 +528,15 @@ class ModelChecks:
             pytest.skip("the model is not trained with FSDP")
         self.export(tmp_path / "repository")
         torch.save({"training": self.training_inputs(1)}, tmp_path / "inputs.pt")
-        job = {"auto_class": self.model_classes[-1]._auto_class, "layers": list(self.fsdp_layers), "work": str(tmp_path)}
+        job = {
+            "auto_class": self.model_classes[-1]._auto_class,
+            "layers": list(self.fsdp_layers),
+            "work": str(tmp_path),
+        }
         (tmp_path / "job.json").write_text(json.dumps(job))
-        run_worker("fsdp_worker.py", tmp_path, {}, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])
+        run_worker(
+            "fsdp_worker.py", tmp_path, {}, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        )
         model, info = self.load(tmp_path / "trained")
         assert info == {}
         assert (tmp_path / "trained" / "configuration_dsr.py").exists()
@@ -578,7 +589,9 @@ def check_remote_code(folder: Path) -> list[str]:
                 for name in {name.split(".")[0] for name in names} - allowed:
                     problems.append(f"{where}: imports {name}")
         # The loader looks for imports with a regular expression, in docstrings and strings too.
-        for name in re.findall(r"^\s*from\s+\.(\S+)\s+import", text, re.M) + re.findall(r"^\s*import\s+\.(\S+)", text, re.M):
+        for name in re.findall(r"^\s*from\s+\.(\S+)\s+import", text, re.M) + re.findall(
+            r"^\s*import\s+\.(\S+)", text, re.M
+        ):
             if name not in ours:
                 problems.append(f"{path.name}: text that the loader reads as an import of .{name}")
     return problems

@@ -373,7 +373,9 @@ class Row:
     note: str = ""
 
 
-def compare_tensor(expected: torch.Tensor, found: Any, tolerance: Tolerance | None, where=None) -> tuple[float | None, str]:
+def compare_tensor(
+    expected: torch.Tensor, found: Any, tolerance: Tolerance | None, where=None
+) -> tuple[float | None, str]:
     """(largest absolute difference, reason for failure or "")."""
     if not isinstance(found, torch.Tensor):
         found = torch.as_tensor(found)
@@ -433,7 +435,9 @@ def compare_value(value: Value) -> tuple[float | None, Tolerance, str]:
         got = found[path]
         if isinstance(wanted, float) and isinstance(got, (int, float)) and not isinstance(got, bool):
             difference, reason = compare_tensor(
-                torch.tensor(wanted, dtype=torch.float64), torch.tensor(float(got), dtype=torch.float64), value.tolerance
+                torch.tensor(wanted, dtype=torch.float64),
+                torch.tensor(float(got), dtype=torch.float64),
+                value.tolerance,
             )
             largest = max(largest, difference)
             if reason:
@@ -449,11 +453,25 @@ def compare_case(case: Case, result: Result | None, error: str = "") -> list[Row
     missing = error or "not produced"
 
     def add(tensor, difference, tolerance, passed, note=""):
-        rows.append(Row(case.suite.name, case.name, tensor, difference, "" if tolerance is None else str(tolerance), passed, note))
+        rows.append(
+            Row(
+                case.suite.name,
+                case.name,
+                tensor,
+                difference,
+                "" if tolerance is None else str(tolerance),
+                passed,
+                note,
+            )
+        )
 
     if case.is_json:
         sections = case.meta["content"]
-        keys = [key for key, item in sections.items() if isinstance(item, (dict, list))] if isinstance(sections, dict) else []
+        keys = (
+            [key for key, item in sections.items() if isinstance(item, (dict, list))]
+            if isinstance(sections, dict)
+            else []
+        )
         values = result.values if result else []
         for value in values:
             difference, tolerance, reason = compare_value(value)
@@ -585,7 +603,11 @@ def run_isolated(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     job, answer = folder / "job.json", folder / "answer.json"
     job.write_text(json.dumps({**task, "answer": str(answer)}))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.parity import worker; worker({str(job)!r})"
     process = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd="/", env=environment, capture_output=True, text=True

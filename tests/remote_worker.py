@@ -114,7 +114,9 @@ def trainer():
         output_dir=str(WORK / "training"), max_steps=1, per_device_train_batch_size=1, learning_rate=1e-3, use_cpu=True,
         report_to=[], save_strategy="no", remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before = {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     processing = None
     if JOB["processor"]:
         processing = transformers.AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)

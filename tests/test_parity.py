@@ -168,10 +168,9 @@ def rename_and_thin(folder: Path) -> None:
 
 def write_other_size(folder: Path) -> None:
     """A reference folder around another tiny model: its weights in the published layout, its outputs as goldens."""
+    from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
     from tests.model_checks import randomize
     from tests.modeling_dsr import dsr_samples as samples
-
-    from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
     config = samples.tiny_config(question_scope="published")
     model = DSRForConditionalGeneration(config).eval()
@@ -243,7 +242,10 @@ def published_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def case(tmp_path) -> Case:
     """Two stored results, one of integers."""
-    save_file({"input.x": torch.ones(2), "output.y": torch.ones(2, 3), "output.n": torch.arange(3)}, tmp_path / "case_a.safetensors")
+    save_file(
+        {"input.x": torch.ones(2), "output.y": torch.ones(2, 3), "output.n": torch.arange(3)},
+        tmp_path / "case_a.safetensors",
+    )
     (tmp_path / "cases.json").write_text(json.dumps({"cases": [{"name": "a", "tolerance": 1e-3}]}))
     return find_suites(tmp_path)[0].cases[0]
 
@@ -331,7 +333,9 @@ def test_sections_of_a_json_file_must_be_compared(tmp_path):
     values = [Value("sizes.0", 1, 1), Value("words.a", "b", "c")]
     rows = compare_case(suite.cases[0], Result(values=values))
     assert failures(rows) == ["vectors words.a: 'c', stored 'b' (None)"]
-    assert failures(compare_case(suite.cases[0], Result(values=values[:1])))[-1].startswith("vectors words: not produced")
+    assert failures(compare_case(suite.cases[0], Result(values=values[:1])))[-1].startswith(
+        "vectors words: not produced"
+    )
 
 
 def test_the_table_counts_and_marks(case):
@@ -348,7 +352,12 @@ def test_an_unknown_architecture_is_refused(capsys):
 # Tolerances, in every form that the reference folders use
 # --------------------------------------------------------------------------------------
 
-GROUPS = {"logits/hidden": {"atol": 3e-4, "rtol": 1e-3}, "embeds": {"atol": 2e-5}, "grads": {"atol": 1e-5}, "ids": "exact"}
+GROUPS = {
+    "logits/hidden": {"atol": 3e-4, "rtol": 1e-3},
+    "embeds": {"atol": 2e-5},
+    "grads": {"atol": 1e-5},
+    "ids": "exact",
+}
 PLAIN = {"logits_and_intermediates_abs": 2e-4, "loss_abs": 1e-5, "int_tensors": "exact", "grad_abs": 3e-4}
 
 

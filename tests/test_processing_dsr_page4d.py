@@ -118,7 +118,8 @@ def test_the_point_head_can_be_the_source():
     outputs = wall()
     processor = GeometryProcessor(resize_rule="page4d")
     by_depth, by_points = (
-        processor.post_process_geometry(outputs, edge_tolerance=None, point_source=source)[0] for source in ("depth", "points")
+        processor.post_process_geometry(outputs, edge_tolerance=None, point_source=source)[0]
+        for source in ("depth", "points")
     )
     assert torch.allclose(by_depth.points, by_points.points, atol=1e-4)
     outputs.world_points = 2 * outputs.world_points

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.modeling_dsr.scene_samples import extrinsics, intrinsics, pictures
 from transformers import AutoTokenizer
 
 from configuration_dsr import SCENE_CAMERAS
 from dsr_toolkit.tiny.tokenizer import write_tokenizer
 from processing_dsr import SceneQFormerProcessor
+from tests.modeling_dsr.scene_samples import extrinsics, intrinsics, pictures
 
 SIZE = (48, 80)
 
@@ -178,7 +178,9 @@ def test_prompts_must_show_the_scenes(tokenizer):
 
 def test_map_prompt_names_the_cameras_in_their_order():
     prompt = processor().map_prompt()
-    places = [prompt.index(name) for name in ("front,", "front right", "front left", "back,", "back left", "back right")]
+    places = [
+        prompt.index(name) for name in ("front,", "front right", "front left", "back,", "back left", "back right")
+    ]
     assert prompt.startswith("<image>\n") and places == sorted(places)
 
 
@@ -193,7 +195,9 @@ def test_round_trip_without_tokenizer(tmp_path):
     after = SceneQFormerProcessor.from_pretrained(tmp_path)
     saved = [{k: v for k, v in made.to_dict().items() if k != "auto_map"} for made in (before, after)]
     assert saved[0] == saved[1] and after.tokenizer is None
-    assert torch.equal(after(pictures(SIZE), **calibration())["pixel_values"], before(pictures(SIZE), **calibration())["pixel_values"])
+    assert torch.equal(
+        after(pictures(SIZE), **calibration())["pixel_values"], before(pictures(SIZE), **calibration())["pixel_values"]
+    )
 
 
 # ---- back --------------------------------------------------------------------------------
@@ -221,7 +225,8 @@ def test_painting_marks_the_camera_that_was_looked_at():
     cold, hot = torch.zeros(6, 32, 48), heat
     made = processor()
     difference = np.abs(
-        np.asarray(made.paint_attentions(pictures(SIZE), hot), int) - np.asarray(made.paint_attentions(pictures(SIZE), cold), int)
+        np.asarray(made.paint_attentions(pictures(SIZE), hot), int)
+        - np.asarray(made.paint_attentions(pictures(SIZE), cold), int)
     ).sum(-1)
     height, width = difference.shape
     upper, lower = difference[: height // 2], difference[height // 2 :]

@@ -18,7 +18,9 @@ ALIAS = ROOT / "modeling_dsr" / "configuration_dsr.py"
 def defined_in(module, base) -> list[type]:
     """Public subclasses of `base`: a base class of our own with an underscore is never saved itself."""
     classes = {value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, base)}
-    return sorted((c for c in classes if c.__module__ == module.__name__ and c.__name__[0] != "_"), key=lambda c: c.__name__)
+    return sorted(
+        (c for c in classes if c.__module__ == module.__name__ and c.__name__[0] != "_"), key=lambda c: c.__name__
+    )
 
 
 CONFIGS = defined_in(configuration_dsr, PreTrainedConfig)

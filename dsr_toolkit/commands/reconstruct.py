@@ -19,8 +19,12 @@ REPORT = "reconstruct.json"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("input", metavar="INPUT", help="a folder of images, an image, a video, or time_XX/viewY folders")
-    parser.add_argument("-o", "--output", default="dsr-reconstruct", metavar="OUT", help="where to write (default: dsr-reconstruct)")
+    parser.add_argument(
+        "input", metavar="INPUT", help="a folder of images, an image, a video, or time_XX/viewY folders"
+    )
+    parser.add_argument(
+        "-o", "--output", default="dsr-reconstruct", metavar="OUT", help="where to write (default: dsr-reconstruct)"
+    )
     parser.add_argument(
         "--model", default="pi3", metavar="MODEL", help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
         "for a tiny random one (default: pi3)"
@@ -32,17 +36,30 @@ def add_arguments(parser) -> None:
     choice.add_argument("--interval", type=int, metavar="N", help="every Nth frame (default: 10 of a video, else 1)")
     choice.add_argument("--fps", type=float, metavar="RATE", help="frames per second of a video")
     choice.add_argument("--frames", type=int, metavar="N", help="N frames, evenly spread")
-    parser.add_argument("--window", type=int, metavar="W", help="for long videos: so many frames at a time, in bounded memory")
-    parser.add_argument("--overlap", type=int, metavar="K", help="frames that neighbouring windows share (default: W / 4)")
-    parser.add_argument("--confidence", type=float, default=0.1, metavar="C", help="leave out points below it, 0 … 1 (default: 0.1)")
+    parser.add_argument(
+        "--window", type=int, metavar="W", help="for long videos: so many frames at a time, in bounded memory"
+    )
+    parser.add_argument(
+        "--overlap", type=int, metavar="K", help="frames that neighbouring windows share (default: W / 4)"
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.1, metavar="C", help="leave out points below it, 0 … 1 (default: 0.1)"
+    )
     parser.add_argument(
         "--edge-tolerance", type=float, default=0.03, metavar="E",
         help="leave out points where depth jumps by this part of it; 0 keeps them (default: 0.03)",
     )  # fmt: skip
-    parser.add_argument("--max-points", type=int, default=1_000_000, metavar="N", help="in glb, html and colmap (default: 1000000)")
-    parser.add_argument("--original-size", action="store_true", help="maps at the size of the images, not of the model's input")
     parser.add_argument(
-        "--point-source", choices=("depth", "points"), default="depth", help="PAGE-4D: which head makes the points (default: depth)"
+        "--max-points", type=int, default=1_000_000, metavar="N", help="in glb, html and colmap (default: 1000000)"
+    )
+    parser.add_argument(
+        "--original-size", action="store_true", help="maps at the size of the images, not of the model's input"
+    )
+    parser.add_argument(
+        "--point-source",
+        choices=("depth", "points"),
+        default="depth",
+        help="PAGE-4D: which head makes the points (default: depth)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT whatever it holds")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
@@ -51,7 +68,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     source, output = Path(args.input), Path(args.output)
-    formats = FORMATS if args.format == "all" else tuple(name.strip() for name in args.format.split(",") if name.strip())
+    formats = (
+        FORMATS if args.format == "all" else tuple(name.strip() for name in args.format.split(",") if name.strip())
+    )
     _check(args, source, output, formats)
     with step("Loading libraries"):
         from transformers import AutoConfig
@@ -64,7 +83,9 @@ def run(args) -> None:
     multiview = is_multiview(source)
     if multiview:
         if args.interval or args.fps or args.frames or args.window:
-            raise ValueError("--interval, --fps, --frames and --window are for one sequence; INPUT holds synchronised views.")
+            raise ValueError(
+                "--interval, --fps, --frames and --window are for one sequence; INPUT holds synchronised views."
+            )
         times = multiview_files(source)
         frames, total = multiview_frames(times), sum(map(len, times.values()))
     else:
@@ -126,7 +147,9 @@ def _check(args, source: Path, output: Path, formats: tuple[str, ...]) -> None:
         raise ValueError(f"there is no folder, image or video at {args.input!r}.")
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise ValueError(f"--format takes {', '.join(FORMATS)} or all, with commas; got {', '.join(unknown) or 'nothing'}.")
+        raise ValueError(
+            f"--format takes {', '.join(FORMATS)} or all, with commas; got {', '.join(unknown) or 'nothing'}."
+        )
     for name in ("interval", "fps", "frames", "window", "max_points"):
         value = getattr(args, name)
         if value is not None and value <= 0:
@@ -145,7 +168,9 @@ def _check(args, source: Path, output: Path, formats: tuple[str, ...]) -> None:
         if not output.is_dir():
             raise ValueError(f"{output} is a file; choose a folder with -o.")
         if any(output.iterdir()) and not (output / REPORT).is_file():
-            raise ValueError(f"{output} holds something else than an earlier reconstruction; choose another -o, or --overwrite.")
+            raise ValueError(
+                f"{output} holds something else than an earlier reconstruction; choose another -o, or --overwrite."
+            )
 
 
 def _state(source: Path) -> list:

@@ -18,11 +18,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="six images by camera name, or a nuScenes folder")
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted scene Q-Former; default: a tiny random one")
     parser.add_argument("--sample", metavar="TOKEN", help="sample of a nuScenes folder (default: the first)")
-    parser.add_argument("--query", type=int, action="append", metavar="N", help="paint this query; may be repeated (default: all)")
+    parser.add_argument(
+        "--query", type=int, action="append", metavar="N", help="paint this query; may be repeated (default: all)"
+    )
     parser.add_argument("--layer", type=int, default=-1, metavar="N", help="decoder layer to paint (default: the last)")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--device", help='"cpu", "cuda", … (default: a GPU if there is one)')
-    parser.add_argument("-o", "--output", default="dsr-scene", metavar="DIR", help="where to write (default: dsr-scene)")
+    parser.add_argument(
+        "-o", "--output", default="dsr-scene", metavar="DIR", help="where to write (default: dsr-scene)"
+    )
 
 
 def run(args) -> None:
@@ -62,7 +66,9 @@ def read_scene(folder: Path, sample: str | None = None) -> dict:
             sample = samples[0]
         return dataset.read(sample) | {"name": sample}
     if sample is not None:
-        raise ValueError(f"--sample names a sample of a nuScenes folder, and {folder} is none: it has no v1.0-…/sample.json.")
+        raise ValueError(
+            f"--sample names a sample of a nuScenes folder, and {folder} is none: it has no v1.0-…/sample.json."
+        )
     images = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_KINDS}
     scene = {"images": images, "cam_intrinsics": None, "cam_extrinsics": None, "name": folder.name}
     described = folder / "calibration.json"

@@ -22,7 +22,17 @@ def show(kind: str, folder: Path, model: str | None) -> dict:
     # Random weights are full of edges, and what lies at edges is left out.
     wishes = ["--edge-tolerance", "0"] if random_weights else []
     with step(f"Reconstructing {FRAMES} frames"):
-        arguments = [str(CLIP), "-o", str(output), "--model", str(model), "--frames", str(FRAMES), "--format", "glb,html"]
+        arguments = [
+            str(CLIP),
+            "-o",
+            str(output),
+            "--model",
+            str(model),
+            "--frames",
+            str(FRAMES),
+            "--format",
+            "glb,html",
+        ]
         reconstruct.run(parser.parse_args([*arguments, *wishes]))
     if random_weights:
         print("(random weights: neither cameras nor points mean anything)")

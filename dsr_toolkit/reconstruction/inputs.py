@@ -14,7 +14,11 @@ def count_frames(source: Path, interval: int | None, fps: float | None, num_fram
     from processing_dsr import IMAGE_SUFFIXES, VIDEO_INTERVAL, choose_frames, count_video_frames
 
     if source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES:
-        files = [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES] if source.is_dir() else [source]
+        files = (
+            [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+            if source.is_dir()
+            else [source]
+        )
         return len(choose_frames(len(files), interval or 1, num_frames)) if files else 0
     total, rate = count_video_frames(str(source))
     return len(choose_frames(total, interval or (max(1.0, rate / fps) if fps else VIDEO_INTERVAL), num_frames))

@@ -80,7 +80,98 @@ def _maps(view: View) -> dict[str, Image.Image]:
     low, high = np.percentile(nearness[view.mask] if view.mask.any() else nearness, [2, 98])
     depth = heat_colours(np.clip((nearness - low) / max(high - low, 1e-12), 0, 1))
     depth = np.where(view.mask[..., None], depth, 200)
-    maps = {"image": view.image, "depth (near is light, left out is grey)": depth, "confidence": heat_colours(view.confidence)}
+    maps = {
+        "image": view.image,
+        "depth (near is light, left out is grey)": depth,
+        "confidence": heat_colours(view.confidence),
+    }
     if view.dynamic is not None:
         maps["dynamic"] = heat_colours(view.dynamic)
     return {name: Image.fromarray(values.astype(np.uint8)).resize(size) for name, values in maps.items()}
+
+
+def trajectories(sequence, views: list[View]) -> Image.Image:
+    """The true way of the camera and the estimated one, aligned by a similarity, from above and from the side."""
+    from .similarity import umeyama
+
+    estimate = np.stack([view.camera_to_world[:3, 3] for view in views])
+    moments = np.asarray(sequence.pose_times)
+    nearest = np.abs(moments[None] - np.asarray(sequence.times)[:, None]).argmin(1)
+    truth = sequence.poses[nearest, :3, 3]
+    estimate = umeyama(estimate, truth).apply(estimate)
+    # Its two widest directions lie in the plane of the first picture, the narrowest one upright in the second.
+    middle = truth.mean(0)
+    axes = np.linalg.svd(truth - middle)[2]
+    sheet = Image.new("RGB", (2 * PLAN + 3 * MARGIN, PLAN + 2 * MARGIN + 2 * TITLE), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw.text(
+        (MARGIN, MARGIN), f"{sequence.name}: truth grey, estimate coloured from dark (first) to light (last)", INK, font
+    )
+    for panel, chosen in enumerate(((0, 1), (0, 2))):
+        flat = [((points - middle) @ axes.T)[:, chosen] for points in (truth, estimate)]
+        low, high = np.min(np.concatenate(flat), 0), np.max(np.concatenate(flat), 0)
+        scale = (PLAN - 40) / max(float((high - low).max()), 1e-9)
+        pixels = [(points - (low + high) / 2) * scale * [1, -1] + PLAN / 2 for points in flat]
+        picture = Image.new("RGB", (PLAN, PLAN), (246, 246, 246))
+        pen = ImageDraw.Draw(picture)
+        pen.line([tuple(point) for point in pixels[0].tolist()], (140, 140, 140), 3)
+        colours = heat_colours(np.linspace(0, 0.85, len(estimate))).astype(int).tolist()
+        for start, end, colour in zip(pixels[1][:-1].tolist(), pixels[1][1:].tolist(), colours):
+            pen.line([*start, *end], tuple(colour), 2)
+        for (x, y), colour in zip(pixels[1].tolist(), colours):
+            pen.ellipse([x - 3, y - 3, x + 3, y + 3], tuple(colour))
+        sheet.paste(picture, (MARGIN + panel * (PLAN + MARGIN), MARGIN + 2 * TITLE))
+    return sheet
+
+
+def depth_errors(views: list[View], pairs: list) -> Image.Image:
+    """Of some images: the image, true depth, aligned prediction in the same colours, and the relative error (0 … 50 %)."""
+    chosen = np.unique(np.linspace(0, len(views) - 1, min(SHOWN, len(views))).round().astype(int))
+    rows = []
+    for index in chosen:
+        truth, prediction = pairs[index]
+        known = truth > 0
+        low, high = np.percentile(truth[known], [2, 98]) if known.any() else (0, 1)
+        shade = lambda depth: heat_colours(np.clip((high - depth) / max(high - low, 1e-9), 0, 1))  # noqa: E731
+        error = np.abs(prediction - truth) / np.where(known, truth, 1)
+        maps = {
+            "image": views[index].image,
+            "true depth": np.where(known[..., None], shade(truth), 200),
+            "prediction, aligned": shade(prediction),
+            "relative error, 0 … 50 %": np.where(known[..., None], heat_colours(np.clip(error / 0.5, 0, 1)), 200),
+        }
+        size = (CELL, max(1, round(CELL * truth.shape[0] / truth.shape[1])))
+        rows.append(
+            {
+                name: Image.fromarray(np.nan_to_num(values).astype(np.uint8)).resize(size)
+                for name, values in maps.items()
+            }
+        )
+    height = max(image.height for row in rows for image in row.values())
+    sheet = Image.new("RGB", (2 * MARGIN + 4 * (CELL + 8), 2 * MARGIN + TITLE + len(rows) * (height + 8)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, name in enumerate(rows[0]):
+        draw.text((MARGIN + column * (CELL + 8), MARGIN), name, INK, font)
+        for number, row in enumerate(rows):
+            sheet.paste(row[name], (MARGIN + column * (CELL + 8), MARGIN + TITLE + number * (height + 8)))
+    return sheet
+
+
+def clouds(found: np.ndarray, true: np.ndarray) -> Image.Image:
+    """Two clouds from three sides: truth grey, prediction in colour."""
+    low, high = np.percentile(true, [1, 99], axis=0)
+    scale = (PLAN - 40) / max(float((high - low).max()), 1e-9)
+    sheet = Image.new("RGB", (3 * (PLAN + MARGIN) + MARGIN, PLAN + 2 * MARGIN + TITLE), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for panel, axes in enumerate(((0, 1), (0, 2), (1, 2))):
+        canvas = np.full((PLAN, PLAN, 3), 246, np.uint8)
+        for points, colour in ((true, (130, 130, 130)), (found, (220, 90, 40))):
+            flat = (points[:, axes] - (low + high)[list(axes)] / 2) * scale * [1, -1] + PLAN / 2
+            flat = flat[((flat >= 0) & (flat < PLAN - 0.5)).all(1)].round().astype(int)
+            canvas[flat[:, 1], flat[:, 0]] = colour
+        left = MARGIN + panel * (PLAN + MARGIN)
+        draw.text(
+            (left, MARGIN), f"{'xyz'[axes[0]]} right, {'xyz'[axes[1]]} up: truth grey, prediction orange", INK, font
+        )
+        sheet.paste(Image.fromarray(canvas), (left, MARGIN + TITLE))
+    return sheet

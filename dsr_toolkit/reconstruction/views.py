@@ -47,7 +47,9 @@ class View:
         return replace(self, points=points, depth=depth, camera_to_world=camera)
 
     def save(self, path) -> None:
-        np.savez(path, **{field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None})
+        np.savez(
+            path, **{field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        )
 
     @classmethod
     def load(cls, path) -> View:
@@ -77,16 +79,49 @@ def predict(
             crop left out is masked out.
         point_source: PAGE-4D: "depth" or "points".
     """
-    import torch
-
     images = list(images)
     inputs = processor(images)
     boxes, sizes = inputs["image_boxes"], inputs["original_sizes"]
     if not original_size:
         seen = (boxes[..., 2:] - boxes[..., :2]).flip(-1).round().to(sizes.dtype)
-        sizes = torch.minimum(sizes, seen.clamp_min(1))
+        sizes = sizes.minimum(seen.clamp_min(1))
+    names = [f"{number:06d}.png" for number in range(len(images))] if names is None else names
+    times = range(len(images)) if times is None else times
+    return run_model(
+        model,
+        processor,
+        images,
+        names,
+        times,
+        inputs["pixel_values"],
+        confidence,
+        edge_tolerance,
+        point_source,
+        sizes,
+        boxes,
+    )
+
+
+def run_model(
+    model,
+    processor,
+    images,
+    names,
+    times,
+    pixel_values,
+    confidence,
+    edge_tolerance,
+    point_source,
+    sizes=None,
+    boxes=None,
+) -> list[View]:
+    """Views of `pixel_values` `[1, N, 3, H, W]`; arguments as in [`predict`], `sizes` and `boxes` as in the processor."""
+    import torch
+
+    from processing_dsr import resize_image
+
     with torch.inference_mode():
-        outputs = model(inputs["pixel_values"].to(model.device))
+        outputs = model(pixel_values.to(model.device))
     (scene,) = processor.post_process_geometry(
         outputs,
         original_sizes=sizes,
@@ -95,14 +130,12 @@ def predict(
         edge_tolerance=edge_tolerance,
         point_source=point_source,
     )
-    names = [f"{number:06d}.png" for number in range(len(images))] if names is None else names
-    times = range(len(images)) if times is None else times
     views = []
     for number, image in enumerate(images):
         height, width = scene.depth[number].shape
         maps = {name: getattr(scene, name)[number].cpu().numpy() for name in ("points", "depth", "confidence", "mask")}
         dynamic = None if scene.dynamic_mask is None else scene.dynamic_mask[number].cpu().numpy()
-        pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+        pixels = np.asarray(resize_image(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS))
         camera, intrinsics = (x[number].double().cpu().numpy() for x in (scene.camera_poses, scene.intrinsics))
         views.append(
             View(

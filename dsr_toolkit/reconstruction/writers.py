@@ -72,7 +72,13 @@ class PlyWriter:
         # The number comes last and is padded, so that the header keeps its length.
         properties = [f"property float {axis}" for axis in "xyz"]
         properties += [f"property uchar {name}" for name in ("red", "green", "blue", "moving")]
-        lines = ["ply", "format binary_little_endian 1.0", f"element vertex {self.count:<20d}", *properties, "end_header"]
+        lines = [
+            "ply",
+            "format binary_little_endian 1.0",
+            f"element vertex {self.count:<20d}",
+            *properties,
+            "end_header",
+        ]
         return ("\n".join(lines) + "\n").encode()
 
     def add(self, view: View) -> None:
@@ -118,7 +124,9 @@ class ColmapWriter:
         self.sparse = self.folder / "sparse" / "0"
         self.sparse.mkdir(parents=True)
         (self.folder / "images").mkdir()
-        self.cameras, self.images = (open(self.sparse / name, "w", encoding="utf-8") for name in ("cameras.txt", "images.txt"))
+        self.cameras, self.images = (
+            open(self.sparse / name, "w", encoding="utf-8") for name in ("cameras.txt", "images.txt")
+        )
 
     def add(self, view: View) -> None:
         self.count += 1
@@ -161,7 +169,11 @@ class NpzWriter:
         for name in self.FIELDS:
             if (value := getattr(view, name)) is not None:
                 if name not in self.arrays:
-                    self.arrays[name] = (open(self.path.with_suffix(f".{name}.npy"), "w+b"), value.dtype.str, value.shape)
+                    self.arrays[name] = (
+                        open(self.path.with_suffix(f".{name}.npy"), "w+b"),
+                        value.dtype.str,
+                        value.shape,
+                    )
                     self.arrays[name][0].write(self._header(value.dtype.str, value.shape))
                 self.arrays[name][0].write(np.ascontiguousarray(value).tobytes())
         self.count += 1
@@ -288,7 +300,9 @@ def frustum_lines(intrinsics: np.ndarray, shape: tuple[int, int], depth: float) 
     (fx, _, cx), (_, fy, cy), _ = intrinsics
     x, y = (np.array([-0.5, width - 0.5]) - cx) / fx * depth, (np.array([-0.5, height - 0.5]) - cy) / fy * depth
     corners = np.array([[x[0], y[0], depth], [x[1], y[0], depth], [x[1], y[1], depth], [x[0], y[1], depth]])
-    return np.concatenate([np.stack([np.zeros_like(corners), corners], 1), np.stack([corners, np.roll(corners, -1, 0)], 1)])
+    return np.concatenate(
+        [np.stack([np.zeros_like(corners), corners], 1), np.stack([corners, np.roll(corners, -1, 0)], 1)]
+    )
 
 
 def look_at(target: np.ndarray, direction: np.ndarray, distance: float) -> np.ndarray:
@@ -325,7 +339,9 @@ def open_writers(folder: Path, formats: tuple[str, ...], max_points: int) -> lis
     """The writers of `formats` (of `FORMATS`) in `folder`, which exists."""
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise ValueError(f"--format takes {', '.join(FORMATS)}, separated by commas; got {', '.join(unknown) or 'none'}.")
+        raise ValueError(
+            f"--format takes {', '.join(FORMATS)}, separated by commas; got {', '.join(unknown) or 'none'}."
+        )
     writers = [WRITERS[name](folder, max_points) for name in WRITERS if name in formats]
     if views := tuple(name for name in ("glb", "html") if name in formats):
         try:

@@ -101,7 +101,11 @@ def write_llama(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(folder)
     tokens = max(ids.values()) + 1
-    shapes = {"model.embed_tokens.weight": (tokens, HIDDEN), "lm_head.weight": (tokens, HIDDEN), "model.norm.weight": (HIDDEN,)}
+    shapes = {
+        "model.embed_tokens.weight": (tokens, HIDDEN),
+        "lm_head.weight": (tokens, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
     for layer in range(TEXT_LAYERS):
         name = f"model.layers.{layer}."
         shapes |= {f"{name}self_attn.{part}_proj.weight": (HIDDEN, HIDDEN) for part in "qkvo"}

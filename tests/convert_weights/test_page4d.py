@@ -73,7 +73,9 @@ def test_a_foreign_key_is_an_error(checkpoint, tmp_path):
     weights = torch.load(checkpoint, weights_only=True)["model"]
     torch.save({"model": weights | {"aggregator.unknown.weight": torch.ones(2)}}, tmp_path / "more.pt")
     with pytest.raises(ValueError, match=r"(?s)without a rule.*aggregator\.unknown\.weight"):
-        convert("page4d", {"page4d": tmp_path / "more.pt"}, tmp_path / "out", config_overrides=OVERRIDES, progress=False)
+        convert(
+            "page4d", {"page4d": tmp_path / "more.pt"}, tmp_path / "out", config_overrides=OVERRIDES, progress=False
+        )
 
 
 @pytest.mark.skipif(not KEYS.exists(), reason="the key list is not beside the checkout")

@@ -17,7 +17,14 @@ from dsr_toolkit.tiny.weights import random_tensor
 from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
 
 KEYS = Path(__file__).resolve().parents[3] / "shared" / "reference" / "scene_qformer" / "keys.json"
-TINY = {"embed_dims": 16, "num_heads": 2, "num_queries": 6, "num_decoder_layers": 1, "ffn_dims": 16, "llm_hidden_size": 8}
+TINY = {
+    "embed_dims": 16,
+    "num_heads": 2,
+    "num_queries": 6,
+    "num_decoder_layers": 1,
+    "ffn_dims": 16,
+    "llm_hidden_size": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +52,22 @@ def test_trainers_checkpoint_keeps_every_tensor(checkpoint, tmp_path):
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys"))
     assert type(model).__name__ == "SceneQFormerModel" and report is not None
     config = model.config
-    assert (config.num_queries, config.num_constrained_queries, config.position_encoding) == (QUERIES, CONSTRAINED, "depth_3d")
+    assert (config.num_queries, config.num_constrained_queries, config.position_encoding) == (
+        QUERIES,
+        CONSTRAINED,
+        "depth_3d",
+    )
     stored = state_of(checkpoint)
     ours = model.state_dict()
     assert torch.equal(ours["projector.2.weight"], stored["projector.2.weight"])
     assert torch.equal(ours["queries.place_embed.weight"], stored["spatial_query_embed.weight"])
-    assert torch.equal(ours["backbone.encoder.stages.3.layers.1.layer.2.convolution.weight"], stored["img_backbone.7.1.conv3.weight"])
-    assert torch.equal(ours["backbone.encoder.stages.1.layers.0.shortcut.normalization.running_var"], stored["img_backbone.5.0.downsample.1.running_var"])
+    assert torch.equal(
+        ours["backbone.encoder.stages.3.layers.1.layer.2.convolution.weight"], stored["img_backbone.7.1.conv3.weight"]
+    )
+    assert torch.equal(
+        ours["backbone.encoder.stages.1.layers.0.shortcut.normalization.running_var"],
+        stored["img_backbone.5.0.downsample.1.running_var"],
+    )
     assert sum(tensor.numel() for tensor in stored.values()) == sum(
         tensor.numel() for name, tensor in ours.items() if not name.endswith("num_batches_tracked")
     )
@@ -80,7 +96,9 @@ def test_language_model_and_its_tokenizer_come_along(checkpoint, llama, tmp_path
     assert processor.tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id
     assert processor.num_scene_tokens == QUERIES and processor.needs_calibration
     stored = load_file(llama / "model.safetensors")
-    assert torch.equal(model.state_dict()["language_model.layers.1.mlp.up_proj.weight"], stored["model.layers.1.mlp.up_proj.weight"])
+    assert torch.equal(
+        model.state_dict()["language_model.layers.1.mlp.up_proj.weight"], stored["model.layers.1.mlp.up_proj.weight"]
+    )
 
 
 def resnet(folder: Path, kind: str) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -112,9 +130,13 @@ def test_resnet_files_start_a_new_model(tmp_path, kind):
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys"))
     if names:
         assert torch.equal(
-            model.state_dict()["backbone.encoder.stages.2.layers.0.layer.1.normalization.weight"], names["layer3.0.bn2.weight"]
+            model.state_dict()["backbone.encoder.stages.2.layers.0.layer.1.normalization.weight"],
+            names["layer3.0.bn2.weight"],
         )
-        assert any("fc.weight" in key for key in json.loads((tmp_path / "out" / "conversion_report.json").read_text())["dropped"])
+        assert any(
+            "fc.weight" in key
+            for key in json.loads((tmp_path / "out" / "conversion_report.json").read_text())["dropped"]
+        )
     with torch.no_grad():
         assert torch.isfinite(model.eval()(torch.randn(1, 6, 3, 64, 64)).scene_tokens).all()
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
@@ -142,12 +164,21 @@ def test_new_parts_start_as_a_fresh_model_does(tmp_path, overrides):
 
 
 def test_new_map_head_starts_as_a_fresh_one_does(llama, tmp_path):
-    small = {"instance_dims": [24], "point_dims": [24], "embed_dims": 16, "num_heads": 2, "num_layers": 1, "num_instances": 4}
+    small = {
+        "instance_dims": [24],
+        "point_dims": [24],
+        "embed_dims": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "num_instances": 4,
+    }
     backbone = {"embedding_size": 4, "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
     sizes = {name: value for name, value in TINY.items() if name != "llm_hidden_size"}
     run({"llm": llama}, tmp_path / "out", map_config=small, backbone_config=backbone, **sizes)
     torch.manual_seed(0)
-    compare_fresh(tmp_path / "out", SceneQFormerForConditionalGeneration, skip=r"language_model\..+|lm_head\..+|.*backbone\..+")
+    compare_fresh(
+        tmp_path / "out", SceneQFormerForConditionalGeneration, skip=r"language_model\..+|lm_head\..+|.*backbone\..+"
+    )
 
 
 def compare_fresh(folder, model_class, skip):
@@ -239,13 +270,19 @@ def detector_state(checkpoint: Path, llama: Path) -> dict[str, torch.Tensor]:
         linear(layer + "offset_mlp.4", dims // 2, dims)
         linear(layer + "offset_mlp.6", 2, dims // 2)
         shapes[layer + "offset_scale"] = ()
-    return state | {name: torch.tensor(0.1) if not shape else random_tensor(name, shape) for name, shape in shapes.items()}
+    return state | {
+        name: torch.tensor(0.1) if not shape else random_tensor(name, shape) for name, shape in shapes.items()
+    }
 
 
 def test_whole_detector_is_converted_with_its_lora_merged(checkpoint, llama, tmp_path):
     state = detector_state(checkpoint, llama)
     torch.save({"epoch": 3, "model_state_dict": state, "args": {}}, tmp_path / "best_model.pth")
-    overrides = {"num_heads": HEADS, "map_config": {"num_heads": 2, "point_heads": 2}, "text_config": {"num_attention_heads": 4}}
+    overrides = {
+        "num_heads": HEADS,
+        "map_config": {"num_heads": 2, "point_heads": 2},
+        "text_config": {"num_attention_heads": 4},
+    }
     run({"scene_qformer": tmp_path / "best_model.pth"}, tmp_path / "out", **overrides)
     model, info = SceneQFormerForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys"))
@@ -254,7 +291,10 @@ def test_whole_detector_is_converted_with_its_lora_merged(checkpoint, llama, tmp
     lora = state[f"{layer}lora_B.default.weight"] @ state[f"{layer}lora_A.default.weight"]
     merged = state[f"{layer}base_layer.weight"] + PUBLISHED_LORA_SCALE * lora
     assert torch.allclose(ours["language_model.layers.1.self_attn.q_proj.weight"], merged, atol=1e-5)
-    assert torch.equal(ours["map_decoder.refinements.1.offset_mlp.4.weight"], state["decoder.point_head.refine_layers.1.offset_mlp.4.weight"])
+    assert torch.equal(
+        ours["map_decoder.refinements.1.offset_mlp.4.weight"],
+        state["decoder.point_head.refine_layers.1.offset_mlp.4.weight"],
+    )
     dropped = json.loads((tmp_path / "out" / "conversion_report.json").read_text())["dropped"]
     assert sum("anchors" in key or "freqs" in key for key in dropped) == 2
     tokens = torch.randn(1, QUERIES, 64)
@@ -271,7 +311,9 @@ def test_every_published_key_has_a_home(variant, count, tmp_path):
     if not KEYS.is_file():
         pytest.skip("the full-size key lists are not beside the checkout")
     entry = next(name for name in json.loads(KEYS.read_text()) if name.startswith(variant))
-    report = convert("scene_qformer", {"scene_qformer": f"{KEYS}#{entry}"}, tmp_path / "out", dry_run=True, progress=False)
+    report = convert(
+        "scene_qformer", {"scene_qformer": f"{KEYS}#{entry}"}, tmp_path / "out", dry_run=True, progress=False
+    )
     row = re.search(r"loaded\s+(\d+)\s", report.table())
     assert int(row[1]) == count and re.search(r"initialised\s+0\s", report.table())
 

@@ -76,7 +76,11 @@ def test_umeyama_minimises_the_weighted_error():
     error = lambda fit: float((weights * np.square(fit.apply(x) - y).sum(-1)).sum())  # noqa: E731
     for _ in range(200):
         turn = Rotation.from_rotvec(generator.normal(0, 0.02, 3)).as_matrix()
-        other = Similarity(best.scale * np.exp(generator.normal(0, 0.02)), turn @ best.rotation, best.translation + generator.normal(0, 0.02, 3))
+        other = Similarity(
+            best.scale * np.exp(generator.normal(0, 0.02)),
+            turn @ best.rotation,
+            best.translation + generator.normal(0, 0.02, 3),
+        )
         assert error(other) > error(best)
 
 
@@ -186,7 +190,9 @@ def trusted(views) -> np.ndarray:
 
 def same_points(found, expected) -> bool:
     order = lambda points: points[np.lexsort(np.round(points, 3).T)]  # noqa: E731
-    return found.shape == expected.shape and np.allclose(order(np.asarray(found)), order(np.asarray(expected)), atol=1e-4)
+    return found.shape == expected.shape and np.allclose(
+        order(np.asarray(found)), order(np.asarray(expected)), atol=1e-4
+    )
 
 
 def test_glb_holds_points_and_cameras(written):
@@ -203,7 +209,9 @@ def test_glb_holds_points_and_cameras(written):
         lines = scene.geometry[name].vertices
         far = lines[lines[:, 2] > 0] @ view.intrinsics.T
         pixels = far[:, :2] / far[:, 2:]
-        assert np.allclose(pixels.min(0), -0.5, atol=1e-3) and np.allclose(pixels.max(0), [WIDTH - 0.5, HEIGHT - 0.5], atol=1e-3)
+        assert np.allclose(pixels.min(0), -0.5, atol=1e-3) and np.allclose(
+            pixels.max(0), [WIDTH - 0.5, HEIGHT - 0.5], atol=1e-3
+        )
 
 
 def test_ply_holds_points_and_colours(written):
@@ -321,7 +329,16 @@ def test_the_command_writes_every_format(photos, tmp_path):
         assert file["mask"].sum() == report["points"]
         trajectory = np.loadtxt(output / "trajectory.tum")
         assert np.allclose(trajectory[:, 1:4], file["camera_to_world"][:, :3, 3], atol=1e-4)
-    expected = {"scene.glb", "scene.html", "cloud.ply", "geometry.npz", "colmap", "depth.mp4", "trajectory.tum", "overview.png"}
+    expected = {
+        "scene.glb",
+        "scene.html",
+        "cloud.ply",
+        "geometry.npz",
+        "colmap",
+        "depth.mp4",
+        "trajectory.tum",
+        "overview.png",
+    }
     assert {path.name for path in output.iterdir()} == expected | {"reconstruct.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing beside it
     assert main(["reconstruct", str(photos), "-o", str(output), "--format", "tum"]) == 0  # an earlier one is replaced
@@ -345,7 +362,10 @@ def test_synchronised_views_give_a_cloud_per_time(photos, tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((photos / f"{number}.png").read_bytes())
     output = tmp_path / "out"
-    assert main(["reconstruct", str(tmp_path / "scene"), "-o", str(output), "--model", "page4d", "--format", "glb,npz"]) == 0
+    assert (
+        main(["reconstruct", str(tmp_path / "scene"), "-o", str(output), "--model", "page4d", "--format", "glb,npz"])
+        == 0
+    )
     for time in ("time_00", "time_06"):
         with np.load(output / time / "geometry.npz") as file:
             assert len(file["points"]) == 3 and "dynamic" in file.files

@@ -6,6 +6,15 @@ import random
 import numpy as np
 import pytest
 import torch
+
+from configuration_dsr import SCENE_CAMERAS
+from dsr_toolkit.cli import main
+from dsr_toolkit.commands.scene import read_scene
+from dsr_toolkit.demo import surround
+from dsr_toolkit.nuscenes import NuScenes, rotation_matrix
+from dsr_toolkit.scene_training import begin_stage, jitter, mirror_scene
+from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
+from modeling_dsr.scene_position import frustum_points
 from tests.modeling_dsr.scene_samples import (
     extrinsics,
     intrinsics,
@@ -17,15 +26,6 @@ from tests.modeling_dsr.scene_samples import (
     tiny_config,
     tiny_language_config,
 )
-
-from configuration_dsr import SCENE_CAMERAS
-from dsr_toolkit.cli import main
-from dsr_toolkit.commands.scene import read_scene
-from dsr_toolkit.demo import surround
-from dsr_toolkit.nuscenes import NuScenes, rotation_matrix
-from dsr_toolkit.scene_training import begin_stage, jitter, mirror_scene
-from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
-from modeling_dsr.scene_position import frustum_points
 
 
 @pytest.fixture
@@ -50,7 +50,9 @@ def test_nothing_is_canned(street, tmp_path):
 
     def outcome(name):
         assert main(["scene", str(street), "-o", str(tmp_path / name)]) == 0
-        return json.loads((tmp_path / name / "scene.json").read_text()), (tmp_path / name / "attention.png").read_bytes()
+        return json.loads((tmp_path / name / "scene.json").read_text()), (
+            tmp_path / name / "attention.png"
+        ).read_bytes()
 
     first = outcome("a")
     (street / "CAM_BACK.png").write_bytes((street / "CAM_FRONT.png").read_bytes())
@@ -82,7 +84,8 @@ def test_wrong_folders_are_told_in_one_line(street, tmp_path, capsys, spoil, mes
 def test_the_drawn_street_is_seen_where_it_is():
     """The red car 12 m ahead is in the middle of the front image and in no other."""
     red = {
-        name: (np.asarray(image, int)[..., 0] - np.asarray(image, int)[..., 2] > 90) & (np.asarray(image, int)[..., 1] < 80)
+        name: (np.asarray(image, int)[..., 0] - np.asarray(image, int)[..., 2] > 90)
+        & (np.asarray(image, int)[..., 1] < 80)
         for name, image in surround.draw().items()
     }
     columns = np.argwhere(red["CAM_FRONT"])[:, 1]
@@ -100,7 +103,9 @@ def write_nuscenes(root) -> None:
     rows = {name: [] for name in ("sensor", "calibrated_sensor", "sample_data", "ego_pose")}
     for number, name in enumerate((*SCENE_CAMERAS, "LIDAR_TOP")):
         camera = name.startswith("CAM")
-        rows["sensor"].append({"token": f"sensor{number}", "channel": name, "modality": "camera" if camera else "lidar"})
+        rows["sensor"].append(
+            {"token": f"sensor{number}", "channel": name, "modality": "camera" if camera else "lidar"}
+        )
         rows["calibrated_sensor"].append(
             {
                 "token": f"calibrated{number}",
@@ -209,7 +214,10 @@ def test_stages_leave_a_frozen_language_model_frozen():
     groups = begin_stage(model, 2)
     trained = {id(parameter) for group in groups for parameter in group["params"]}
     assert not trained & {id(parameter) for parameter in model.language_model.parameters()}
-    inputs = prompts(2, 14, "right", answer=3) | {"pixel_values": scenes(2)["pixel_values"], "map_labels": map_labels(2)}
+    inputs = prompts(2, 14, "right", answer=3) | {
+        "pixel_values": scenes(2)["pixel_values"],
+        "map_labels": map_labels(2),
+    }
     optimizer = torch.optim.AdamW(groups)
 
     def loss_without_dropout():

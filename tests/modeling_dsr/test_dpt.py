@@ -123,7 +123,9 @@ def test_the_dense_head_covers_the_image(grid):
 def test_samples_at_pixel_centres_are_pixels():
     maps = torch.randn(2, 3, 4, 5)
     found = sample_bilinear(maps, torch.tensor([[[2.0, 1.0], [4.0, 3.0]]]).expand(2, -1, -1))
-    assert torch.allclose(found[:, 0], maps[:, :, 1, 2], atol=1e-5) and torch.allclose(found[:, 1], maps[:, :, 3, 4], atol=1e-5)
+    assert torch.allclose(found[:, 0], maps[:, :, 1, 2], atol=1e-5) and torch.allclose(
+        found[:, 1], maps[:, :, 3, 4], atol=1e-5
+    )
 
 
 def test_correlations_of_sampled_features_equal_samples_of_correlation_maps():

@@ -109,7 +109,10 @@ def packed(samples: list[dict], form: str) -> dict[str, torch.Tensor]:
     lengths = torch.tensor([len(one["input_ids"]) for one in samples])
     numbers = torch.repeat_interleave(torch.arange(1, len(samples) + 1), lengths)[None]
     if form == "padded":
-        row = {"input_ids": torch.nn.functional.pad(row["input_ids"], (0, 4)), "labels": torch.nn.functional.pad(row["labels"], (0, 4), value=-100)}
+        row = {
+            "input_ids": torch.nn.functional.pad(row["input_ids"], (0, 4)),
+            "labels": torch.nn.functional.pad(row["labels"], (0, 4), value=-100),
+        }
         numbers = torch.nn.functional.pad(numbers, (0, 4))
     lengths = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     media = collate(samples)

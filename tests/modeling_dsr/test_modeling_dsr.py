@@ -8,11 +8,10 @@ import torch
 from transformers import AutoTokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
 from dsr_toolkit.tiny.tokenizer import write_tokenizer
+from modeling_dsr.modeling_dsr import DSRForConditionalGeneration, DSRModel
 from processing_dsr import DSRProcessor
 from tests.model_checks import ModelChecks
 from tests.modeling_dsr.dsr_samples import NUM_GEOMETRY_TOKENS, collate, sample, tiny_config
-
-from modeling_dsr.modeling_dsr import DSRForConditionalGeneration, DSRModel
 
 # A video, two videos of two resolutions, an image beside a video: every batch of two or more is mixed.
 CONVERSATIONS = (

@@ -65,7 +65,9 @@ def targets(batch, count, rows=2, columns=3):
     depths = torch.stack([torch.stack([3 + (5 * x + i + j).sin() + y for j in range(count)]) for i in range(batch)])
     extrinsics = torch.eye(4)[:3].expand(batch, count, 3, 4).clone()
     extrinsics[..., 0, 3] = 0.1 * torch.arange(count)
-    intrinsics = torch.tensor([[40.0, 0, width / 2], [0, 40.0, height / 2], [0, 0, 1]]).expand(batch, count, 3, 3).clone()
+    intrinsics = (
+        torch.tensor([[40.0, 0, width / 2], [0, 40.0, height / 2], [0, 0, 1]]).expand(batch, count, 3, 3).clone()
+    )
     return dict(depths=depths, extrinsics=extrinsics, intrinsics=intrinsics)
 
 
@@ -311,7 +313,9 @@ def test_a_training_step_never_waits_for_the_device(model):
 def test_bfloat16_autocast_keeps_stream_and_heads_in_float32(model):
     pixels = frames(1, 3)
     streams = []
-    hook = model.aggregator.register_forward_hook(lambda module, inputs, output: streams.append(output.camera_tokens.dtype))
+    hook = model.aggregator.register_forward_hook(
+        lambda module, inputs, output: streams.append(output.camera_tokens.dtype)
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = run(model, pixels)
     hook.remove()
@@ -340,7 +344,10 @@ def test_losses_are_returned_with_targets_and_only_then(model):
     assert model(pixels).loss is None
     outputs = model(pixels, **known)
     config, terms = model.config, outputs.losses
-    dense = {name: sum(terms[f"{name}_{part}"] for part in ("confidence", "regression", "gradient")) for name in ("depth", "point")}
+    dense = {
+        name: sum(terms[f"{name}_{part}"] for part in ("confidence", "regression", "gradient"))
+        for name in ("depth", "point")
+    }
     expected = (
         config.camera_loss_weight * terms["camera"]
         + config.depth_loss_weight * dense["depth"]
@@ -393,10 +400,16 @@ def test_a_track_head_that_the_weights_lack_is_initialised(model, tmp_path):
 
 BAD_INPUTS = {
     "size": (lambda: dict(pixel_values=torch.rand(1, 2, 3, 30, 40)), "multiples of 14.*would choose 42×56"),
-    "mixed sizes": (lambda: dict(pixel_values=[torch.rand(3, 28, 28), torch.rand(3, 28, 42)]), "Frames of different sizes"),
+    "mixed sizes": (
+        lambda: dict(pixel_values=[torch.rand(3, 28, 28), torch.rand(3, 28, 42)]),
+        "Frames of different sizes",
+    ),
     "shape": (lambda: dict(pixel_values=torch.rand(2, 28, 28)), r"\[B, S, 3, H, W\]"),
     "no frame": (lambda: dict(pixel_values=torch.rand(1, 0, 3, 28, 28)), "at least one frame"),
-    "8 bits": (lambda: dict(pixel_values=torch.zeros(1, 2, 3, 28, 28, dtype=torch.uint8)), "Divide 8-bit images by 255"),
+    "8 bits": (
+        lambda: dict(pixel_values=torch.zeros(1, 2, 3, 28, 28, dtype=torch.uint8)),
+        "Divide 8-bit images by 255",
+    ),
     "queries": (lambda: dict(pixel_values=frames(1, 2), query_points=torch.zeros(1, 2)), "enable_track"),
     "alpha": (lambda: dict(pixel_values=frames(1, 2), mask_alpha=1.5), "`mask_alpha` must be a number in 0…1"),
     "part of the targets": (

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
+
+from dsr_toolkit.tiny.tokenizer import write_tokenizer
+from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
+from processing_dsr import SceneQFormerProcessor
 from tests.model_checks import ModelChecks, tensors_of
 from tests.modeling_dsr.scene_samples import (
     IMAGE_SIZE,
@@ -14,11 +19,6 @@ from tests.modeling_dsr.scene_samples import (
     tiny_config,
     tiny_language_config,
 )
-from transformers import AutoTokenizer
-
-from dsr_toolkit.tiny.tokenizer import write_tokenizer
-from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
-from processing_dsr import SceneQFormerProcessor
 
 
 class TestSceneQFormer(ModelChecks):

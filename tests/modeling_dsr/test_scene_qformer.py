@@ -4,18 +4,6 @@ import copy
 
 import pytest
 import torch
-from tests.modeling_dsr.scene_samples import (
-    IMAGE_TOKEN_ID,
-    TINY_MAP,
-    extrinsics,
-    intrinsics,
-    map_labels,
-    pixels,
-    prompts,
-    scenes,
-    tiny_config,
-    tiny_language_config,
-)
 from torch import nn
 
 from configuration_dsr import SceneMapConfig, SceneQFormerConfig
@@ -28,6 +16,18 @@ from modeling_dsr.scene_map_head import (
     prompt_and_query_mask,
 )
 from modeling_dsr.scene_prompt import expand_placeholders
+from tests.modeling_dsr.scene_samples import (
+    IMAGE_TOKEN_ID,
+    TINY_MAP,
+    extrinsics,
+    intrinsics,
+    map_labels,
+    pixels,
+    prompts,
+    scenes,
+    tiny_config,
+    tiny_language_config,
+)
 
 CALIBRATED = ("depth_3d", "ray_3d")
 
@@ -107,10 +107,16 @@ def test_the_seeds_ranges_run(overrides, attention):
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 BACKBONES = {
-    "resnet, basic blocks": ({"model_type": "resnet", "layer_type": "basic", "depths": [1, 1, 2, 2], "hidden_sizes": [8] * 4}, 64),
+    "resnet, basic blocks": (
+        {"model_type": "resnet", "layer_type": "basic", "depths": [1, 1, 2, 2], "hidden_sizes": [8] * 4},
+        64,
+    ),
     "convnextv2": ({"model_type": "convnextv2", "depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 16]}, 64),
     "swin": ({"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}, 64),
-    "dinov2": ({"model_type": "dinov2", "patch_size": 16, "image_size": 64, "reshape_hidden_states": True, **SMALL}, 64),
+    "dinov2": (
+        {"model_type": "dinov2", "patch_size": 16, "image_size": 64, "reshape_hidden_states": True, **SMALL},
+        64,
+    ),
     "timm resnet": ({"model_type": "timm_backbone", "backbone": "resnet10t", "output_stride": 16}, 64),
     "timm eva": ({"model_type": "timm_backbone", "backbone": "eva02_tiny_patch14_224"}, 224),
 }
@@ -321,7 +327,11 @@ def test_autocast_leaves_the_island_in_float32():
     model = build(tiny_config(position_encoding="depth_3d", output_clamp=None))
     inputs = scenes(1)
     dtypes = set()
-    for module in (model.scene_decoder.layers[0].linear1, model.projector[0], model.position_encoding_3d.per_depth_mlp[0]):
+    for module in (
+        model.scene_decoder.layers[0].linear1,
+        model.projector[0],
+        model.position_encoding_3d.per_depth_mlp[0],
+    ):
         module.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
     with torch.no_grad():
         expected = model(**inputs).scene_tokens
@@ -363,7 +373,9 @@ def test_llava_placeholder_equals_the_processors(language_model):
     expected = run(language_model, inputs).logits
     found = run(language_model, {"input_ids": short, "pixel_values": inputs["pixel_values"]}).logits
     assert torch.equal(found, expected)
-    generated = language_model.generate(input_ids=short, pixel_values=inputs["pixel_values"], max_new_tokens=3, do_sample=False)
+    generated = language_model.generate(
+        input_ids=short, pixel_values=inputs["pixel_values"], max_new_tokens=3, do_sample=False
+    )
     assert generated.shape == (1, len(ids) + 3)
     assert torch.equal(generated[:, :-3], inputs["input_ids"])
 
@@ -448,7 +460,9 @@ def test_query_mask_follows_the_published_rules():
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_bool_and_float_masks_give_the_same(implementation):
-    model = SceneQFormerForConditionalGeneration._from_config(tiny_language_config(), attn_implementation=implementation)
+    model = SceneQFormerForConditionalGeneration._from_config(
+        tiny_language_config(), attn_implementation=implementation
+    )
     model.eval()
     inputs = prompts(2, 14, "right") | {"scene_tokens": torch.randn(2, 14, 32)}
     length = inputs["input_ids"].shape[1]

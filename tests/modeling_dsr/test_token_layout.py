@@ -13,7 +13,6 @@ from modeling_dsr.token_layout import (
     spatial_position_ids,
 )
 
-
 IMAGE, VIDEO, START, END, PAD, IM_START, IM_END, EOT = 100, 101, 102, 103, 104, 105, 106, 107
 USER, ASSISTANT, SYSTEM = 50, 51, 52
 QUERIES = 3
@@ -110,7 +109,11 @@ def tensors(samples, side=None):
 
 def layout_of(samples, side="right", **overrides):
     ids, mask, images, videos, seconds = tensors(samples, side)
-    return build_token_layout(ids, sample_ids_from_mask(mask, ids), images, videos, seconds, config(**overrides)), ids, mask
+    return (
+        build_token_layout(ids, sample_ids_from_mask(mask, ids), images, videos, seconds, config(**overrides)),
+        ids,
+        mask,
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -167,7 +170,11 @@ def test_geometry_tokens_of_images_on_request():
     ids = video((1, 4, 4), token=IMAGE) + [1]
     layout, *_ = layout_of([(ids, [(1, 4, 4)], [], [])], geometry_for_images=True)
     assert len(layout.image_index) == 4 and len(layout.geometry_index) == QUERIES
-    assert spatial_position_ids(layout, config(geometry_for_images=True)).tolist() == [[0] * 4, [0, 0, 1, 1], [0, 1, 0, 1]]
+    assert spatial_position_ids(layout, config(geometry_for_images=True)).tolist() == [
+        [0] * 4,
+        [0, 0, 1, 1],
+        [0, 1, 0, 1],
+    ]
 
 
 def test_keys_of_q_former_2_truncate_time():

@@ -180,7 +180,9 @@ def run_pixels(case, model, models) -> Result:
     """uint8 frames → processor's patches → frames of the geometry encoder."""
     frames, vision = case.inputs["frames_uint8"], model.config.vision_config
     processor = Qwen2VLVideoProcessor(
-        patch_size=vision.patch_size, temporal_patch_size=vision.temporal_patch_size, merge_size=vision.spatial_merge_size
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
     )
     processed = processor([frames.numpy()], do_sample_frames=False, do_resize=False, return_tensors="pt")
     grid = tuple(processed["video_grid_thw"][0].tolist())
@@ -282,11 +284,14 @@ def extract(function: str, text: str):
 
 def video_only_processor(models):
     """The converted folder's processor class around a tokenizer of a few words: reference folders hold no tokenizer."""
-    from tokenizers import Tokenizer, models as tokenizer_models
+    from tokenizers import Tokenizer
+    from tokenizers import models as tokenizer_models
 
     words = ["?", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(tokenizer_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?")),
+        tokenizer_object=Tokenizer(
+            tokenizer_models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?")
+        ),
         additional_special_tokens=words[1:],
     )
     from transformers import Qwen2VLImageProcessor

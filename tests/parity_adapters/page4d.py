@@ -157,7 +157,9 @@ def forward(case: Case, models: Models) -> Result:
         "output.world_points_conf": outputs.world_points_conf,
         "output.extrinsic": extrinsics,
         "output.intrinsic": intrinsics,
-        "output.unprojected_points": models.module("pose", "unproject_depth")(outputs.depth[..., 0], intrinsics, extrinsics),
+        "output.unprojected_points": models.module("pose", "unproject_depth")(
+            outputs.depth[..., 0], intrinsics, extrinsics
+        ),
         "intermediate.dino_patch_tokens": torch.cat(found["encoder"]),
         "intermediate.camera_tokens_normed": found["token_norm"][0],
         "intermediate.camera_delta_list": torch.stack(found["delta"]),

@@ -34,7 +34,13 @@ def conversions(suite):
             "ffn_dims": 16,
             "num_decoder_layers": 1,
             "backbone_config": small,
-            "map_config": {"embed_dims": 16, "num_heads": 2, "instance_dims": [16], "point_dims": [16], "num_layers": 1},
+            "map_config": {
+                "embed_dims": 16,
+                "num_heads": 2,
+                "instance_dims": [16],
+                "point_dims": [16],
+                "num_layers": 1,
+            },
         }
         return {"model": {"sources": {"llm": suite.folder}, "config_overrides": overrides}}
     known = ("num_heads", "dropout", "depth_start", "depth_max", "use_lid", "pc_range")
@@ -187,9 +193,7 @@ def run_position_code(case, model, models) -> Result:
     call = case.meta["call"]
     grid, image_size = (call["h"], call["w"]), tuple(call["img_shape"])
     camera = case.inputs["cam_intrinsic"], case.inputs["cam_extrinsic"]
-    points_of, normalize = (
-        models.module("scene_position", name) for name in ("frustum_points", "normalize_points")
-    )
+    points_of, normalize = (models.module("scene_position", name) for name in ("frustum_points", "normalize_points"))
     with torch.no_grad():
         code = encoding(*camera, grid, image_size)
         points = points_of(*camera, encoding.depth_bins, grid, image_size)
@@ -228,4 +232,6 @@ def run_prompt(case, model) -> Result:
         _, _, labels, _, _ = model._embed(ids, None, labels, tokens, None)
     handle.remove()
     found = {"inputs_embeds": embeds, "logits": output.logits, "labels": labels, "query_outputs": queries}
-    return Result({name: found[name.split(".", 1)[1]] for name in case.expected if found.get(name.split(".", 1)[1]) is not None})
+    return Result(
+        {name: found[name.split(".", 1)[1]] for name in case.expected if found.get(name.split(".", 1)[1]) is not None}
+    )

@@ -1,0 +1,214 @@
+"""Cameras, depth or points of π³ or PAGE-4D against truth, by the published protocols.
+
+FOLDER is in the layout of TUM RGB-D, Bonn, Sintel or KITTI, a folder with condition.npz and numbered images, or one of
+time_XX/viewY with geometry.npz. Frames are brought to size as in each model's published evaluation. Sequences that an
+interrupted run has scored are not scored again.
+"""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+
+TASKS = {
+    "relpose": ("camera motion: ATE, RPE", ("ate", "rpe_trans", "rpe_rot")),
+    "video-depth": ("depth, one alignment per sequence", ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")),
+    "mono-depth": ("depth, each image by itself", ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")),
+    "points": ("point maps: accuracy, completeness, normals", (
+        "accuracy", "accuracy_median", "completeness", "completeness_median", "normal_consistency", "normal_consistency_median",
+    )),
+}  # fmt: skip
+NEEDS = {
+    "relpose": ("poses",),
+    "video-depth": ("depth",),
+    "mono-depth": ("depth",),
+    "points": ("poses", "depth", "intrinsics"),
+}
+ALIGNMENTS = ("scale", "scale_shift", "median", "lstsq", "metric")
+MAX_FRAMES = 120  # of a sequence, as published
+
+
+def add_arguments(parser, task: str) -> None:
+    from ..reconstruction.sequences import LAYOUTS
+
+    parser.add_argument("folder", metavar="FOLDER", help="sequences with truth")
+    parser.add_argument(
+        "--model", default="pi3", metavar="MODEL", help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
+        "for a tiny random one (default: pi3)"
+    )  # fmt: skip
+    parser.add_argument("--layout", choices=LAYOUTS, help="of FOLDER (default: what it looks like)")
+    parser.add_argument(
+        "--sequences", nargs="+", metavar="NAME", help="only these (default: those that the protocol scores)"
+    )
+    parser.add_argument(
+        "--max-frames",
+        type=int,
+        default=MAX_FRAMES,
+        metavar="N",
+        help=f"of a sequence, from its start (default: {MAX_FRAMES})",
+    )
+    if task.endswith("depth"):
+        default = "scale" if task == "video-depth" else "median"
+        parser.add_argument(
+            "--align", choices=ALIGNMENTS, default=default, help=f"of depths to the truth (default: {default})"
+        )
+    if task == "relpose":
+        parser.add_argument("--window", type=int, metavar="W", help="so many frames at a time (default: all together)")
+        parser.add_argument(
+            "--overlap", type=int, metavar="K", help="frames that neighbouring windows share (default: W / 4)"
+        )
+    parser.add_argument(
+        "--point-source", choices=("depth", "points"), default="points" if task == "points" else "depth",
+        help="PAGE-4D: the head to score (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
+    parser.add_argument("--device", help='"cpu", "cuda", … (default: a GPU if there is one)')
+    parser.add_argument(
+        "-o", "--output", default=f"dsr-eval-{task}", metavar="DIR", help=f"where to write (default: dsr-eval-{task})"
+    )
+
+
+def run(args) -> None:
+    if args.max_frames < 1:
+        raise ValueError(f"--max-frames must be at least 1, got {args.max_frames}.")
+    window = getattr(args, "window", None)
+    if getattr(args, "overlap", None) is not None and window is None:
+        raise ValueError("--overlap goes with --window.")
+    with step("Loading libraries"):
+        from tqdm.auto import tqdm
+        from transformers import AutoConfig
+
+        from ..loading import load, resolve
+        from ..reconstruction.evaluation import published_predict
+        from ..reconstruction.sequences import find_sequences
+    sequences = choose(find_sequences(args.folder, args.layout), args.task, args.sequences)
+
+    named = args.model in ("pi3", "page4d") and not Path(args.model).is_dir()
+    source, is_random = resolve(None if named else args.model, args.model if named else "pi3")
+    kind = AutoConfig.from_pretrained(source).model_type
+    if kind not in ("pi3", "page4d"):
+        raise ValueError(f"{args.model} holds a {kind!r} model where π³ or PAGE-4D is needed.")
+    with step(f"Loading {source}"):
+        model, processor = load(source, kind, dtype=args.dtype, device=args.device)
+    if is_random:
+        say(RANDOM_WEIGHTS_NOTICE)
+
+    output = Path(args.output)
+    done = Results(
+        output,
+        {
+            key: str(value)
+            for key, value in vars(args).items()
+            if key not in ("output", "device") and not callable(value)
+        }
+        | {"source": str(source)},
+    )
+    predict = published_predict(model, processor, kind, args.point_source)
+    bar = tqdm(sequences, unit="sequence", desc=args.task)
+    for sequence in bar:
+        bar.set_postfix_str(sequence.name)
+        if sequence.name not in done.metrics:
+            done.add(sequence.name, *score(args, sequence.first(args.max_frames), predict, window))
+    for line in report(done, args.task, output, {"model": str(source), "kind": kind, "random_weights": is_random}):
+        print(line)
+    if is_random:
+        print("(random weights: these figures mean nothing)")
+
+
+def choose(sequences: list, task: str, wanted: list[str] | None) -> list:
+    """Those that have what the task needs and that the protocol scores."""
+    from ..reconstruction.sequences import SINTEL_DEPTH_SKIPPED, SINTEL_POSE
+
+    if wanted:
+        unknown = sorted(set(wanted) - {sequence.name for sequence in sequences})
+        if unknown:
+            raise ValueError(
+                f"there is no sequence {', '.join(unknown)}; there are {', '.join(s.name for s in sequences)}."
+            )
+        sequences = [sequence for sequence in sequences if sequence.name in wanted]
+    elif sequences[0].layout == "sintel":
+        skipped = lambda name: name not in SINTEL_POSE if task == "relpose" else name in SINTEL_DEPTH_SKIPPED  # noqa: E731
+        left_out = [sequence.name for sequence in sequences if skipped(sequence.name)]
+        if left_out:
+            say(f"As published, not scored: {', '.join(left_out)} (--sequences scores them).")
+        sequences = [sequence for sequence in sequences if not skipped(sequence.name)]
+    complete = [s for s in sequences if all(getattr(s, name) is not None for name in NEEDS[task])]
+    if task == "relpose":
+        complete = [sequence for sequence in complete if len(sequence.images) > 1]
+    if not complete:
+        raise ValueError(f"no sequence has what {task} needs: {', '.join(NEEDS[task])}, and images.")
+    if missing := [sequence.name for sequence in sequences if sequence not in complete]:
+        say(f"Without {' or '.join(NEEDS[task])}, left out: {', '.join(missing)}.")
+    return complete
+
+
+def score(args, sequence, predict, window: int | None):
+    """Metrics of one sequence, and its picture."""
+    from processing_dsr import read_frames
+
+    from ..reconstruction import evaluation, pictures
+    from ..reconstruction.windows import reconstruct_windows
+
+    frames = read_frames(sequence.images)
+    if args.task == "mono-depth":
+        views = [view for frame in frames for view in predict([frame])]
+    elif window is not None:
+        views = list(reconstruct_windows(predict, frames, window, args.overlap or max(1, window // 4)))
+    else:
+        views = predict(list(frames))
+    if args.task == "relpose":
+        return evaluation.score_poses(sequence, views), pictures.trajectories(sequence, views)
+    if args.task == "points":
+        metrics, found, true = evaluation.score_points(sequence, views)
+        return metrics, pictures.clouds(found, true)
+    metrics, pairs = evaluation.score_depth(sequence, views, args.align, together=args.task == "video-depth")
+    return metrics, pictures.depth_errors(views, pairs)
+
+
+class Results:
+    """Metrics by sequence, kept in a folder as they come; another wish than the earlier run's starts anew."""
+
+    def __init__(self, folder: Path, wish: dict):
+        self.folder, self.file, self.metrics = folder, folder / "sequences.json", {}
+        self.wish = wish
+        if self.file.is_file():
+            earlier = json.loads(self.file.read_text(encoding="utf-8"))
+            if earlier.get("wish") == wish:
+                self.metrics = earlier["metrics"]
+                say(f"Going on with an earlier run: {len(self.metrics)} sequences are scored.")
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder} is no earlier evaluation; choose another folder with -o.")
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, metrics: dict, picture) -> None:
+        picture.save(self.folder / f"{name}.png")
+        self.metrics[name] = metrics
+        beside = self.file.with_suffix(".partial")
+        beside.write_text(json.dumps({"wish": self.wish, "metrics": self.metrics}, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, self.file)
+
+
+def report(done: Results, task: str, output: Path, about: dict) -> list[str]:
+    """metrics.json, sequences.csv and report.md; returns the lines to print."""
+    from ..geometry_metrics import average_depth_metrics
+
+    names = TASKS[task][1]
+    rows = list(done.metrics.values())
+    if task.endswith("depth"):
+        average = average_depth_metrics([{k: row[k] for k in (*names, "valid_pixels")} for row in rows])
+    else:
+        average = {name: sum(row[name] for row in rows) / len(rows) for name in names}
+    summary = {"task": task, **about, "sequences": len(rows), "average": average}
+    (output / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with open(output / "sequences.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sequence", "frames", *names])
+        writer.writerows([name, row["frames"], *(row[key] for key in names)] for name, row in done.metrics.items())
+    lines = ["| sequence | frames | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for name, row in [*done.metrics.items(), ("average", {**average, "frames": sum(row["frames"] for row in rows)})]:
+        lines.append(f"| {name} | {row['frames']} | " + " | ".join(f"{row[key]:.4f}" for key in names) + " |")
+    (output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = ("report.md", "metrics.json", "sequences.csv", *(f"{name}.png" for name in done.metrics))
+    return [*lines, "", *(f"   {output / name}" for name in files)]
