@@ -5,14 +5,16 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def pool_mask(mask: torch.Tensor, images: tuple[int, int, int], grid: tuple[int, int], patch_size: int) -> torch.Tensor:
+def pool_mask(
+    mask: torch.Tensor, images: tuple[int, int, int], grid: tuple[int, int], patch_size: int, name: str = "ext_mask"
+) -> torch.Tensor:
     """
     An external mask as patches, `[B, T, V, P, 1]`.
 
     Args:
         mask: 1 = dynamic; pixels `[B, T, V, H, W]` or `[B, T, V, 1, H, W]`, which are averaged over each patch, or patches
             `[B, T, V, P, 1]` or `[B, T, V, P]`.
-        images: (B, T, V). grid: (h, w) in patches.
+        images: (B, T, V). grid: (h, w) in patches. name: of the argument, in errors.
     """
     patches = grid[0] * grid[1]
     size = (grid[0] * patch_size, grid[1] * patch_size)
@@ -22,7 +24,7 @@ def pool_mask(mask: torch.Tensor, images: tuple[int, int, int], grid: tuple[int,
     if shape in ((*images, *size), (*images, 1, *size)):
         return F.adaptive_avg_pool2d(mask.reshape(-1, 1, *size), grid).view(*images, patches, 1)
     raise ValueError(
-        f"`ext_mask` must be pixels {[*images, *size]} or patches {[*images, patches, 1]} to match the images, got {list(shape)}. "
+        f"`{name}` must be pixels {[*images, *size]} or patches {[*images, patches, 1]} to match the images, got {list(shape)}. "
         "Bring it to the size of the images first."
     )
 
@@ -30,7 +32,9 @@ def pool_mask(mask: torch.Tensor, images: tuple[int, int, int], grid: tuple[int,
 def standardise(logits: torch.Tensor) -> torch.Tensor:
     """Mean 0 and deviation 1 over the patches of each image, `[B, T, V, P, 1]`."""
     if logits.shape[-2] < 2:
-        raise ValueError("`mask_standardize` needs at least two patches per image, got one: larger images, or switch it off.")
+        raise ValueError(
+            "`mask_standardize` needs at least two patches per image, got one: larger images, or switch it off."
+        )
     return (logits - logits.mean(-2, keepdim=True)) / (logits.std(-2, keepdim=True) + 1e-8)
 
 
@@ -71,7 +75,11 @@ class DynamicMaskHead(nn.Module):
         Returns:
             The mask in (0, 1) and the head's own logits, `[B, T, V, P, 1]` each.
         """
-        own = self.mask_head(patches.flatten(0, 2).transpose(1, 2).unflatten(2, grid)).flatten(1).view(*patches.shape[:4], 1)
+        own = (
+            self.mask_head(patches.flatten(0, 2).transpose(1, 2).unflatten(2, grid))
+            .flatten(1)
+            .view(*patches.shape[:4], 1)
+        )
         mean = patches.mean(3, keepdim=True) if self.use_gating else None
         prepare = standardise if self.standardize else lambda logits: logits
         mask = (self.gate_alpha(mean).sigmoid() if self.use_gating else self.alpha) * prepare(own)

@@ -10,8 +10,12 @@ Data flow, for B scenes of S frames, h·w patches each, N = 5 + h·w tokens per 
            patches of layers 4, 11, 17, 23 ─ DPT heads ─ depth, world points, confidences [B, S, H, W, ·]
 
 With mask strength 0 the network is VGGT. Only what the heads read is kept of the layers.
+
+Synchronised cameras, `[B, T, V, 3, H, W]`: the global blocks attend over the views of each time, the frame blocks over the
+times of each view, and everything that `page4d_multiview` adds can be switched on by the configuration.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,10 +29,12 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_dsr import Page4DConfig, page4d_image_size
 from .dpt import DPTHead, activate_dense
+from .dynamic_mask_head import DynamicMaskHead, pool_mask
 from .geometry_encoder import GeometryEncoder
-from .page4d_heads import CameraHead, GlobalBlock, SpatialMaskHead
-from .page4d_losses import page4d_losses, scene_targets
-from .pose import check_cameras, decode_pose
+from .page4d_heads import CameraHead, GlobalBlock, MultiviewSpatialMaskHead, SpatialMaskHead
+from .page4d_losses import multiview_losses, page4d_losses, scene_targets
+from .page4d_multiview import MultiviewInputs, Page4DMultiview
+from .pose import check_cameras, decode_matrix_pose, decode_pose
 from .track_head import Tracker, TrackHead, UpdateTransformer
 from .vision_blocks import VisionBlock, in_chunks, init_layer_scale
 from .vision_rope import axial_rope_tables, patch_positions
@@ -38,6 +44,7 @@ from .vision_rope import axial_rope_tables, patch_positions
 class Page4DOutput(ModelOutput):
     """
     Output of [`Page4DModel`]. World coordinates are those of the first camera, in a scale of their own; OpenCV axes.
+    For images `[B, T, V, 3, H, W]` the axes `(B, S, …)` are `(B, T, V, …)`.
 
     Args:
         loss (`torch.FloatTensor`, *optional*): weighted sum of `losses`, when targets were given.
@@ -54,7 +61,14 @@ class Page4DOutput(ModelOutput):
         world_points_conf (`torch.FloatTensor` of shape `(B, S, H, W)`): above 1.
         mask_bias (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): raw mask, -0.5 … 0.5 per patch; positive
             draws the camera's attention. None when the mask is off.
-        dynamic_mask (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): 0.5 - `mask_bias`; 1 = dynamic.
+        dynamic_mask (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): 0.5 - `mask_bias`; 1 = dynamic. Of
+            several views `(B, T, V, P, 1)`, of the dynamic mask head.
+        dynamic_mask_logit (`torch.FloatTensor` of shape `(B, T, V, P, 1)`, *optional*): of the head alone, before it is joined
+            with an external mask.
+        memory_state (`torch.FloatTensor` of shape `(B, M, C)`, *optional*): of the memory bank, for the next window; of two
+            streams a pair (pose, geometry).
+        dual_stream_outputs (`dict[str, tuple[torch.FloatTensor]]`, *optional*): with `output_hidden_states=True` and several
+            views, "pose" and "geo": every layer's `(B, T, V, N, 2C)`, time and view side by side.
         tracks (`torch.FloatTensor` of shape `(B, S, Q, 2)`, *optional*): (x, y) in pixels of the query points in every frame.
         tracks_list (`tuple[torch.FloatTensor]`, *optional*): the same after each iteration.
         track_visibility, track_confidence (`torch.FloatTensor` of shape `(B, S, Q)`, *optional*): in 0 … 1.
@@ -79,6 +93,9 @@ class Page4DOutput(ModelOutput):
     track_visibility: torch.FloatTensor | None = None
     track_confidence: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    dynamic_mask_logit: torch.FloatTensor | None = None
+    memory_state: torch.FloatTensor | tuple[torch.FloatTensor, torch.FloatTensor] | None = None
+    dual_stream_outputs: dict[str, tuple[torch.FloatTensor, ...]] | None = None
 
 
 @dataclass
@@ -120,8 +137,10 @@ class Page4DAggregator(nn.Module):
             GlobalBlock(config, dim, heads, self.num_special, **settings) for _ in range(config.depth)
         )
         self.spatial_mask_head = None
-        if config.spatial_mask_variant is not None:
+        if config.spatial_mask_variant == "page4d":
             self.spatial_mask_head = SpatialMaskHead(dim, config.mask_hidden_channels)
+        elif config.spatial_mask_variant == "mv":
+            self.spatial_mask_head = MultiviewSpatialMaskHead(dim)
 
     def forward(
         self, patches: torch.Tensor, grid: tuple[int, int], mask_alpha: float, output_hidden_states: bool = False
@@ -132,7 +151,7 @@ class Page4DAggregator(nn.Module):
         """
         config, special = self.config, self.num_special
         batch, frames, num_patches, width = patches.shape
-        tokens = torch.cat([self._special_tokens(batch, frames).to(patches.dtype), patches], 2)  # [B, S, N, C]
+        tokens = torch.cat([self.special_tokens(batch, frames).to(patches.dtype), patches], 2)  # [B, S, N, C]
         positions = patch_positions(*grid, special, patches.device)
         rope = axial_rope_tables(positions, width // config.num_heads, config.rope_freq)
         chunk = config.trunk_chunk_size
@@ -168,7 +187,8 @@ class Page4DAggregator(nn.Module):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
 
-    def _special_tokens(self, batch: int, frames: int) -> torch.Tensor:
+    def special_tokens(self, batch: int, frames: int) -> torch.Tensor:
+        """Camera and register tokens `[B, S, 1 + R, C]`: the first frame has its own, all others share theirs."""
         special = torch.cat([self.camera_token, self.register_token], 2)  # [1, 2, 5, C]
         first, others = special[:, :1], special[:, 1:].expand(-1, frames - 1, -1, -1)
         return torch.cat([first, others], 1).expand(batch, -1, -1, -1)
@@ -205,6 +225,7 @@ class Page4DModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = GeometryEncoder._from_config(config.encoder_config)
         self.aggregator = Page4DAggregator(config)
+        self.multiview = Page4DMultiview(config)
         width = 2 * config.embed_dim
 
         def dense_head(output_dim: int) -> DPTHead:
@@ -249,6 +270,17 @@ class Page4DModel(PreTrainedModel):
         elif isinstance(module, Page4DAggregator):
             init.normal_(module.camera_token, std=1e-6)
             init.normal_(module.register_token, std=1e-6)
+        elif isinstance(module, MultiviewSpatialMaskHead):
+            init.constant_(module.alpha_logit, 0.0)
+            init.constant_(module.tau_logit, math.log(2))
+        elif isinstance(module, DynamicMaskHead) and not module.use_gating:
+            init.constant_(module.alpha, self.config.alpha)
+            init.constant_(module.beta, self.config.beta)
+        elif isinstance(module, Page4DMultiview):
+            for name, value in module.initial_scalars().items():
+                init.constant_(getattr(module, name), value)
+            if hasattr(module, "memory_tokens"):
+                init.normal_(module.memory_tokens, std=0.02)
         elif isinstance(module, CameraHead):
             init.zeros_(module.empty_pose_tokens)
         elif isinstance(module, Tracker):
@@ -269,14 +301,20 @@ class Page4DModel(PreTrainedModel):
 
     def apply_freeze_policy(self) -> None:
         """
-        Set which parameters train, by `config.freeze`: None all, "page4d" those that the paper tunes.
+        Set which parameters train, by `config.freeze`: None all, "page4d" those that the paper tunes, "multiview" what is
+        new in the multi-view model.
 
         The paper tunes the frame and global blocks of the masked layers and the mask head. Everything else keeps VGGT's
-        weights: encoder, special tokens, outer blocks, all heads.
+        weights: encoder, special tokens, outer blocks, all heads. Of the multi-view model all that is not a copy trains, and
+        the geometry stream's copies.
         """
         if self.config.freeze is None:
             return
         self.requires_grad_(False)
+        if self.config.freeze == "multiview":
+            for name, parameter in self.multiview.named_parameters():
+                parameter.requires_grad_(not name.startswith(("pose_time_blocks.", "pose_view_blocks.")))
+            return
         trunk = self.aggregator
         tuned = [
             blocks[layer] for blocks in (trunk.frame_blocks, trunk.global_blocks) for layer in self.config.masked_layers
@@ -299,6 +337,25 @@ class Page4DModel(PreTrainedModel):
             tokens = in_chunks(encode, pixel_values.flatten(0, 1), chunk_size=self.config.encoder_chunk_size)
         return tokens.unflatten(0, pixel_values.shape[:2])
 
+    def copy_trunk_to_streams(self) -> None:
+        """
+        Let the blocks of both streams and of the sparse layers start as copies of the trunk's, as conversion does.
+
+        With strengths of 0 the streams then equal the trunk. For a trunk without them that was loaded into a configuration with
+        them.
+        """
+        trunk, new = self.aggregator, self.multiview
+        pairs = []
+        if self.config.enable_dual_stream:
+            for place, layer in enumerate(self.config.dual_stream_layers):
+                for stream in ("pose", "geo"):
+                    pairs.append((getattr(new, f"{stream}_time_blocks")[place], trunk.frame_blocks[layer]))
+                    pairs.append((getattr(new, f"{stream}_view_blocks")[place], trunk.global_blocks[layer]))
+        if self.config.enable_sparse_global:
+            pairs += zip(new.global_sparse_blocks, (trunk.global_blocks[i] for i in self.config.sparse_global_layers))
+        for block, original in pairs:
+            block.load_state_dict(original.state_dict())
+
     def forward(
         self,
         pixel_values: torch.FloatTensor,
@@ -309,6 +366,11 @@ class Page4DModel(PreTrainedModel):
         intrinsics: torch.FloatTensor | None = None,
         world_points: torch.FloatTensor | None = None,
         point_masks: torch.BoolTensor | None = None,
+        ext_mask: torch.FloatTensor | None = None,
+        keypoint_map: torch.FloatTensor | None = None,
+        confidence: torch.FloatTensor | None = None,
+        memory_state: torch.FloatTensor | tuple[torch.FloatTensor, torch.FloatTensor] | None = None,
+        mask_labels: torch.FloatTensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         **kwargs,
@@ -316,7 +378,8 @@ class Page4DModel(PreTrainedModel):
         r"""
         Args:
             pixel_values: `[B, S, 3, H, W]`, or `[S, 3, H, W]` for one scene: RGB, normally in [0, 1]; H and W are multiples
-                of the patch size. The first frame is the reference of all coordinates.
+                of the patch size. The first frame is the reference of all coordinates. Or `[B, T, V, 3, H, W]`: T times of V
+                synchronised cameras; the shapes below then have `T, V` for `S`.
             query_points: `[B, Q, 2]` or `[Q, 2]`, (x, y) in pixels of the first frame, to be tracked.
             mask_alpha: strength of the dynamics-aware mask, 0…1, instead of `config.mask_alpha`.
             depths: `[B, S, H, W]` true depths, for the loss; needs `extrinsics` and `intrinsics`.
@@ -325,6 +388,12 @@ class Page4DModel(PreTrainedModel):
             world_points: `[B, S, H, W, 3]` true points in the frame of `extrinsics`; default: from depth and cameras.
             point_masks: `[B, S, H, W]` where depth and points are known; default: positive finite depths. Samples whose first
                 frame has at most 100 valid pixels do not train the cameras.
+            ext_mask: several views: what moves according to somebody else, 1 = dynamic; pixels `[B, T, V, H, W]` or
+                `[B, T, V, 1, H, W]`, or patches `[B, T, V, P, 1]` or `[B, T, V, P]`.
+            keypoint_map: several views: `[B, T, V, P]` or `[B, T, V, P, 1]`, draws the attention of sparse layers.
+            confidence: several views: `[B, T, V, P]`, chooses the landmarks instead of the norm of the tokens.
+            memory_state: several views: of the window before.
+            mask_labels: several views: true dynamic masks in the forms of `ext_mask`, for the loss.
             output_hidden_states: also return every layer's tokens; default `config.output_hidden_states`.
         """
         config = self.config
@@ -332,6 +401,21 @@ class Page4DModel(PreTrainedModel):
         return_dict = getattr(config, "return_dict", True) if return_dict is None else return_dict
         mask_alpha = config.mask_alpha if mask_alpha is None else mask_alpha
         pixel_values, grid = self._check_pixels(pixel_values)
+        given = {
+            "ext_mask": ext_mask,
+            "keypoint_map": keypoint_map,
+            "confidence": confidence,
+            "memory_state": memory_state,
+            "mask_labels": mask_labels,
+        }
+        if pixel_values.ndim == 6:
+            targets = (depths, extrinsics, intrinsics, world_points, point_masks)
+            outputs = self._forward_multiview(
+                pixel_values, grid, given, targets, query_points, bool(output_hidden_states)
+            )
+            return outputs if return_dict else outputs.to_tuple()
+        if unfit := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"`{unfit[0]}` goes with images [B, T, V, 3, H, W]; `pixel_values` are one video.")
         query_points = self._check_queries(query_points, len(pixel_values))
         self._check_alpha(mask_alpha)
         targets = self._check_targets(pixel_values, depths, extrinsics, intrinsics, world_points, point_masks)
@@ -344,6 +428,66 @@ class Page4DModel(PreTrainedModel):
             outputs.loss, outputs.losses = losses.pop("loss"), losses
         return outputs if return_dict else outputs.to_tuple()
 
+    def _forward_multiview(
+        self, pixel_values, grid, given, targets, query_points, output_hidden_states
+    ) -> Page4DOutput:
+        """[`forward`] of images `[B, T, V, 3, H, W]`; heads and geometric losses see T·V frames."""
+        batch, times, views = pixel_values.shape[:3]
+        flat = pixel_values.flatten(1, 2)
+        if query_points is not None:
+            raise ValueError("`query_points` are tracked through one video; pass `pixel_values` [B, S, 3, H, W].")
+        depths, extrinsics, intrinsics, *others = (
+            x.flatten(1, 2) if isinstance(x, torch.Tensor) and x.shape[:3] == (batch, times, views) else x
+            for x in targets
+        )
+        known = extrinsics is not None and intrinsics is not None
+        if depths is None and known and all(x is None for x in others):  # cameras alone are no targets
+            check_cameras(extrinsics, intrinsics)
+            targets = None
+        else:
+            targets = self._check_targets(flat, depths, extrinsics, intrinsics, *others)
+        cameras = (
+            (x.view(batch, times, views, *x.shape[2:]) for x in (intrinsics, extrinsics)) if known else (None, None)
+        )
+        labels = given["mask_labels"]
+        if labels is not None:
+            labels = pool_mask(labels, (batch, times, views), grid, self.config.patch_size, "mask_labels")
+            if self.multiview.dynamic_mask_head is None:
+                raise ValueError(
+                    "`mask_labels` train the dynamic mask head, but `config.enable_dynamic_mask` is False."
+                )
+        inputs = MultiviewInputs(
+            given["ext_mask"],
+            self._check_patches("keypoint_map", given["keypoint_map"], (batch, times, views), grid),
+            self._check_patches("confidence", given["confidence"], (batch, times, views), grid),
+            *cameras,
+            memory=self._check_memory(given["memory_state"], batch),
+        )
+        patches = self.encode_frames(flat).unflatten(1, (times, views))
+        tokens = self.multiview(self.aggregator, patches, grid, inputs, output_hidden_states)
+        outputs = self.run_heads(AggregatedTokens(tokens.camera_tokens, tokens.patch_tokens), flat.shape)
+        outputs.dynamic_mask, outputs.dynamic_mask_logit = tokens.dynamic_mask, tokens.dynamic_mask_logit
+        outputs.memory_state, outputs.dual_stream_outputs = tokens.memory, tokens.streams
+        outputs.hidden_states = tokens.streams["geo"] if output_hidden_states else None
+        if targets is not None or labels is not None:
+            with maybe_autocast(pixel_values.device.type, enabled=False):
+                losses = multiview_losses(outputs, targets, labels, tokens.last, self.config)
+            outputs.loss, outputs.losses = losses.pop("loss"), losses
+        for name in (
+            "pose_enc",
+            "extrinsics",
+            "intrinsics",
+            "depth",
+            "depth_conf",
+            "world_points",
+            "world_points_conf",
+        ):
+            if name in outputs:
+                outputs[name] = outputs[name].unflatten(1, (times, views))
+        if outputs.pose_enc_list is not None:
+            outputs.pose_enc_list = tuple(x.unflatten(1, (times, views)) for x in outputs.pose_enc_list)
+        return outputs
+
     def run_heads(self, tokens: AggregatedTokens, shape, query_points: torch.Tensor | None = None) -> Page4DOutput:
         """
         Everything that is read off the trunk, in float32.
@@ -355,12 +499,16 @@ class Page4DModel(PreTrainedModel):
         grid = (height // self.config.patch_size, width // self.config.patch_size)
         outputs = Page4DOutput(mask_bias=tokens.mask_bias, hidden_states=tokens.hidden_states)
         if tokens.mask_bias is not None:
-            outputs.dynamic_mask = 0.5 - tokens.mask_bias
+            is_one_sided = self.config.spatial_mask_variant == "mv"
+            outputs.dynamic_mask = -2 * tokens.mask_bias if is_one_sided else 0.5 - tokens.mask_bias
         with maybe_autocast(tokens.camera_tokens.device.type, enabled=False):
             if self.camera_head is not None:
                 estimates = self.camera_head(tokens.camera_tokens.to(self.camera_head.token_norm.weight.dtype))
                 outputs.pose_enc, outputs.pose_enc_list = estimates[-1], tuple(estimates)
-                outputs.extrinsics, outputs.intrinsics = decode_pose(outputs.pose_enc, (height, width))
+                if self.config.pose_encoding_type == "R9D_t":
+                    outputs.extrinsics = decode_matrix_pose(outputs.pose_enc)
+                else:
+                    outputs.extrinsics, outputs.intrinsics = decode_pose(outputs.pose_enc, (height, width))
             if self.depth_head is not None:
                 outputs.depth, outputs.depth_conf = self._dense(
                     self.depth_head, tokens, grid, self.config.depth_activation, (batch, frames)
@@ -405,9 +553,10 @@ class Page4DModel(PreTrainedModel):
             )
         if pixel_values.ndim == 4:
             pixel_values = pixel_values.unsqueeze(0)
-        if pixel_values.ndim != 5 or pixel_values.shape[2] != 3 or 0 in pixel_values.shape:
+        if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3 or 0 in pixel_values.shape:
             raise ValueError(
-                f"`pixel_values` must be [B, S, 3, H, W] or [S, 3, H, W] with at least one frame, got {tuple(pixel_values.shape)}."
+                "`pixel_values` must be [B, S, 3, H, W], [S, 3, H, W] or, of synchronised cameras, [B, T, V, 3, H, W], with at "
+                f"least one frame, got {tuple(pixel_values.shape)}."
             )
         if not pixel_values.is_floating_point():
             raise ValueError(
@@ -422,6 +571,30 @@ class Page4DModel(PreTrainedModel):
                 f"GeometryProcessor would choose {min(chosen[1], self.config.img_size)}×{chosen[0]} for them."
             )
         return pixel_values, (height // patch, width // patch)
+
+    @staticmethod
+    def _check_patches(name: str, value, images: tuple[int, int, int], grid) -> torch.Tensor | None:
+        """`[B, T, V, P]` of a value per patch."""
+        if value is None:
+            return None
+        shape = (*images, grid[0] * grid[1])
+        if tuple(value.shape) not in (shape, (*shape, 1)):
+            raise ValueError(f"`{name}` must hold one value per patch, {list(shape)}, got {list(value.shape)}.")
+        return value.reshape(shape)
+
+    def _check_memory(self, memory, batch: int):
+        config = self.config
+        if memory is None:
+            return None
+        if not config.enable_sparse_global or config.sparse_strategy != "memory_bank":
+            raise ValueError('`memory_state` belongs to `sparse_strategy="memory_bank"` with `enable_sparse_global`.')
+        pair = isinstance(memory, (tuple, list))
+        shape = (batch, config.memory_tokens_num, config.embed_dim)
+        found = [tuple(x.shape) for x in (memory if pair else [memory])]
+        if pair != config.enable_dual_stream or found != [shape] * (2 if pair else 1):
+            wanted = f"a pair (pose, geometry) of {list(shape)}" if config.enable_dual_stream else str(list(shape))
+            raise ValueError(f"`memory_state` must be {wanted}, got {found}: pass what the window before returned.")
+        return memory
 
     def _check_queries(self, query_points, batch: int):
         if query_points is None:

@@ -24,6 +24,9 @@ def mask_schedule(step: float, hold_start: float, hold_end: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - hold_start) / (hold_end - hold_start)))
 
 
+POSE_WIDTHS = {"absT_quaR_FoV": 9, "R9D_t": 12}
+
+
 class SpatialMaskHead(nn.Module):
     """
     Which patches the camera should look at: `sigmoid(conv(x) + mean_c(x)) - 0.5` of tokens standardised over each frame.
@@ -51,6 +54,32 @@ class SpatialMaskHead(nn.Module):
         return torch.sigmoid(self.layers(x) + x.mean(1, keepdim=True)).squeeze(1) - 0.5
 
 
+class MultiviewSpatialMaskHead(nn.Module):
+    """
+    The spatial mask head of the multi-view project, with eight tensors: `-0.5 · clamp(a · sigmoid(-conv(x) / tau), 0, 1)`.
+
+    0 leaves a patch alone, -0.5 repels the special tokens from it. `a` and `tau` are softplus of learned numbers.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
+            nn.GELU(),
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
+            nn.GELU(),
+            nn.Conv2d(dim, 1, 1),
+        )
+        self.alpha_logit, self.tau_logit = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Patch tokens `[N, h·w, C]` of N frames to a mask `[N, h, w]` in [-0.5, 0]."""
+        score = self.layers(patches.detach().transpose(1, 2).unflatten(2, grid)).squeeze(1)
+        tau = (F.softplus(self.tau_logit) + 1e-6).clamp_min(1e-3)
+        strength = F.softplus(self.alpha_logit) + 1e-6
+        return -0.5 * (strength * torch.sigmoid(-score / tau)).clamp(0, 1)
+
+
 class SpecialQueryAttention(VisionAttention):
     """
     Attention over the frames of a sequence in which special tokens see patches through a bias.
@@ -65,16 +94,17 @@ class SpecialQueryAttention(VisionAttention):
         self.num_special = num_special
 
     def forward(
-        self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None
+        self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None, attend=None
     ) -> torch.Tensor:
         """
         Args:
             hidden_states: `[B, S·N, dim]`, N tokens per frame, `num_special` special ones first.
             rope: tables of one frame.
             attention_mask: biases of the keys `[B, S, N]`, zero for special keys; None: plain attention.
+            attend: see [`VisionAttention`].
         """
         if attention_mask is None:
-            return super().forward(hidden_states, rope)
+            return super().forward(hidden_states, rope, attend=attend)
         query, key, value = self.project(hidden_states, rope)
         return self.proj(self.attend_biased(query, key, value, attention_mask).flatten(2))
 
@@ -119,8 +149,11 @@ class CameraHead(nn.Module):
         self.num_iterations = config.camera_iterations
         eps = config.layer_norm_eps
         self.token_norm = nn.LayerNorm(dim, eps=eps)
-        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, 9))
-        self.embed_pose = nn.Linear(9, dim)
+        self.pose_encoding = config.pose_encoding_type
+        self.per_frame = config.camera_trunk_scope == "frame"
+        width = POSE_WIDTHS[self.pose_encoding]
+        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, width))
+        self.embed_pose = nn.Linear(width, dim)
         self.pose_modulation = nn.Linear(dim, 3 * dim)
         self.modulated_norm = nn.LayerNorm(dim, elementwise_affine=False, eps=config.modulated_norm_eps)
         self.trunk = nn.ModuleList(
@@ -135,7 +168,7 @@ class CameraHead(nn.Module):
             for _ in range(config.camera_depth)
         )
         self.trunk_norm = nn.LayerNorm(dim, eps=eps)
-        self.pose_branch = VisionMLP(dim, dim // 2, 9)
+        self.pose_branch = VisionMLP(dim, dim // 2, width)
 
     def forward(self, tokens: torch.Tensor, num_iterations: int | None = None) -> list[torch.Tensor]:
         """
@@ -143,9 +176,16 @@ class CameraHead(nn.Module):
             tokens: `[B, S, dim]`, the camera token of each frame.
 
         Returns:
-            The estimate after each iteration, `[B, S, 9]`: translation, quaternion (x, y, z, w), vertical and horizontal
-            field of view (rectified, so that 0 can occur).
+            The estimate after each iteration. "absT_quaR_FoV" `[B, S, 9]`: translation, quaternion (x, y, z, w), vertical
+            and horizontal field of view (rectified, so that 0 can occur). "R9D_t" `[B, S, 12]`: a 3×3 matrix to be brought
+            to the nearest rotation, translation.
         """
+        if self.per_frame:  # the published multi-view head, whose transformer sees one token at a time
+            estimates = self._refine(tokens.flatten(0, 1).unsqueeze(1), num_iterations)
+            return [estimate.view(*tokens.shape[:2], -1) for estimate in estimates]
+        return self._refine(tokens, num_iterations)
+
+    def _refine(self, tokens: torch.Tensor, num_iterations: int | None) -> list[torch.Tensor]:
         tokens = self.token_norm(tokens)
         normed = self.modulated_norm(tokens)  # the same in every iteration
         state, estimates = self.empty_pose_tokens.expand(*tokens.shape[:2], -1), []
@@ -157,6 +197,7 @@ class CameraHead(nn.Module):
                 hidden_states = block(hidden_states)
             delta = self.pose_branch(self.trunk_norm(hidden_states))
             state = delta if iteration == 0 else state + delta
-            estimates.append(torch.cat([state[..., :7], F.relu(state[..., 7:])], -1))
+            is_raw = self.pose_encoding == "R9D_t"
+            estimates.append(state if is_raw else torch.cat([state[..., :7], F.relu(state[..., 7:])], -1))
             state = state.detach()
         return estimates

@@ -236,6 +236,42 @@ def page4d_losses(outputs, targets: SceneTargets, config) -> dict[str, torch.Ten
     return {"loss": total, **losses}
 
 
+def multiview_losses(
+    outputs, targets: SceneTargets | None, labels, last: torch.Tensor, config
+) -> dict[str, torch.Tensor]:
+    """
+    Terms of the multi-view model beside those of [`page4d_losses`], and the weighted sum of all under "loss".
+
+    Args:
+        outputs: as there, T·V frames as one axis; also `dynamic_mask` `[B, T, V, P, 1]` and `extrinsics`.
+        targets: None: masks and consistency alone train.
+        labels: true dynamic masks, shares of patches `[B, T, V, P, 1]`, or None.
+        last: tokens of the last layer, `[streams·B, T, V, N, 2C]`, pose first.
+
+    Returns:
+        Also "mask": cross-entropy of the predicted mask; "consistency": distance of the depth from the world points' depth in
+        their camera, true cameras where known; "separation": cosine between the streams' tokens.
+    """
+    losses = {"loss": last.new_zeros(()).float()} if targets is None else page4d_losses(outputs, targets, config)
+    total = losses.pop("loss")
+    if labels is not None:
+        losses["mask"] = F.binary_cross_entropy(outputs.dynamic_mask.float(), labels.float().clamp(0, 1))
+        total = total + config.mask_loss_weight * losses["mask"]
+    scene = None if targets is None else normalize_scene(targets)
+    extrinsics = outputs.extrinsics if scene is None else scene.extrinsics
+    if outputs.depth is not None and outputs.world_points is not None and extrinsics is not None:
+        deep = transform_points(extrinsics.detach(), outputs.world_points)[..., 2]
+        known = torch.ones_like(deep, dtype=torch.bool) if scene is None else scene.point_masks
+        error = _finite((outputs.depth.squeeze(-1) - deep).abs(), LIMIT)
+        losses["consistency"] = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)
+        total = total + config.consistency_loss_weight * losses["consistency"]
+    if config.enable_dual_stream:
+        pose, geometry = last.float().chunk(2)
+        losses["separation"] = F.cosine_similarity(pose, geometry, dim=-1).mean()
+        total = total + config.separation_loss_weight * losses["separation"]
+    return {"loss": total, **losses}
+
+
 def _finite(x: torch.Tensor, limit: float | None = None) -> torch.Tensor:
     """Zeros for what is not finite; the rest cut to ±limit."""
     x = torch.where(torch.isfinite(x), x, 0.0)

@@ -61,6 +61,18 @@ def decode_pose(pose_enc: torch.Tensor, image_size: tuple[int, int]) -> tuple[to
     return extrinsics, torch.stack(rows, -2)
 
 
+def decode_matrix_pose(pose_enc: torch.Tensor) -> torch.Tensor:
+    """
+    Extrinsics `[..., 3, 4]` of pose encodings `[..., 12]`: a 3×3 matrix by rows, whose nearest rotation counts, and a
+    translation.
+    """
+    matrix, translation = pose_enc.float().split([9, 3], dim=-1)
+    left, _, right = torch.linalg.svd(matrix.unflatten(-1, (3, 3)))
+    sign = torch.linalg.det(left @ right)
+    last = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], -1)
+    return torch.cat([(left * last.unsqueeze(-2)) @ right, translation.unsqueeze(-1)], -1)
+
+
 def encode_pose(extrinsics: torch.Tensor, intrinsics: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
     """
     The inverse of [`decode_pose`]; the principal point has no place in the encoding and is left out.

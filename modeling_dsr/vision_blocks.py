@@ -109,16 +109,23 @@ class VisionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None
+        self,
+        hidden_states: torch.Tensor,
+        rope=None,
+        attention_mask: torch.Tensor | None = None,
+        attend: Callable | None = None,
     ) -> torch.Tensor:
         """
         Args:
             hidden_states: `[B, L, dim]`.
             rope: tables of one frame, see [`apply_axial_rope`]; None: no positions.
             attention_mask: additive, broadcastable to `[B, heads, L, L]`.
+            attend: computes the attention instead of [`attend`](VisionAttention.attend): called with this module, queries,
+                keys and values.
         """
         query, key, value = self.project(hidden_states, rope)
-        return self.proj(self.attend(query, key, value, attention_mask).flatten(2))
+        attended = self.attend(query, key, value, attention_mask) if attend is None else attend(self, query, key, value)
+        return self.proj(attended.flatten(2))
 
     def project(self, hidden_states: torch.Tensor, rope=None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values `[B, heads, L, head_dim]`, normalised and rotated."""
@@ -169,15 +176,20 @@ class VisionBlock(GradientCheckpointingLayer):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(
-        self, hidden_states: torch.Tensor, rope=None, attention_mask: torch.Tensor | None = None, chunk_size: int = 0
+        self,
+        hidden_states: torch.Tensor,
+        rope=None,
+        attention_mask: torch.Tensor | None = None,
+        attend: Callable | None = None,
+        chunk_size: int = 0,
     ) -> torch.Tensor:
         """
         Args:
             hidden_states: `[B, L, dim]`.
-            rope, attention_mask: see [`VisionAttention`].
+            rope, attention_mask, attend: see [`VisionAttention`].
             chunk_size: tokens that pass the MLP at a time, see [`in_chunks`].
         """
-        update = self.attn(self.norm1(hidden_states), rope, attention_mask)
+        update = self.attn(self.norm1(hidden_states), rope, attention_mask, attend)
         return self.feed_forward(add_scaled(hidden_states, update, self.ls1).contiguous(), chunk_size)
 
     def feed_forward(self, hidden_states: torch.Tensor, chunk_size: int = 0) -> torch.Tensor:

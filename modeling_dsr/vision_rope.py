@@ -15,7 +15,13 @@ def patch_positions(rows: int, columns: int, num_special: int, device=None) -> t
     return torch.cat([patches.new_zeros(num_special, 2), patches])
 
 
-def axial_rope_tables(positions: torch.Tensor, head_dim: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+def axial_rope_tables(
+    positions: torch.Tensor,
+    head_dim: int,
+    base: float,
+    times: torch.Tensor | None = None,
+    time_base: float = 10000.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Cosines and signed sines of [`apply_axial_rope`], in float32 whatever the precision of the model.
 
@@ -25,6 +31,8 @@ def axial_rope_tables(positions: torch.Tensor, head_dim: int, base: float) -> tu
     Args:
         positions: `[T, 2]` (y, x).
         head_dim: a multiple of 4.
+        times: `[T]`, a third position, which turns channel j of both halves by `time · time_base^(-2j/D)` more: logits
+            depend on differences of times alone.
 
     Returns:
         Two tables `[T, head_dim]`.
@@ -35,6 +43,8 @@ def axial_rope_tables(positions: torch.Tensor, head_dim: int, base: float) -> tu
     exponent = torch.arange(0, half, 2, device=positions.device, dtype=torch.float32) / half
     with torch.autocast(positions.device.type, enabled=False):
         angles = positions.float().unsqueeze(-1) / base**exponent  # [T, 2, half/2]
+        if times is not None:
+            angles = angles + (times.float().unsqueeze(-1) / time_base**exponent).unsqueeze(1)
         cos, sin = angles.cos(), angles.sin()
     return torch.stack([cos, cos], dim=2).flatten(1), torch.stack([-sin, sin], dim=2).flatten(1)
 
