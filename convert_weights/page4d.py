@@ -12,6 +12,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from .pi3_encoder import encoder_config, encoder_fill, encoder_rules
 from .recipe import Plan, Rule, build_config, constant, copy, drop, init, linear_default, normal, rename, transform
 from .sources import Source
@@ -111,10 +113,14 @@ def _staged_plan(sources: dict[str, Source], overrides: dict) -> Plan:
         first = [drop(rf"{prefix}aggregator\.spatial_mask_head\..+", f"its layout is {found!r}, the model's {wanted!r}")]
         notes.append(f"spatial_mask_head: the checkpoint's layout {found!r} is not the model's {wanted!r}; it starts anew")
     config = build_config(Page4DConfig, content, overrides)
+
+    def first_registers(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[:, :, :registers].expand(1, 2, -1, -1)
+
     load = {
         "pi3": [
             *encoder_rules("encoder.", "encoder."),
-            transform("register_token", "aggregator.register_token", lambda t: t[:, :, :registers].expand(1, 2, -1, -1)),
+            transform("register_token", "aggregator.register_token", first_registers),
             rename(rf"decoder\.(\d+)\.({BLOCK})", _pi3_block),
             drop(r".+", "π³'s own heads and normalisation"),
         ],
@@ -148,6 +154,7 @@ def page4d_rules(prefix: str = "") -> list[Rule]:
         rename(trunk + r"(camera_token|register_token)", r"aggregator.\1"),
         rename(trunk + rf"((?:frame|global)_blocks\.\d+\.(?:{BLOCK}))", r"aggregator.\1"),
         rename(trunk + r"spatial_mask_head\.head0\.([024]\..+)", r"aggregator.spatial_mask_head.layers.\1"),
+        rename(trunk + r"spatial_mask_head\.(alpha_logit|tau_logit)", r"aggregator.spatial_mask_head.\1"),
         rename(rf"{prefix}camera_head\.poseLN_modulation\.1\.(.+)", r"camera_head.pose_modulation.\1"),
         rename(rf"{prefix}(camera_head\.(?:trunk\.\d+\.(?:{BLOCK})|.+))", r"\1"),
         *dpt_rules(f"{prefix}depth_head.", "depth_head."),
@@ -184,7 +191,6 @@ def multiview_rules(config) -> list[Rule]:
         place(rf"(global_sparse_blocks\.\d+\.(?:{BLOCK}))", r"multiview.\1", sparse),
         place(r"(lambda_kpt)", r"multiview.\1", sparse),
         place(r"(memory_tokens)", r"multiview.\1", bank),
-        rename(trunk + r"spatial_mask_head\.(alpha_logit|tau_logit)", r"aggregator.spatial_mask_head.\1"),
         drop(r"(?:camera|point|depth)_head\.dim_adapter\..+", "random adapter of lists that are as wide as the heads here"),
         *page4d_rules(),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -49,8 +50,23 @@ class Report:
         rows["total"] = {"tensors": len(self.tensors), "parameters": total, "percent": 100.0 if total else 0.0}
         return rows
 
+    @property
+    def stages(self) -> dict[str, dict]:
+        """The same by source, for what was read, and by action, for what was not."""
+        total = sum(math.prod(tensor["shape"]) for tensor in self.tensors.values())
+        names = [source["name"] for source in self.sources]
+        rows = {name: {"tensors": 0, "parameters": 0} for name in (*names, "copied", "initialised")}
+        for tensor in self.tensors.values():
+            read = tensor["action"] in ("loaded", "transformed")
+            row = rows[re.search(r"(\w+):", tensor["from"])[1] if read else tensor["action"]]
+            row["tensors"] += 1
+            row["parameters"] += math.prod(tensor["shape"])
+        for row in rows.values():
+            row["percent"] = round(100 * row["parameters"] / total, 4) if total else 0.0
+        return rows
+
     def save(self, folder: Path) -> None:
-        content = {**asdict(self), "summary": self.summary}
+        content = {**asdict(self), "summary": self.summary, "stages": self.stages}
         (folder / REPORT_NAME).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
@@ -61,6 +77,7 @@ class Report:
         try:
             content = json.loads(path.read_text())
             content.pop("summary", None)
+            content.pop("stages", None)
             return cls(**content)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is no conversion report: {error}.") from None
@@ -82,8 +99,14 @@ class Report:
         lines += ["", f"  {'':<12}{'tensors':>9}{'parameters':>17}{'percent':>10}"]
         for action, row in self.summary.items():
             lines.append(f"  {action:<12}{row['tensors']:>9}{row['parameters']:>17,}{row['percent']:>9.2f}%")
+        if len(self.sources) > 1:
+            lines += ["", f"  {'stage':<12}{'tensors':>9}{'parameters':>17}{'percent':>10}"]
+            for name, row in self.stages.items():
+                lines.append(f"  {name:<12}{row['tensors']:>9}{row['parameters']:>17,}{row['percent']:>9.2f}%")
         reasons: dict[str, int] = {}
         for reason in self.dropped.values():
+            # Of hundreds of keys that an earlier source or key serves, the details are in the saved report.
+            reason = "not used: the target is served already" if reason.startswith("not used:") else reason
             reasons[reason] = reasons.get(reason, 0) + 1
         lines.append(f"  {'dropped':<12}{len(self.dropped):>9}  source entries")
         lines += [f"      {count:>7}  {reason}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1])]

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from tests.parity import Case, Models, Result
+from tests.parity import Case, Models, Result, Value
 
 SETTINGS = (
     "aa_order", "special_token_pos", "dual_stream_layers", "enable_dual_stream", "mask_standardize", "time_pos", "landmark_k",
@@ -167,6 +167,60 @@ def video(case: Case, models: Models) -> dict:
     model = models.load(AutoModel, case.name)
     states = model(case.inputs["images"], output_hidden_states=True).hidden_states
     return {f"output.tokens.{layer}": entry for layer, entry in enumerate(states)}
+
+
+# --------------------------------------------------------------------------------------
+# Loading in three stages
+# --------------------------------------------------------------------------------------
+
+
+def run_function_case(case: Case) -> Result | None:
+    """Where each tensor of the published layout comes from, in the words of the stored file."""
+    content = case.meta.get("content", {})
+    if "clean_sources" not in content:
+        return None
+    import re
+    import tempfile
+
+    from configuration_dsr import Page4DConfig
+    from convert_weights import convert
+    from convert_weights.page4d import multiview_rules
+
+    folder, published = case.suite.folder, content["config"]
+    overrides = settings(published, {"enable_dual_stream": True, "enable_sparse_global": True})
+    with tempfile.TemporaryDirectory() as output:
+        report = convert(
+            "page4d",
+            sources={"pi3": folder / "pi3_tiny.safetensors", "page4d": folder / "page4d_tiny.pt"},
+            output=f"{output}/model",
+            config_overrides=overrides,
+            progress=False,
+        )
+    config = Page4DConfig(**{**overrides, "depth": published["depth"], "enable_dynamic_mask": True, "embed_dim": 64})
+    rules = multiview_rules(config)
+    values = []
+    for key, expected in content["clean_sources"].items():
+        rule, match = next((rule, match) for rule in rules if (match := re.fullmatch(rule.pattern, key)))
+        target = rule.targets[0]
+        tensor = report.tensors[target(match) if callable(target) else match.expand(target)]
+        origin = re.sub(r"\[\d+:\d+\]", "", tensor["from"])
+        if tensor["action"] == "initialised":
+            found = "init"
+        elif tensor["action"] == "copied":
+            found = re.sub(r"\[\d+:\d+\]", "", report.tensors[tensor["from"].removeprefix("copy of ")]["from"])
+            expected = expected.rpartition(": ")[2]
+        else:
+            found = re.sub(r"\w+\((.+)\)", r"\1", origin)
+            expected = expected.partition("[")[0]
+            if expected.startswith("page4d with the 9-d pose head"):
+                expected = f"page4d:{key}"
+        values.append(Value(f"clean_sources.{key}", expected, found))
+    return Result(
+        values=values,
+        information=(
+            "config", "pi3_decoder_pairs", "page4d_mid_layers_passed_to_upstream", "upstream_stats", "upstream_sources",
+        ),
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------
