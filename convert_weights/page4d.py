@@ -105,13 +105,19 @@ def _staged_plan(sources: dict[str, Source], overrides: dict) -> Plan:
     content |= {"enable_dual_stream": True, "time_pos": "none"} | _multiview_layers(overrides)
     width, registers = content["embed_dim"], content["num_register_tokens"]
     if pi3.shape("register_token")[-1] != width:
-        raise ValueError(f"Source `pi3` is {pi3.shape('register_token')[-1]} wide, source `page4d` {width}: they must agree.")
+        raise ValueError(
+            f"Source `pi3` is {pi3.shape('register_token')[-1]} wide, source `page4d` {width}: they must agree."
+        )
     notes, first = [], []
     found = content["spatial_mask_variant"]
     wanted = overrides.get("spatial_mask_variant", found)
     if wanted != found:
-        first = [drop(rf"{prefix}aggregator\.spatial_mask_head\..+", f"its layout is {found!r}, the model's {wanted!r}")]
-        notes.append(f"spatial_mask_head: the checkpoint's layout {found!r} is not the model's {wanted!r}; it starts anew")
+        first = [
+            drop(rf"{prefix}aggregator\.spatial_mask_head\..+", f"its layout is {found!r}, the model's {wanted!r}")
+        ]
+        notes.append(
+            f"spatial_mask_head: the checkpoint's layout {found!r} is not the model's {wanted!r}; it starts anew"
+        )
     config = build_config(Page4DConfig, content, overrides)
 
     def first_registers(tokens: torch.Tensor) -> torch.Tensor:
@@ -191,7 +197,10 @@ def multiview_rules(config) -> list[Rule]:
         place(rf"(global_sparse_blocks\.\d+\.(?:{BLOCK}))", r"multiview.\1", sparse),
         place(r"(lambda_kpt)", r"multiview.\1", sparse),
         place(r"(memory_tokens)", r"multiview.\1", bank),
-        drop(r"(?:camera|point|depth)_head\.dim_adapter\..+", "random adapter of lists that are as wide as the heads here"),
+        drop(
+            r"(?:camera|point|depth)_head\.dim_adapter\..+",
+            "random adapter of lists that are as wide as the heads here",
+        ),
         *page4d_rules(),
     ]
 
@@ -214,7 +223,9 @@ def multiview_fill(config) -> list[Rule]:
                 value = getattr(config, f"lambda_{stream}{suffix}")
                 rules.append(init(rf"{new}lambda_{stream}{suffix}_logit", constant(value)))
     if config.enable_dynamic_mask:
-        rules += [init(rf"{new}dynamic_mask_head\.{name}", constant(getattr(config, name))) for name in ("alpha", "beta")]
+        rules += [
+            init(rf"{new}dynamic_mask_head\.{name}", constant(getattr(config, name))) for name in ("alpha", "beta")
+        ]
         rules.append(init(rf"{new}dynamic_mask_head\..+\.bias", constant(0.0)))
         rules.append(init(rf"{new}dynamic_mask_head\..+", linear_default()))
     if config.enable_sparse_global:

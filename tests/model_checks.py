@@ -234,16 +234,18 @@ class ModelChecks:
         fresh = self.model_classes[-1](self.tiny_config())
         stored = load_file(self.folder / "model.safetensors")
         (tmp_path / "config.json").write_text((self.folder / "config.json").read_text())
-        one_of_each = {kind_of(name): name for name in stored}
-        for name in one_of_each.values():
-            save_file({k: v for k, v in stored.items() if k != name}, tmp_path / "model.safetensors", {"format": "pt"})
+        one_of_each = list({kind_of(name): name for name in stored}.values())
+        # Some at a time, taken from far apart, so that weight and bias of one module are never missing together.
+        for missing in filter(None, (set(one_of_each[start::8]) for start in range(8))):
+            kept = {name: tensor for name, tensor in stored.items() if name not in missing}
+            save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
             model, info = self.load_poisoned(tmp_path)
-            tied = {alias for alias, origin in (self.model.all_tied_weights_keys or {}).items() if origin == name}
-            assert info["missing_keys"] == {name} | tied, name
+            tied = {alias for alias, origin in (self.model.all_tied_weights_keys or {}).items() if origin in missing}
+            assert info["missing_keys"] == missing | tied
             state = model.state_dict()
-            self.assert_fresh(name, state[name], fresh.state_dict()[name])
-            kept = {key: state[key] for key in stored if key != name}
-            assert_same(kept, {key: stored[key] for key in kept})  # and nothing else is re-initialised
+            for name in missing:
+                self.assert_fresh(name, state[name], fresh.state_dict()[name])
+            assert_same({name: state[name] for name in kept}, kept)  # and nothing else is re-initialised
 
     def test_buffers_that_are_not_saved_are_rebuilt(self):
         model, _ = self.load_poisoned(self.folder)
