@@ -182,6 +182,7 @@ def format_rows(rows: list[dict]) -> str:
         target = "" if line["target"] is None else f"{line['target']:g}"
         missed = "**missed**" if line["target"] is not None and line["ratio"] < line["target"] else ""
         show = _show_bytes if line["metric"].startswith("memory") else _show_seconds
+        show = "{:.3f}".format if line["metric"] == "exponent" else show
         values = (show(line["baseline"]), show(line["ours"]), f"{line['ratio']:.2f}", target, missed)
         lines.append(f"| {line['name']} | {line['metric']} | " + " | ".join(values) + " |")
     return "\n".join(lines)

@@ -26,7 +26,10 @@ def hub_attention(
     result = F.scaled_dot_product_attention(query, key.gather(2, index), value.gather(2, index), hub_bias)
     if not mutual:
         return result
-    return result.scatter(2, index, F.scaled_dot_product_attention(query.gather(2, index), key, value, bias))
+    seen_all = F.scaled_dot_product_attention(query.gather(2, index), key, value, bias)
+    if torch.is_grad_enabled():  # attention keeps its result for the backward pass
+        return result.scatter(2, index, seen_all)
+    return result.scatter_(2, index, seen_all)
 
 
 def landmarks(scores: torch.Tensor, k: int) -> torch.Tensor:
