@@ -796,7 +796,7 @@ class GeometryProcessor(ProcessorMixin):
         A model's output at the size of the original images, one [`SceneGeometry`] per scene.
 
         Args:
-            outputs: of the model.
+            outputs: of the model. T times of V views count as T·V frames, time by time.
             original_sizes, image_boxes: of `__call__`; default: frames are the originals.
             confidence_threshold: pixels below it are masked out.
             edge_tolerance: pixels at steps of more than this part of their depth, where normals bend by more than 5° too, are
@@ -808,6 +808,7 @@ class GeometryProcessor(ProcessorMixin):
         """
         with torch.no_grad():
             if "pose_enc" in outputs:
+                outputs = _as_frames(outputs, self.patch_size)
                 found = _decode_page4d_output(outputs, confidence_threshold, edge_tolerance, point_source)
             else:
                 found = _decode_pi3_output(outputs, confidence_threshold, edge_tolerance, center_principal_point)
@@ -921,6 +922,22 @@ def _decode_pi3_output(
     }
 
 
+def _as_frames(outputs, patch_size: int) -> dict[str, torch.Tensor]:
+    """PAGE-4D's output with T·V frames for the axes of times and views, and its mask of patches as a map."""
+    names = ("depth", "depth_conf", "world_points", "world_points_conf", "extrinsics", "intrinsics", "dynamic_mask")
+    found = {name: outputs[name] for name in names if name in outputs}
+    if outputs["pose_enc"].ndim == 3:
+        return found
+    found = {name: value.flatten(1, 2) for name, value in found.items()}
+    if "dynamic_mask" in found:
+        maps = found["depth_conf"] if "depth_conf" in found else found["world_points_conf"]
+        found["dynamic_mask"] = found["dynamic_mask"].unflatten(
+            2, tuple(side // patch_size for side in maps.shape[-2:])
+        )
+        found["dynamic_mask"] = found["dynamic_mask"].squeeze(-1)
+    return found
+
+
 def _decode_page4d_output(
     outputs, threshold: float, edge_tolerance: float | None, source: str
 ) -> dict[str, torch.Tensor]:
@@ -931,12 +948,19 @@ def _decode_page4d_output(
     if any(name not in outputs for name in heads[source]):
         raise ValueError(f'`point_source="{source}"` needs `{heads[source][0]}` of the model, which has no such head.')
     values, confidence = (outputs[name].float() for name in heads[source])
-    extrinsics, intrinsics = outputs["extrinsics"].float(), outputs["intrinsics"].float()
+    extrinsics = outputs["extrinsics"].float()
     if source == "depth":
+        if "intrinsics" not in outputs:
+            raise ValueError(
+                'This camera head tells no field of view, so that depth has no points; `point_source="points"` does.'
+            )
+        intrinsics = outputs["intrinsics"].float()
         local_points = unproject(values.squeeze(-1), intrinsics)
     else:
         rotation, translation = extrinsics[..., None, :3, :3], extrinsics[..., None, None, :3, 3]
         local_points = values @ rotation.mT + translation
+        known = outputs.get("intrinsics")
+        intrinsics = recover_intrinsics(local_points) if known is None else known.float()
     # 1 + exp(x) to the probability with the same x as logit, so that one scale serves all models.
     confidence = 1 - 1 / confidence
     mask = (confidence > threshold) & local_points.isfinite().all(-1) & (local_points[..., 2] > 0)

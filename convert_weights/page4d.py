@@ -51,7 +51,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
         replaced = drop(rf"{prefix}track_head\..+", "the track head comes from source `track`")
         load["page4d"] = [replaced, *load["page4d"]]
         load["track"] = [*track_rules(track_prefix), drop(r".+", "only the track head of this source is used")]
-    config = build_config(Page4DConfig, {"time_pos": "none", **content}, overrides)
+    config = build_config(Page4DConfig, {"time_pos": "none", **content, **_multiview_layers(overrides)}, overrides)
     notes = []
     if config.spatial_mask_variant is None:
         notes.append("the source has no mask head (VGGT): the mask cannot be switched on")

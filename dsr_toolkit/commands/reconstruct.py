@@ -95,7 +95,9 @@ def run(args) -> None:
         raise ValueError(f"{args.input!r} holds no image; expected files ending in .png, .jpg or .jpeg, or a video.")
 
     named = args.model in KINDS and not Path(args.model).is_dir()
-    model_source, is_random = resolve(None if named else args.model, args.model if named else "pi3")
+    tiny = args.model if named else "pi3"
+    tiny = "page4d_multiview" if multiview and tiny == "page4d" else tiny
+    model_source, is_random = resolve(None if named else args.model, tiny)
     kind = AutoConfig.from_pretrained(model_source).model_type
     if kind not in KINDS:
         raise ValueError(f"{args.model} holds a {kind!r} model where one of {', '.join(KINDS)} is needed.")
@@ -191,13 +193,13 @@ def _reuse(cache: Path, key: dict) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def _predict(model, processor, frames: list, args) -> list:
+def _predict(model, processor, frames: list, args, num_views: int | None = None) -> list:
     from ..reconstruction import predict
 
     return predict(
         model, processor, [frame.image for frame in frames], [frame.name for frame in frames], [frame.time for frame in frames],
         confidence=args.confidence, edge_tolerance=args.edge_tolerance or None, original_size=args.original_size,
-        point_source=args.point_source,
+        point_source=args.point_source, num_views=num_views,
     )  # fmt: skip
 
 
@@ -219,12 +221,14 @@ def _sequence(model, processor, frames, total: int, folder: Path, formats, args,
 
 
 def _multiview(model, processor, times: dict, frames: list, folder: Path, formats, args) -> dict:
-    """All times and views in one stack, so that they share a world; a folder of files per time."""
-    say(f"Looking at {len(times)} times × {len(frames) // len(times)} views together …")
-    views = _predict(model, processor, frames, args)
+    """All times and views together, so that they share a world; a folder of files per time."""
+    each, reports = len(frames) // len(times), {}
+    say(f"Looking at {len(times)} times × {each} views together …")
+    # A model that was not made for views sees them as one sequence.
+    knows_views = getattr(model.config, "enable_dynamic_mask", False)
+    views = _predict(model, processor, frames, args, each if knows_views else None)
     if views[0].dynamic is None:
         say("This model has no dynamic mask: what moves is not coloured apart.")
-    each, reports = len(frames) // len(times), {}
     for number, name in enumerate(times):
         (folder / name).mkdir()
         reports[name] = _write(views[number * each : (number + 1) * each], folder / name, formats, args)

@@ -68,6 +68,7 @@ def predict(
     edge_tolerance: float | None = 0.03,
     original_size: bool = False,
     point_source: str = "depth",
+    num_views: int | None = None,
 ) -> list[View]:
     """
     Run π³ or PAGE-4D once over the frames of a scene.
@@ -78,6 +79,7 @@ def predict(
         original_size: maps at the size of `images`. Default: at the size at which the model saw them, never enlarged; what a
             crop left out is masked out.
         point_source: PAGE-4D: "depth" or "points".
+        num_views: the images are this many synchronised views of one time after another; default: one sequence.
     """
     images = list(images)
     inputs = processor(images)
@@ -87,6 +89,8 @@ def predict(
         sizes = sizes.minimum(seen.clamp_min(1))
     names = [f"{number:06d}.png" for number in range(len(images))] if names is None else names
     times = range(len(images)) if times is None else times
+    if num_views is not None:
+        inputs["pixel_values"] = inputs["pixel_values"].unflatten(1, (-1, num_views))
     return run_model(
         model,
         processor,
@@ -115,7 +119,7 @@ def run_model(
     sizes=None,
     boxes=None,
 ) -> list[View]:
-    """Views of `pixel_values` `[1, N, 3, H, W]`; arguments as in [`predict`], `sizes` and `boxes` as in the processor."""
+    """Views of `pixel_values` `[1, N, 3, H, W]` or `[1, T, V, 3, H, W]`; arguments as in [`predict`], `sizes` and `boxes` as in the processor."""
     import torch
 
     from processing_dsr import resize_image

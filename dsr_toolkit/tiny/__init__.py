@@ -37,6 +37,13 @@ def _page4d_sources(folder: Path):
     return {"page4d": write_page4d(folder / "PAGE4D-tiny" / "checkpoint_mask.pt")}, OVERRIDES
 
 
+def _page4d_multiview_sources(folder: Path):
+    from .page4d import MULTIVIEW
+
+    sources, overrides = _page4d_sources(folder)
+    return sources, overrides | MULTIVIEW
+
+
 def _scene_qformer_sources(folder: Path):
     from .scene_qformer import SCENE_QFORMER_OVERRIDES, write_llama, write_scene_qformer
 
@@ -72,16 +79,18 @@ def _frozen_qwen_sam_sources(folder: Path):
     return sources, {}
 
 
-# Per model type: folder -> (sources for the converter, its config overrides).
+# Per kind of model: folder -> (sources for the converter, its config overrides).
 SOURCES = {
     "dsr": _dsr_sources,
     "pi3": _pi3_sources,
     "page4d": _page4d_sources,
+    "page4d_multiview": _page4d_multiview_sources,
     "frozen_qwen_sam": _frozen_qwen_sam_sources,
     "cadrille": _cadrille_sources,
     "cad_recode": _cad_recode_sources,
     "scene_qformer": _scene_qformer_sources,
 }
+ARCHITECTURES = {"page4d_multiview": "page4d"}  # of kinds that are not called after theirs
 
 
 def build(model_type: str, folder: str | Path) -> Path:
@@ -92,7 +101,13 @@ def build(model_type: str, folder: str | Path) -> Path:
     with step(f"Writing tiny checkpoints to {folder / 'sources'}"):
         sources, overrides = SOURCES[model_type](folder / "sources")
     with step(f"Converting them to {folder / 'hub'}"):
-        report = convert(model_type, sources, folder / "hub", config_overrides=overrides, progress=False)
+        report = convert(
+            ARCHITECTURES.get(model_type, model_type),
+            sources,
+            folder / "hub",
+            config_overrides=overrides,
+            progress=False,
+        )
     say(report.table())
     return folder / "hub"
 

@@ -26,6 +26,17 @@ OVERRIDES = {
 }
 
 
+# Two streams in the middle layers, biased by the mask.
+MULTIVIEW = {
+    "enable_dual_stream": True,
+    "dual_stream_layers": [1, 2],
+    "lambda_pose": 1.0,
+    "lambda_geo": 1.0,
+    "lambda_pose_t": 1.0,
+    "lambda_geo_t": 1.0,
+}
+
+
 def write_page4d(path: str | Path, seed: int = 0, mask_head: bool = True) -> Path:
     """Write the small network to the pickle `path`; without its mask head it has the layout of VGGT-1B."""
     path = Path(path)

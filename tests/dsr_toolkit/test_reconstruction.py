@@ -369,6 +369,7 @@ def test_synchronised_views_give_a_cloud_per_time(photos, tmp_path):
     for time in ("time_00", "time_06"):
         with np.load(output / time / "geometry.npz") as file:
             assert len(file["points"]) == 3 and "dynamic" in file.files
+            assert 0 < file["dynamic"].min() and file["dynamic"].max() < 1 and file["dynamic"].std() > 0
         assert (output / time / "scene.glb").stat().st_size > 0
     (tmp_path / "scene" / "time_06" / "view2.png").unlink()
     with pytest.raises(ValueError, match="the same"):
