@@ -1,4 +1,5 @@
-"""`python -m convert_weights ARCH --source NAME=PATH_OR_HUB_ID … --output DIR`, and `… verify DIR`."""
+"""`python -m convert_weights ARCH --source NAME=PATH_OR_HUB_ID … --output DIR`; `… hub --model NAME=DIR … --output REPO`
+puts converted folders together, `… verify DIR` checks either, `… publish REPO ORG/NAME` uploads."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m convert_weights", description=__doc__.replace("`", ""))
-    commands = parser.add_subparsers(required=True, metavar="ARCH | verify")
+    commands = parser.add_subparsers(required=True, metavar="ARCH | hub | verify | publish")
     for name in ARCHITECTURES:
         _add_architecture(commands, name)
-    verify = commands.add_parser("verify", help="check a converted folder")
+    _add_hub(commands)
+    verify = commands.add_parser("verify", help="check a converted folder or an assembled repository")
     verify.add_argument("folder", type=Path, metavar="DIR")
+    verify.add_argument("--files-only", action="store_true", help="of a repository: do not load and run its models")
     verify.set_defaults(run=_verify)
     return parser
 
@@ -54,10 +57,42 @@ def _add_architecture(commands, name: str) -> None:
     command.set_defaults(run=_convert, arch=name)
 
 
+def _add_hub(commands) -> None:
+    command = commands.add_parser("hub", help="assemble converted folders into one Hub repository")
+    command.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        type=_named,
+        metavar="NAME=DIR",
+        help="a converted folder; `dsr` goes to the root, any other name is its subfolder's",
+    )
+    command.add_argument("--output", type=Path, required=True, metavar="REPO", help="folder to make")
+    command.add_argument(
+        "--license",
+        action="append",
+        default=[],
+        type=_named,
+        metavar="MODEL.SOURCE=ID",
+        help="licence of a source, such as mit, where it is not the one that its publisher's card gives or is unknown",
+    )
+    command.add_argument(
+        "--eval-results",
+        action="append",
+        default=[],
+        type=_named,
+        metavar="MODEL=YAML",
+        help="measured results in the Hub's format, for .eval_results/",
+    )
+    command.add_argument("--link", action="store_true", help="hard links to the weights in place of copies")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.set_defaults(run=_hub)
+
+
 def _named(argument: str) -> tuple[str, str]:
     name, separator, location = argument.partition("=")
     if not (name and separator and location):
-        raise argparse.ArgumentTypeError(f"expected NAME=PATH_OR_HUB_ID, got {argument!r}")
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {argument!r}")
     return name, location
 
 
@@ -66,9 +101,7 @@ def _convert(options: argparse.Namespace) -> int:
 
     if options.output is None and not options.dry_run:
         raise ValueError("`--output DIR` is needed, unless `--dry-run` is given.")
-    sources = dict(options.source)
-    if len(sources) < len(options.source):
-        raise ValueError(f"`--source` names a source twice: {[name for name, _ in options.source]}.")
+    sources = _once("--source", options.source)
     report = convert(
         options.arch,
         sources,
@@ -80,6 +113,27 @@ def _convert(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     print(report.table(details=options.dry_run))
+    return 0
+
+
+def _once(option: str, named: list[tuple[str, str]]) -> dict[str, str]:
+    if len(dict(named)) < len(named):
+        raise ValueError(f"`{option}` names a {option[2:]} twice: {[name for name, _ in named]}.")
+    return dict(named)
+
+
+def _hub(options: argparse.Namespace) -> int:
+    from .hub import assemble
+
+    report = assemble(
+        _once("--model", options.model),
+        options.output,
+        licenses=_once("--license", options.license),
+        evaluations=_once("--eval-results", options.eval_results),
+        link=options.link,
+        progress=not options.quiet,
+    )
+    print(f"{options.output}:\n{report.table()}")
     return 0
 
 
@@ -100,7 +154,7 @@ def _read_overrides(path: Path | None) -> dict:
 def _verify(options: argparse.Namespace) -> int:
     from .verification import verify
 
-    problems = verify(options.folder)
+    problems = verify(options.folder, load=not options.files_only)
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{options.folder}: {f'{len(problems)} problems' if problems else 'complete and unchanged'}")
