@@ -24,7 +24,8 @@ class LibraryIsHidden(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}: this process knows transformers alone", name=name)
 
 
-sys.meta_path.insert(0, LibraryIsHidden())
+if __name__ == "__main__":
+    sys.meta_path.insert(0, LibraryIsHidden())
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -127,4 +128,5 @@ def main():
     os._exit(0)  # without the interpreter's slow end: everything is written
 
 
-main()
+if __name__ == "__main__":
+    main()

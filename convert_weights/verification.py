@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from .recipe import skeleton
 from .registry import model_class
@@ -135,7 +136,7 @@ def check_layout(folder: Path, report: Report, files: dict[str, SafetensorsFile]
     try:
         model = model_class(report.architecture, report.model_class)
         layout = skeleton(model, model.config_class.from_pretrained(folder))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         return [f"{folder / 'config.json'}: does not make a {report.model_class} ({error})."]
     found = {key: info.shape for file in files.values() for key, info in file.tensors.items()}
     problems = [f"`{key}`: the model has no such tensor." for key in sorted(found.keys() - layout.tensors.keys())]
