@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from .card import PLACEHOLDER, count, size, licence_file, licence_table, make_card
+from .card import PLACEHOLDER, count, licence_file, licence_table, make_card, size
 from .conversion import OTHER_FILES
 from .licences import Terms, terms
 from .registry import architecture

@@ -221,32 +221,31 @@ def test_damaged_weights_are_named_and_nothing_is_left(tmp_path, damage, error):
 
 
 def test_an_interrupted_assembly_is_continued(tmp_path):
-    """Interrupted again and again, ever later: finished files stay as they are, and the result is the same."""
-    output, inodes, delay, interruptions = tmp_path / "repo", {}, 0.02, 0
+    """Interrupted again and again while copying: finished files stay as they are, and the result is the same."""
+    output, journal, finished, inodes = tmp_path / "repo", tmp_path / ".repo.journal", [0], {}
 
     def interrupt(number, frame):
-        raise KeyboardInterrupt
+        if journal.exists() and len(journal.read_bytes().splitlines()) > finished[0] + 5:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         while not output.exists():
-            signal.setitimer(signal.ITIMER_REAL, delay)
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
             try:
                 assemble(folders(), output, progress=False)
             except KeyboardInterrupt:
-                interruptions += 1
-            finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            delay *= 1.3
-            journal = tmp_path / ".repo.journal"
-            for line in journal.read_text().splitlines() if journal.exists() else []:
-                name = json.loads(line).get("file")
-                if name:
+                files = [json.loads(line).get("file") for line in journal.read_text().splitlines()]
+                for name in filter(None, files):
                     found = (tmp_path / ".repo.partial" / name).stat().st_ino
                     assert inodes.setdefault(name, found) == found, f"{name} was copied again"
+                finished[0] = len(files)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert interruptions and [path.name for path in tmp_path.iterdir()] == ["repo"]
+    assert inodes and [path.name for path in tmp_path.iterdir()] == ["repo"]
     assert HubReport.load(output) == report()
 
 
