@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, metavar="DIR")
     verify.add_argument("--files-only", action="store_true", help="of a repository: do not load and run its models")
     verify.set_defaults(run=_verify)
+    _add_publish(commands)
     return parser
 
 
@@ -87,6 +88,21 @@ def _add_hub(commands) -> None:
     command.add_argument("--link", action="store_true", help="hard links to the weights in place of copies")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_hub)
+
+
+def _add_publish(commands) -> None:
+    command = commands.add_parser(
+        "publish", help="upload an assembled repository in one commit; without --upload, list what would be sent"
+    )
+    command.add_argument("folder", type=Path, metavar="REPO", help="what `hub` made")
+    command.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub, made if it does not exist")
+    command.add_argument("--upload", action="store_true", help="send; otherwise nothing leaves this machine")
+    command.add_argument("--yes", action="store_true", help="agree that the weights' terms allow this; asked otherwise")
+    command.add_argument("--private", action="store_true", help="make it a private repository")
+    command.add_argument("--tag", metavar="NAME", help="tag of the release, such as v1.0")
+    command.add_argument("--prune", action="store_true", help="delete files there that are not of this release")
+    command.add_argument("--message", metavar="TEXT", help="of the commit")
+    command.set_defaults(run=_publish)
 
 
 def _named(argument: str) -> tuple[str, str]:
@@ -159,6 +175,32 @@ def _verify(options: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     print(f"{options.folder}: {f'{len(problems)} problems' if problems else 'complete and unchanged'}")
     return 1 if problems else 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from .publish import publish
+
+    done = publish(
+        options.folder,
+        options.repo_id,
+        private=options.private,
+        tag=options.tag,
+        upload=options.upload,
+        agree=lambda plan: options.yes or _ask(plan),
+        prune=options.prune,
+        message=options.message,
+    )
+    print(done.table())
+    print(f"published: {done.url}" if done.url else "nothing was sent: `--upload` sends")
+    return 0
+
+
+def _ask(plan) -> bool:
+    """Show the terms and ask; nobody there means no."""
+    if not sys.stdin.isatty():
+        return False
+    print(plan.table())
+    return input("Do these terms allow you to publish the weights? [y/N] ").strip().lower() in ("y", "yes")
 
 
 if __name__ == "__main__":

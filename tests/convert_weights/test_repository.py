@@ -122,6 +122,7 @@ def test_a_folder_that_is_no_repository():
         HubReport.load(folders()["pi3"])
 
 
+@pytest.mark.slow
 def test_what_only_loading_shows(copy):
     """A processor that was not written with its class; the other model works all the same."""
     path = copy / "cad_recode" / "processor_config.json"
