@@ -180,7 +180,8 @@ def _inside(name: str, file: str) -> str:
 
 def beside_files() -> dict[str, Path]:
     """Files of `hub/` by their name in the repository: the endpoint's handler and what it requires."""
-    return {path.name: path for path in sorted(BESIDE.glob("*")) if path.suffix in (".py", ".txt")}
+    found = [path for path in sorted(BESIDE.glob("*")) if path.suffix in (".py", ".txt") and path.name != "__init__.py"]
+    return {path.name: path for path in found}
 
 
 def repository_code() -> dict[str, Path]:

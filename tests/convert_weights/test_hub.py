@@ -226,6 +226,7 @@ def test_an_interrupted_assembly_is_continued(tmp_path):
 
     def interrupt(number, frame):
         if journal.exists() and len(journal.read_bytes().splitlines()) > finished[0] + 5:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # once
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
@@ -235,7 +236,6 @@ def test_an_interrupted_assembly_is_continued(tmp_path):
             try:
                 assemble(folders(), output, progress=False)
             except KeyboardInterrupt:
-                signal.setitimer(signal.ITIMER_REAL, 0)
                 files = [json.loads(line).get("file") for line in journal.read_text().splitlines()]
                 for name in filter(None, files):
                     found = (tmp_path / ".repo.partial" / name).stat().st_ino
