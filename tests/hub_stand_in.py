@@ -1,7 +1,8 @@
 """A Hub on this machine's loopback interface, as far as publishing and downloading a model needs one.
 
-huggingface_hub talks to it unmodified. It keeps repositories with commits, tags and large files (Git LFS, in one piece
-or several), checks tokens, hashes and sizes as the Hub does, and does what it is told to wrongly:
+huggingface_hub talks to it unmodified. It keeps repositories with commits, tags and large files, checks tokens, hashes
+and sizes as the Hub does, and does what it is told to wrongly. Large files come by Git LFS, in one piece or several, or by
+Xet, of which it keeps the blocks without unpacking them and believes the hashes in their index.
 
     hub.fault("PUT", r"/lfs/", status=503, times=2)     # answer so, twice
     hub.fault("PUT", r"/lfs/", drop=True)               # read half of it and hang up
@@ -15,6 +16,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,18 +30,29 @@ LARGE = 1024 * 1024
 
 @dataclass
 class Stored:
-    """A file of a commit: its content, and whether it came as a large file."""
+    """A file of a commit: its content, and whether it came as a large file. `announced`, by Xet, is (sha256, bytes)."""
 
     content: bytes
     large: bool
+    announced: tuple[str, int] | None = None
 
     @property
     def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
+        return self.announced[0] if self.announced else hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def nbytes(self) -> int:
+        return self.announced[1] if self.announced else len(self.content)
 
     @property
     def blob_id(self) -> str:
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
+
+
+def in_index(sha256: str) -> bytes:
+    """A hash as Xet's index writes it: four numbers of eight bytes, the lowest first."""
+    plain = bytes.fromhex(sha256)
+    return b"".join(plain[start : start + 8][::-1] for start in range(0, 32, 8))
 
 
 @dataclass
@@ -81,6 +94,8 @@ class HubStandIn:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
+        self.blocks: dict[str, bytes] = {}  # Xet's
+        self.indices: list[bytes] = []
         self.requests: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
         self.corrupt: set[str] = set()  # names of files that it stores with a changed byte
@@ -117,7 +132,8 @@ class HubStandIn:
     def answer(self, method: str, path: str, query: dict, body: bytes, headers) -> tuple:
         for wanted, pattern, function in ROUTES:
             if wanted == method and (match := re.fullmatch(pattern, path)):
-                if not path.startswith("/lfs/") and headers.get("Authorization") != f"Bearer {TOKEN}":
+                expected = "Bearer xet" if path.startswith("/v1/") else f"Bearer {TOKEN}"
+                if not path.startswith("/lfs/") and headers.get("Authorization") != expected:
                     return 401, {"error": "Invalid username or password."}, {"X-Error-Message": "Invalid credentials"}
                 with self.lock:
                     return function(self, *map(unquote, match.groups()), query=query, body=body)
@@ -160,9 +176,9 @@ class HubStandIn:
     def tree(self, name, repo, revision, query, body):
         entries = []
         for path, stored in repo.files(revision).items():
-            entry = {"type": "file", "path": path, "size": len(stored.content), "oid": stored.blob_id}
+            entry = {"type": "file", "path": path, "size": stored.nbytes, "oid": stored.blob_id}
             if stored.large:
-                entry["lfs"] = {"oid": stored.sha256, "size": len(stored.content), "pointerSize": 134}
+                entry["lfs"] = {"oid": stored.sha256, "size": stored.nbytes, "pointerSize": 134}
             entries.append(entry)
         return 200, entries, {}
 
@@ -219,6 +235,20 @@ class HubStandIn:
             return 422, {"error": "not the object that was announced"}, {}
         return 200, {}, {}
 
+    @known
+    def xet_token(self, name, repo, revision, query, body):
+        ends = int(time.time()) + 3600
+        return 200, {"accessToken": "xet", "exp": ends, "casUrl": self.url}, {}
+
+    def xet_block(self, block, query, body):
+        new = block not in self.blocks
+        self.blocks[block] = body
+        return 200, {"was_inserted": new}, {}
+
+    def xet_index(self, query, body):
+        self.indices.append(body)
+        return 200, {"result": 1}, {}
+
     def validate(self, query, body):
         match = re.match(r"\s*---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
         try:
@@ -241,9 +271,12 @@ class HubStandIn:
             if line["key"] == "deletedFile":
                 del files[value["path"]]
             elif line["key"] == "lfsFile":
-                if value["oid"] not in self.objects:
+                if value["oid"] in self.objects:
+                    files[value["path"]] = Stored(self.objects[value["oid"]], True)
+                elif any(in_index(value["oid"]) in index for index in self.indices):
+                    files[value["path"]] = Stored(b"", True, (value["oid"], value["size"]))
+                else:
                     return 400, {"error": f"large file {value['path']} was not uploaded"}, {}
-                files[value["path"]] = Stored(self.objects[value["oid"]], True)
             else:
                 files[value["path"]] = Stored(base64.b64decode(value["content"]), False)
         for path in self.corrupt & files.keys():
@@ -286,6 +319,9 @@ ROUTES = [
     ("PUT", r"/lfs/(\w+)/(\d+)", HubStandIn.put_part),
     ("POST", r"/lfs/(\w+)/complete", HubStandIn.complete),
     ("POST", r"/lfs/(\w+)/verify", HubStandIn.verify),
+    ("GET", f"/api/models/{REPO}/xet-write-token/([^/]+)", HubStandIn.xet_token),
+    ("POST", r"/v1/xorbs/default/(\w+)", HubStandIn.xet_block),
+    ("POST", r"/v1/shards", HubStandIn.xet_index),
     ("GET", f"/{REPO}/resolve/([^/]+)/(.+)", HubStandIn.resolve),
 ]
 

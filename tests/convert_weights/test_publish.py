@@ -3,7 +3,10 @@
 import _thread
 import importlib
 import logging
+import os
 import shutil
+import subprocess
+import sys
 
 import huggingface_hub
 import pytest
@@ -281,3 +284,28 @@ def test_a_repository_that_someone_else_changes_meanwhile(hub, send, small):
     with pytest.raises(OSError, match="status 412.*changed by someone else"):
         send(small)
     assert [message for _, message, _ in hub.repos[NAME].commits] == ["initial commit", "someone else's"]
+
+
+@pytest.mark.slow
+def test_the_command_line_publishes_by_xet_and_continues_after_a_kill(tmp_path):
+    """The way that huggingface_hub takes by default, in a process that is killed while large files travel."""
+    pytest.importorskip("hf_xet")
+    with HubStandIn() as hub:
+        variables = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path)}
+        variables.pop("HF_HUB_DISABLE_XET", None)
+        arguments = ["publish", str(repository()), NAME, "--upload", "--yes", "--tag", "v1"]
+        command = [sys.executable, "-m", "convert_weights", *arguments]
+        killed = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        hub.on("POST", "/v1/shards", killed.kill)
+        assert killed.wait() == -9
+        assert hub.blocks and len(hub.repos[NAME].commits) == 1
+        subprocess.run(command, env=variables, check=True, stdout=subprocess.DEVNULL)
+        assert [message for _, message, _ in hub.repos[NAME].commits] == ["initial commit", "Publish v1"]
+        assert hub.count("PUT", "/lfs/") == 0
+        for name in large_files(repository()):
+            assert stored(hub)[name].announced == (
+                report().files[name]["sha256"],
+                (repository() / name).stat().st_size,
+            )
+        done = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
+        assert "0 files sent" in done.stdout and len(hub.repos[NAME].commits) == 2
