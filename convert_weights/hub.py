@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -31,7 +32,7 @@ from .sources import SafetensorsFile
 from .staging import Staging, check_output
 from .streams import PIECE
 from .verification import check_layout, check_tensors
-from .writer import READ_SIZE, sha256_of
+from .writer import READ_SIZE, Hasher, sha256_of
 
 HUB_REPORT = "hub_report.json"
 EVALUATIONS = ".eval_results"
@@ -345,33 +346,36 @@ def _place(source: Path, target: Path, facts: dict, common: set[tuple], link: bo
 
 def _read(path: Path, common: set[tuple], file) -> tuple[str, dict[str, str]]:
     """sha256 of a file, and of its tensors of a layout in `common`; everything is written to `file`, if there is one."""
-    whole, tensors = hashlib.sha256(), {}
-    if path.suffix != ".safetensors":
-        with open(path, "rb") as source:
-            while data := source.read(READ_SIZE):
+    whole, tensors = Hasher(), {}  # in a thread: it costs as much as the rest
+    try:
+        for key, layout, pieces in _pieces(path):
+            own = hashlib.sha256(repr(layout).encode()) if layout in common else None
+            for data in pieces:
                 whole.update(data)
-                file.write(data)
-        return whole.hexdigest(), tensors
-    weights = SafetensorsFile(path)
-    with open(path, "rb") as source:
-        header = source.read(weights.data_start)
-    whole.update(header)
-    if file:
-        file.write(header)
-    for key, info in weights.tensors.items():
-        layout = (str(info.dtype).removeprefix("torch."), tuple(info.shape))
-        own = hashlib.sha256(repr(layout).encode()) if layout in common else None
-        flat = weights.read(key).reshape(-1)
-        for piece in flat.split(max(1, PIECE // flat.dtype.itemsize)) if flat.numel() else ():
-            data = piece.view(torch.uint8).numpy()
-            whole.update(data)
+                if own:
+                    own.update(data)
+                if file:
+                    file.write(data)
             if own:
-                own.update(data)
-            if file:
-                file.write(data)
-        if own:
-            tensors[key] = own.hexdigest()
-    return whole.hexdigest(), tensors
+                tensors[key] = own.hexdigest()
+    finally:
+        digest = whole.hexdigest()
+    return digest, tensors
+
+
+def _pieces(path: Path) -> Iterator[tuple]:
+    """A file from its begin to its end: (name, (dtype, shape), pieces) of every tensor; other parts have no name."""
+    with open(path, "rb") as file:
+        if path.suffix != ".safetensors":
+            yield None, None, iter(lambda: file.read(READ_SIZE), b"")
+            return
+        weights = SafetensorsFile(path)
+        yield None, None, [file.read(weights.data_start)]
+    for key, info in weights.tensors.items():
+        flat = weights.read(key).reshape(-1)
+        split = flat.split(max(1, PIECE // flat.dtype.itemsize)) if flat.numel() else ()
+        layout = (str(info.dtype).removeprefix("torch."), tuple(info.shape))
+        yield key, layout, (piece.view(torch.uint8).numpy() for piece in split)
 
 
 def _common_layouts(reports: dict[str, Report]) -> set[tuple]:

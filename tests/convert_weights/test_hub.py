@@ -1,7 +1,6 @@
 """`hub` assembles every converted model into one repository."""
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -21,10 +20,10 @@ from convert_weights.card import check_card
 from convert_weights.remote_code import code_files
 from convert_weights.repository import try_out
 from convert_weights.smoke import INPUTS
+from dsr_toolkit.cli import main as dsr
 from dsr_toolkit.tiny import SOURCES
 from tests.convert_weights.repositories import folders, hub_cache, report, repository
 
-main = importlib.import_module("convert_weights.__main__").main
 AUTO = {c.__name__: c for c in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText)}
 
 
@@ -74,7 +73,7 @@ def test_identical_tensors_are_reported_with_their_bytes():
 
 def test_the_report_is_printed(tmp_path, capsys):
     arguments = ["--model", f"dsr={folders()['dsr']}", "--model", f"pi3={folders()['pi3']}"]
-    assert main(["hub", *arguments, "--output", str(tmp_path / "repo"), "--quiet"]) == 0
+    assert dsr(["convert", "hub", *arguments, "--output", str(tmp_path / "repo"), "--quiet"]) == 0  # passed on
     printed = capsys.readouterr().out
     assert "dsr and pi3: " in printed and "no commercial use" in printed and "AutoModel -> Pi3Model" in printed
 
@@ -277,6 +276,16 @@ def test_every_model_loads_from_the_hub_s_cache_and_computes_the_same(tmp_path):
             part, _, index = key.partition(".")
             expected = outputs[part][int(index)] if index else outputs[part]
             assert (tensor - expected).abs().max() <= 1e-5, f"{name}: {key}"
+
+
+@pytest.mark.slow
+def test_auto_model_loads_each_without_its_head():
+    """`AutoModel` from the folder, as engines do that bring heads of their own; the weights it needs are all there."""
+    records = {}
+    for name, record in report().models.items():
+        base = AutoConfig.from_pretrained(folders()[name]).auto_map["AutoModel"].split(".")[1]
+        records[name] = record | {"auto_class": "AutoModel", "model_class": base}
+    assert try_out(repository(), records) == []
 
 
 @pytest.mark.slow
