@@ -9,17 +9,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert_weights import HubReport, verify
+from convert_weights import HubReport, assemble, verify
 from convert_weights.repository import try_out
 from tests.convert_weights.repositories import folders, report, repository
 
 main = importlib.import_module("convert_weights.__main__").main
 
 
+KINDS = ("dsr", "pi3", "page4d", "cad_recode")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    output = tmp_path_factory.mktemp("original") / "repo"
+    assemble({kind: folders()[kind] for kind in KINDS}, output, progress=False)
+    return output
+
+
 @pytest.fixture
-def copy(tmp_path):
+def copy(original, tmp_path):
     """A repository that may be changed."""
-    return shutil.copytree(repository(), tmp_path / "repo")
+    return shutil.copytree(original, tmp_path / "repo")
 
 
 def problems(folder):
@@ -46,7 +56,7 @@ def test_the_command_line_tells(copy, capsys):
     assert "pi3/config.json: missing" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "cadrille/model.safetensors", "page4d/config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "cad_recode/model.safetensors", "page4d/config.json"])
 def test_one_bit_of_a_file(copy, name):
     content = bytearray((copy / name).read_bytes())
     content[-2] ^= 1
@@ -54,7 +64,7 @@ def test_one_bit_of_a_file(copy, name):
     assert any(f"{name}: sha256" in problem for problem in problems(copy))
 
 
-@pytest.mark.parametrize("name", ["modeling_pi3.py", "LICENSE.md", "cadrille/tokenizer.json", "pi3/conversion_report.json"])
+@pytest.mark.parametrize("name", ["modeling_pi3.py", "LICENSE.md", "cad_recode/tokenizer.json", "pi3/conversion_report.json"])
 def test_a_missing_file(copy, name):
     (copy / name).unlink()
     assert any(name in problem and "missing" in problem for problem in problems(copy))
