@@ -228,6 +228,8 @@ def _check_terms(reports: dict[str, Report], given: dict[str, str]) -> list[Term
     known = [f"{one.model}.{one.source}" for one in found]
     if unknown := sorted(given.keys() - set(known)):
         raise ValueError(f"`licenses` names {unknown}, which are no MODEL.SOURCE; there are {known}.")
+    if odd := [value for value in given.values() if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", value)]:
+        raise ValueError(f"`licenses` must be identifiers as the Hub writes them, such as cc-by-nc-4.0, got {odd}.")
     return found
 
 

@@ -186,6 +186,7 @@ def test_results_that_were_not_measured(tmp_path, content, words):
         ({"dsr": "dsr", "a/b": "pi3"}, {}, "subfolder's name"),
         ({"dsr": "dsr", "..": "pi3"}, {}, "subfolder's name"),
         ({"dsr": "dsr"}, {"licenses": {"dsr.quen": "mit"}}, "no MODEL.SOURCE"),
+        ({"dsr": "dsr"}, {"licenses": {"dsr.qwen": "Apache 2 | x"}}, "as the Hub writes them"),
         ({"dsr": "dsr"}, {"evaluations": {"pi3": "x"}}, "no model here"),
     ],
 )
