@@ -1,9 +1,9 @@
 """`from_pretrained` of an assembled repository, code and all, against that of a plain base model of the same size.
 
-Baseline: Qwen2.5-VL and Qwen2 as transformers has them, of as many bytes, loaded from a folder of their own. On a CPU the
-weights go from bfloat16 to float32, on a GPU to its memory, so that both sides read all of them. `time_mapped` is the case
-in which none is read, because bfloat16 stays a mapped file: what remains is the cost of modules and tensor names, of which
-DSR has more than a plain model of as many bytes.
+Baseline: Qwen2.5-VL and Qwen2 as transformers has them, of as many bytes, loaded from a folder of their own. On a CPU
+the weights go from bfloat16 to float32, on a GPU to its memory, so that both sides read all of them. `time_mapped` is the
+case in which none is read, because bfloat16 stays a mapped file: what remains is the cost of modules and tensor names, of
+which DSR has more than a plain model of as many bytes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ QWEN2 = {
 
 
 def run() -> list[dict]:
-    """The measuring goes on in a process where this library's classes are not registered: the repository's code runs."""
+    """Measured in a process where this library's classes are not registered: the repository's code runs."""
     with tempfile.TemporaryDirectory(prefix="hub-load-") as work:
         make_repository(Path(work))
         code = "import sys; from benchmarks.hub_load import measure_all; measure_all(sys.argv[1])"
@@ -155,4 +155,3 @@ def write(folder: Path, layout: dict, config: dict) -> None:
     content = {"metadata": {"total_size": 2 * elements(layout)}, **json.loads(index.read_text())}
     index.write_text(json.dumps(content))
     (folder / "config.json").write_text(json.dumps(config))
-

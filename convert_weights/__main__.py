@@ -1,5 +1,5 @@
-"""`python -m convert_weights ARCH --source NAME=PATH_OR_HUB_ID … --output DIR`; `… hub --model NAME=DIR … --output REPO`
-puts converted folders together, `… verify DIR` checks either, `… publish REPO ORG/NAME` uploads."""
+"""`python -m convert_weights ARCH --source NAME=PATH_OR_HUB_ID … --output DIR` converts; `hub --model NAME=DIR …
+--output REPO` puts converted folders together, `verify DIR` checks either, `publish REPO ORG/NAME` uploads."""
 
 from __future__ import annotations
 

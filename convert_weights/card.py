@@ -1,9 +1,9 @@
 """`README.md` of the Hub repository, made of `model_card.md`: front matter, tables, and the sections of its models.
 
-In `model_card.md`, `<!-- models -->` and `<!-- licences -->` stand for tables, and what lies between `<!-- begin NAME … -->`
-and `<!-- end -->` is kept where the repository holds a model of one of the architectures named. `OWNER/dsr` stands for the
-repository's name, which `publish` knows, and the subfolder `pi3` in examples for the first one that there is. The section
-`subfolders` is kept where there are any.
+In `model_card.md`, `<!-- models -->` and `<!-- licences -->` stand for tables, and what lies between
+`<!-- begin NAME … -->` and `<!-- end -->` is kept where the repository holds a model of one of the architectures named;
+the section `subfolders`, where there are any. `OWNER/dsr` stands for the repository's name, which `publish` knows, and
+the subfolder `pi3` in examples for the first one that there is.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _keep_sections(text: str, architectures: set[str]) -> str:
 def model_table(models: dict) -> str:
     """What each subfolder is, how it is loaded, and what it needs."""
     lines = [
-        "| subfolder | model | takes | gives | load with | parameters | weights | needs beside torch and transformers |",
+        "| subfolder | model | takes | gives | load with | parameters | weights | also needs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for model in models.values():
@@ -196,8 +196,8 @@ def licence_table(all_terms: list[Terms]) -> str:
 def licence_file(all_terms: list[Terms]) -> str:
     """Text of `LICENSE.md`."""
     return (
-        "# Terms of the sources\n\nThe weights in this repository were converted from checkpoints of several publishers "
-        "and stay under their terms. A model made of several sources is bound by all of them.\n\n"
+        "# Terms of the sources\n\nThe weights in this repository were converted from checkpoints of several "
+        "publishers and stay under their terms. A model made of several sources is bound by all of them.\n\n"
         f"{licence_table(all_terms)}\n"
     )
 

@@ -126,7 +126,8 @@ def assemble(
         licenses: what is known of sources' licences, by `"MODEL.SOURCE"`.
         evaluations: YAML files of measured results in the Hub's format, by model; they go to `.eval_results/`. Nothing
             is written there otherwise.
-        link: hard links in place of copies of the weights: no space is needed, but a file changed in place changes both.
+        link: hard links in place of copies of the weights: no space is needed, but what is changed in one file in place
+            is changed in both.
         progress: show a progress bar.
 
     Raises:
@@ -199,8 +200,8 @@ def _check_models(folders: dict[str, Path]) -> dict[str, Report]:
     """Conversion reports by model, the root first; folders' headers are read and compared with them."""
     if ROOT not in folders:
         raise ValueError(
-            f"`models` must name the one at the root, `{ROOT}=DIR`, got {sorted(folders)}. A single model of another kind "
-            "needs no assembling: its converted folder is a Hub repository as it is."
+            f"`models` must name the one at the root, `{ROOT}=DIR`, got {sorted(folders)}. A single model of another "
+            "kind needs no assembling: its converted folder is a Hub repository as it is."
         )
     reports = {}
     for name in sorted(folders, key=lambda name: name != ROOT):
@@ -258,7 +259,9 @@ def _read_evaluations(evaluations: dict[str, str | Path], folders: dict[str, Pat
         for entry in entries:
             number = isinstance(entry.value, (int, float)) and not isinstance(entry.value, bool)
             if not (number and math.isfinite(entry.value)):
-                raise ValueError(f"{path}: {entry.dataset_id} has the value {entry.value!r}, expected a measured number.")
+                raise ValueError(
+                    f"{path}: {entry.dataset_id} has the value {entry.value!r}, expected a measured number."
+                )
             if not entry.date:
                 raise ValueError(f"{path}: {entry.dataset_id} has no `date`: only what was measured is published.")
             entry.date = str(entry.date)
@@ -271,7 +274,9 @@ def _describe(name: str, folder: Path, report: Report) -> dict:
     auto_map = json.loads((folder / "config.json").read_text()).get("auto_map", {})
     loads = [auto for auto in AUTO_CLASSES if auto_map.get(auto, "").endswith(f".{report.model_class}")]
     if not loads:
-        raise ValueError(f"{folder / 'config.json'}: `auto_map` names no Auto class for {report.model_class}: {auto_map}.")
+        raise ValueError(
+            f"{folder / 'config.json'}: `auto_map` names no Auto class for {report.model_class}: {auto_map}."
+        )
     sizes: Counter = Counter()
     for tensor in report.tensors.values():
         sizes[tensor["dtype"]] += _nbytes(tensor)
@@ -328,7 +333,7 @@ def _check_space(staging: Staging, jobs: list, link: bool) -> None:
 
 
 def _place(source: Path, target: Path, facts: dict, common: set[tuple], link: bool) -> dict[str, str]:
-    """Copy or link a file, checking its sha256 on the way; returns the sha256 of tensors that another model may hold."""
+    """Copy or link a file, checking its sha256; returns the sha256 of tensors that another model may hold."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # half a copy of an interrupted run
     if not source.is_file():
@@ -347,7 +352,7 @@ def _place(source: Path, target: Path, facts: dict, common: set[tuple], link: bo
 
 
 def _read(path: Path, common: set[tuple], file) -> tuple[str, dict[str, str]]:
-    """sha256 of a file, and of its tensors of a layout in `common`; everything is written to `file`, if there is one."""
+    """sha256 of a file, and of its tensors of a layout in `common`; all is written to `file`, if there is one."""
     whole, tensors = Hasher(), {}  # in a thread: it costs as much as the rest
     try:
         for key, layout, pieces in _pieces(path):

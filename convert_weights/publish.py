@@ -1,7 +1,8 @@
 """`publish`: an assembled repository to the Hub, code and weights in one commit.
 
-What is there is compared with what should be, and only the difference is sent. So a run that was interrupted is continued
-by the same call: large files that arrived are not sent again, and before the one commit at the end nobody sees any of it.
+What is there is compared with what should be, and only the difference is sent. So a run that was interrupted is
+continued by the same call: large files that arrived are not sent again, and before the one commit at the end nobody sees
+any of it.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ class Publication:
         if self.restricted:
             lines.append("  These weights are not free for every use:")
             lines += [
-                f"    {one.model}, from {one.source} ({one.location}): {one.title}, {one.use}" for one in self.restricted
+                f"    {one.model}, from {one.source} ({one.location}): {one.title}, {one.use}"
+                for one in self.restricted
             ]
         return "\n".join(lines)
 
@@ -127,8 +129,8 @@ def publish(
         endpoint, token: of the Hub; by default as huggingface_hub is set up.
 
     Raises:
-        ValueError: the folder is not in order, a name cannot be, the terms were not agreed to, the repository is public,
-            the tag is taken, or what arrived is not what was sent.
+        ValueError: the folder is not in order, a name cannot be, the terms were not agreed to, the repository is
+            public, the tag is taken, or what arrived is not what was sent.
         OSError: the Hub refused, or could not be reached for long; the same call continues.
     """
     plan = _plan(Path(folder), repo_id, private, tag)
@@ -189,7 +191,9 @@ def _send(api, plan: Publication, prune: bool, message: str | None) -> None:
     _persist(lambda: api.create_repo(plan.repo_id, private=plan.private or None, exist_ok=True))
     head = _persist(lambda: api.repo_info(plan.repo_id))
     if plan.private and not head.private:
-        raise ValueError(f"{plan.repo_id} exists and is public: make it private on the Hub, or publish without `private`.")
+        raise ValueError(
+            f"{plan.repo_id} exists and is public: make it private on the Hub, or publish without `private`."
+        )
     tags = _tags(api, plan)
     add = {
         file.name: CommitOperationAdd(
@@ -256,8 +260,8 @@ def _check_arrived(api, plan: Publication, commit: str) -> None:
     there = _tree(api, plan.repo_id, commit)
     if wrong := [file.name for file in plan.files if not _is_there(file, there)]:
         raise ValueError(
-            f"{plan.repo_id}: what the Hub has in commit {commit} is not what was sent, by size or hash: {wrong[:5]}. It "
-            "got no tag. Publish again; if it stays so, ask the Hub."
+            f"{plan.repo_id}: what the Hub has in commit {commit} is not what was sent, by size or hash: {wrong[:5]}. "
+            "It got no tag. Publish again; if it stays so, ask the Hub."
         )
 
 

@@ -115,7 +115,11 @@ def try_out(source: str | Path, models: dict[str, dict], outputs: Path | None = 
             variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
             variables |= {"HF_MODULES_CACHE": f"{work}/modules", "HF_HUB_OFFLINE": "1", **environment}
             ended = subprocess.run(
-                [sys.executable, "-P", SMOKE, f"{work}/job.json"], cwd=work, env=variables, capture_output=True, text=True
+                [sys.executable, "-P", SMOKE, f"{work}/job.json"],
+                cwd=work,
+                env=variables,
+                capture_output=True,
+                text=True,
             )
             found = json.loads(answers.read_text()) if answers.exists() else {}
         problems += [f"{source}: {name} does not work: {answer}" for name, answer in found.items() if answer]

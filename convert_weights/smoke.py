@@ -61,7 +61,10 @@ def points(processor, model):
 
 def scene_qformer(processor, model):
     images = dict(zip(CAMERAS, pictures(6)))
-    eye = {"cam_intrinsics": np.tile(np.diag([60.0, 60, 1]), (6, 1, 1)), "cam_extrinsics": np.tile(np.eye(4), (6, 1, 1))}
+    eye = {
+        "cam_intrinsics": np.tile(np.diag([60.0, 60, 1]), (6, 1, 1)),
+        "cam_extrinsics": np.tile(np.eye(4), (6, 1, 1)),
+    }
     prompt = {"text": f"{processor.image_token} What is ahead?"} if getattr(processor, "tokenizer", None) else {}
     return processor(images, **prompt, **eye)
 

@@ -1,8 +1,8 @@
 """A Hub on this machine's loopback interface, as far as publishing and downloading a model needs one.
 
 huggingface_hub talks to it unmodified. It keeps repositories with commits, tags and large files, checks tokens, hashes
-and sizes as the Hub does, and does what it is told to wrongly. Large files come by Git LFS, in one piece or several, or by
-Xet, of which it keeps the blocks without unpacking them and believes the hashes in their index.
+and sizes as the Hub does, and does what it is told to wrongly. Large files come by Git LFS, in one piece or several, or
+by Xet, of which it keeps the blocks without unpacking them and believes the hashes in their index.
 
     hub.fault("PUT", r"/lfs/", status=503, times=2)     # answer so, twice
     hub.fault("PUT", r"/lfs/", drop=True)               # read half of it and hang up
@@ -352,7 +352,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append((self.command, split.path))
             fault = next(
-                (f for f in self.hub.faults if f.method == method and f.times and re.search(f.pattern, split.path)), None
+                (f for f in self.hub.faults if f.method == method and f.times and re.search(f.pattern, split.path)),
+                None,
             )
             if fault and fault.after:
                 fault.after -= 1

@@ -32,7 +32,7 @@ def report() -> HubReport:
 
 
 def hub_cache(source: Path, cache: Path, repo_id: str = "org/models", commit: str = "0123456789" * 4) -> dict[str, str]:
-    """Lay a folder out as the Hub's cache would have it after a download; returns the variables that make it be used."""
+    """Lay a folder out as the Hub's cache has it after a download; returns the variables that make it be used."""
     folder = cache / f"models--{repo_id.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text(commit)

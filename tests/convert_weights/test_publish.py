@@ -1,4 +1,4 @@
-"""`publish` uploads a repository in one commit, to a Hub on the loopback interface, through huggingface_hub as it is."""
+"""`publish` uploads in one commit, to a Hub on the loopback interface, through huggingface_hub as it is."""
 
 import _thread
 import importlib
@@ -253,7 +253,9 @@ def test_an_interrupted_upload_is_continued(hub, send):
     assert 0 < arrived and len(hub.repos[NAME].commits) == 1
     hub.requests.clear()
     send()
-    assert hub.count("POST", "/verify") == len({report().files[n]["sha256"] for n in large_files(repository())}) - arrived
+    assert (
+        hub.count("POST", "/verify") == len({report().files[n]["sha256"] for n in large_files(repository())}) - arrived
+    )
     assert stored(hub)["pi3/model.safetensors"].content == (repository() / "pi3/model.safetensors").read_bytes()
     assert len(hub.repos[NAME].commits) == 2
 

@@ -64,7 +64,9 @@ def test_one_bit_of_a_file(copy, name):
     assert any(f"{name}: sha256" in problem for problem in problems(copy))
 
 
-@pytest.mark.parametrize("name", ["modeling_pi3.py", "LICENSE.md", "cad_recode/tokenizer.json", "pi3/conversion_report.json"])
+@pytest.mark.parametrize(
+    "name", ["modeling_pi3.py", "LICENSE.md", "cad_recode/tokenizer.json", "pi3/conversion_report.json"]
+)
 def test_a_missing_file(copy, name):
     (copy / name).unlink()
     assert any(name in problem and "missing" in problem for problem in problems(copy))

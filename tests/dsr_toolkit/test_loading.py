@@ -33,7 +33,9 @@ def test_a_repository_on_the_hub(cached):
     assert resolve("org/models", "dsr") == ("org/models", False)
 
 
-@pytest.mark.parametrize("name, kind", [("org/models", "pi3"), ("org/models/page4d", "pi3"), ("org/models", "scene_qformer")])
+@pytest.mark.parametrize(
+    "name, kind", [("org/models", "pi3"), ("org/models/page4d", "pi3"), ("org/models", "scene_qformer")]
+)
 def test_a_subfolder_on_the_hub(cached, name, kind):
     source, is_random = resolve(name, kind)
     assert not is_random
