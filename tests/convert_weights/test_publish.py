@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, snapshot_download
 
 from convert_weights import HubReport, assemble, verify
 from convert_weights.publish import publish
+from convert_weights.repository import try_out
 from tests.convert_weights.repositories import folders, report, repository
 from tests.hub_stand_in import TOKEN, HubStandIn
 
@@ -310,3 +311,15 @@ def test_the_command_line_publishes_by_xet_and_continues_after_a_kill(tmp_path):
             )
         done = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
         assert "0 files sent" in done.stdout and len(hub.repos[NAME].commits) == 2
+
+
+@pytest.mark.slow
+def test_models_load_from_where_they_were_published(hub, send, tmp_path):
+    """Downloaded by `from_pretrained` itself, in a process that cannot see the source tree; nothing but what it needs."""
+    send(tag="v1")
+    variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    variables["HF_HUB_CACHE"] = str(tmp_path / "cache")
+    chosen = {name: report().models[name] for name in ("dsr", "pi3", "cad_recode")}
+    assert try_out(NAME, chosen, **variables) == []
+    assert hub.count("GET", "/org/models/resolve/.*/pi3/model.safetensors") == 1
+    assert hub.count("GET", "/org/models/resolve/.*/page4d/") == 0
