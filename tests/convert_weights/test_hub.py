@@ -72,10 +72,18 @@ def test_identical_tensors_are_reported_with_their_bytes():
 
 
 def test_the_report_is_printed(tmp_path, capsys):
-    arguments = ["--model", f"dsr={folders()['dsr']}", "--model", f"pi3={folders()['pi3']}"]
+    (tmp_path / "scores.yaml").write_text(yaml.safe_dump([RESULT]))
+    arguments = ["--model", f"dsr={folders()['dsr']}", "--model", f"pi3={folders()['pi3']}", "--link"]
+    arguments += ["--license", "dsr.qwen=apache-2.0", "--eval-results", f"pi3={tmp_path / 'scores.yaml'}"]
     assert dsr(["convert", "hub", *arguments, "--output", str(tmp_path / "repo"), "--quiet"]) == 0  # passed on
     printed = capsys.readouterr().out
-    assert "dsr and pi3: " in printed and "no commercial use" in printed and "AutoModel -> Pi3Model" in printed
+    assert (tmp_path / "repo" / ".eval_results" / "pi3.yaml").is_file() and "| dsr | qwen | " in printed
+    assert (
+        "unknown" not in printed
+        and "dsr and pi3: " in printed
+        and "no commercial use" in printed
+        and "AutoModel -> Pi3Model" in printed
+    )
 
 
 # ---- The card --------------------------------------------------------------------------
