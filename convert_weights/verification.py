@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from .recipe import skeleton
 from .registry import model_class
@@ -19,13 +20,13 @@ from .writer import INDEX_NAME, sha256_of
 CHECKED_SUFFIXES = (".safetensors", ".py", *PICKLES)  # files of these kinds must not appear out of nowhere
 
 
-def verify(folder: str | Path, *, progress: bool = True) -> list[str]:
+def verify(folder: str | Path, *, load: bool = True, progress: bool = True) -> list[str]:
     """
-    Check a converted folder.
+    Check a converted folder, or a repository that `convert_weights hub` assembled (see `verify_repository`).
 
     Hashes and sizes of all files against the conversion report; names, shapes and dtypes of tensors, every number
     finite; the index; the code against this library; the model that `config.json` describes, built without storage,
-    against the tensors.
+    against the tensors. Of a repository, every model is also loaded and run, unless `load` is False.
 
     Returns:
         What is wrong, one line each, naming file and key; empty if all is well.
@@ -36,25 +37,29 @@ def verify(folder: str | Path, *, progress: bool = True) -> list[str]:
     from tqdm.auto import tqdm
 
     folder = Path(folder)
+    if (folder / "hub_report.json").is_file():
+        from .repository import verify_repository
+
+        return verify_repository(folder, load=load, progress=progress)
     report = Report.load(folder)
     problems: list[str] = []
     files: dict[str, SafetensorsFile] = {}
     total = sum(facts["bytes"] for facts in report.outputs.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=not progress) as bar:
         for name, facts in report.outputs.items():
-            problems += _check_file(folder / name, facts, files)
+            problems += check_file(folder / name, facts, files)
             bar.update(facts["bytes"])
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix in CHECKED_SUFFIXES and name not in report.outputs:
             problems.append(f"{path}: not in {REPORT_NAME}.")
-    problems += _check_tensors(folder, report, files)
+    problems += check_tensors(folder, report, files)
     problems += _check_code(folder, report)
-    problems += _check_layout(folder, report, files)
+    problems += check_layout(folder, report, files)
     return problems
 
 
-def _check_file(path: Path, facts: dict, files: dict[str, SafetensorsFile]) -> list[str]:
+def check_file(path: Path, facts: dict, files: dict[str, SafetensorsFile]) -> list[str]:
     """Size and hash; of weights also the header, and that every number is finite. Weights are read once."""
     if not path.is_file():
         return [f"{path}: missing."]
@@ -91,7 +96,7 @@ def _read_weights(file: SafetensorsFile) -> tuple[str, list[str]]:
     return digest.hexdigest(), problems
 
 
-def _check_tensors(folder: Path, report: Report, files: dict[str, SafetensorsFile]) -> list[str]:
+def check_tensors(folder: Path, report: Report, files: dict[str, SafetensorsFile]) -> list[str]:
     """Names, shapes and dtypes in the headers, against the report and the index."""
     problems, found = [], {}
     for name, file in files.items():
@@ -126,12 +131,12 @@ def _check_code(folder: Path, report: Report) -> list[str]:
     return problems
 
 
-def _check_layout(folder: Path, report: Report, files: dict[str, SafetensorsFile]) -> list[str]:
+def check_layout(folder: Path, report: Report, files: dict[str, SafetensorsFile]) -> list[str]:
     """The tensors against the model that the configuration describes."""
     try:
         model = model_class(report.architecture, report.model_class)
         layout = skeleton(model, model.config_class.from_pretrained(folder))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         return [f"{folder / 'config.json'}: does not make a {report.model_class} ({error})."]
     found = {key: info.shape for file in files.values() for key, info in file.tensors.items()}
     problems = [f"`{key}`: the model has no such tensor." for key in sorted(found.keys() - layout.tensors.keys())]

@@ -1,10 +1,11 @@
 """From `--model` to a model and its processor."""
 
+import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 import modeling_dsr  # noqa: F401  registers this library's classes: the code inside a model's repository is never run
@@ -24,20 +25,41 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
     Where to load from, and whether those weights are random.
 
     Nothing given, or a Hub repository that is neither cached nor within reach: the tiny model of `model_type`. A folder
-    or repository that does not exist is an error, never replaced.
+    or repository that does not exist is an error, never replaced. In a repository of several models, the one in the
+    subfolder `model_type` is meant where the root holds another kind; OWNER/NAME/SUBFOLDER names one.
     """
     if model is None:
         return _tiny(model_type), True
     if Path(model).is_dir():
-        return model, False
+        inside = Path(model) / model_type
+        elsewhere = (inside / "config.json").is_file() and _model_type(Path(model) / "config.json") != model_type
+        return str(inside) if elsewhere else model, False
+    repo, subfolder = ("/".join(model.split("/")[:2]), model.split("/")[2]) if model.count("/") == 2 else (model, None)
     try:
-        hf_hub_download(model, "config.json")
+        config = hf_hub_download(repo, "config.json", subfolder=subfolder)
+        if subfolder is None and _model_type(Path(config)) != model_type:
+            subfolder = _on_the_hub(repo, model_type)
     except LocalEntryNotFoundError:
         say(f"The Hub cannot be reached and {model!r} is not in the cache.")
         return _tiny(model_type), True
     except HFValidationError as error:
         raise ValueError(f"--model {model!r} is neither a folder nor a Hub repository's name (OWNER/NAME).") from error
-    return model, False
+    if subfolder is None:
+        return model, False
+    return str(Path(snapshot_download(repo, allow_patterns=[f"{subfolder}/*"])) / subfolder), False
+
+
+def _model_type(config: Path) -> str | None:
+    return json.loads(config.read_text()).get("model_type") if config.is_file() else None
+
+
+def _on_the_hub(repo: str, subfolder: str) -> str | None:
+    """`subfolder`, if the repository has a model there."""
+    try:
+        hf_hub_download(repo, "config.json", subfolder=subfolder)
+        return subfolder
+    except EntryNotFoundError:  # offline: not in the cache
+        return None
 
 
 def load(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from convert_weights import assemble
 from dsr_toolkit.demo.clip import CLIP
 from dsr_toolkit.tiny import build
 
@@ -26,7 +27,10 @@ PICTURES = ("street", "front", "fr", "fl", "back", "bl", "br")
 
 @pytest.fixture(scope="module")
 def tiny_models(tmp_path_factory):
-    return {name: build(kind, tmp_path_factory.mktemp("readme")) for name, kind in MODELS.items()}
+    folders = {name: build(kind, tmp_path_factory.mktemp("readme")) for name, kind in MODELS.items()}
+    repository = tmp_path_factory.mktemp("readme") / "repository"  # the examples use its root and a subfolder
+    assemble({name: folders[name] for name in ("dsr", "pi3")}, repository, progress=False)
+    return folders | {"dsr": repository}
 
 
 @pytest.fixture

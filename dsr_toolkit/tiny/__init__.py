@@ -79,18 +79,18 @@ def _frozen_qwen_sam_sources(folder: Path):
     return sources, {}
 
 
-# Per kind of model: folder -> (sources for the converter, its config overrides).
+# Per model type: folder -> (sources for the converter, its config overrides).
 SOURCES = {
     "dsr": _dsr_sources,
     "pi3": _pi3_sources,
     "page4d": _page4d_sources,
-    "page4d_multiview": _page4d_multiview_sources,
     "frozen_qwen_sam": _frozen_qwen_sam_sources,
     "cadrille": _cadrille_sources,
     "cad_recode": _cad_recode_sources,
     "scene_qformer": _scene_qformer_sources,
 }
-ARCHITECTURES = {"page4d_multiview": "page4d"}  # of kinds that are not called after theirs
+# Other models of a type: its name, and the same.
+VARIANTS = {"page4d_multiview": ("page4d", _page4d_multiview_sources)}
 
 
 def build(model_type: str, folder: str | Path) -> Path:
@@ -98,8 +98,9 @@ def build(model_type: str, folder: str | Path) -> Path:
     from convert_weights import convert
 
     folder = Path(folder)
+    arch, write = VARIANTS.get(model_type) or (model_type, SOURCES[model_type])
     with step(f"Writing tiny checkpoints to {folder / 'sources'}"):
-        sources, overrides = SOURCES[model_type](folder / "sources")
+        sources, overrides = write(folder / "sources")
     with step(f"Converting them to {folder / 'hub'}"):
         report = convert(
             ARCHITECTURES.get(model_type, model_type),
@@ -118,8 +119,8 @@ def hub_folder(model_type: str) -> Path:
 
     Its name holds a fingerprint of the code that makes it, so that a new version of the library builds a new one.
     """
-    if model_type not in SOURCES:
-        raise ValueError(f"There is no tiny {model_type!r} model; there are {', '.join(SOURCES)}.")
+    if model_type not in SOURCES | VARIANTS:
+        raise ValueError(f"There is no tiny {model_type!r} model; there are {', '.join(SOURCES | VARIANTS)}.")
     cache = Path(constants.HF_HOME) / "dsr-tiny"
     folder = cache / f"{model_type}-{_fingerprint()}"
     if not folder.is_dir():

@@ -1,0 +1,47 @@
+"""`--model` names a folder, a Hub repository, or one model of a repository of several."""
+
+import huggingface_hub
+import pytest
+
+from dsr_toolkit.loading import load, resolve
+from tests.convert_weights.repositories import folders, hub_cache, repository
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The repository in the Hub's cache, and no Hub."""
+    hub_cache(repository(), tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_a_folder_of_one_model():
+    assert resolve(str(folders()["page4d"]), "pi3") == (str(folders()["page4d"]), False)
+
+
+def test_the_root_of_a_repository():
+    assert resolve(str(repository()), "dsr") == (str(repository()), False)
+
+
+@pytest.mark.parametrize("kind", ["page4d", "cadrille"])
+def test_a_model_in_a_repository_s_subfolder(kind):
+    source, is_random = resolve(str(repository()), kind)
+    assert not is_random and load(source, kind, dtype="float32")[0].config.model_type == kind
+
+
+def test_a_repository_on_the_hub(cached):
+    assert resolve("org/models", "dsr") == ("org/models", False)
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("org/models", "pi3"), ("org/models/page4d", "pi3"), ("org/models", "scene_qformer")]
+)
+def test_a_subfolder_on_the_hub(cached, name, kind):
+    source, is_random = resolve(name, kind)
+    assert not is_random
+    assert source.endswith("/page4d" if "page4d" in name else f"/{kind}")
+
+
+def test_a_name_that_cannot_be_a_repository_s():
+    with pytest.raises(ValueError, match="neither a folder nor a Hub repository's name"):
+        resolve("a/b/c/d", "dsr")
