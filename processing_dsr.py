@@ -5,6 +5,7 @@ transformers, numpy, pillow and the standard library.
 """
 
 import importlib
+import json
 import os
 import re
 import warnings
@@ -2186,6 +2187,10 @@ class CADRecodeProcessor(_SolidProcessor):
 # --------------------------------------------------------------------------------------
 
 DESCRIPTION_INSTRUCTION = "Please give me a description of the image."
+FIND_PHRASES = (
+    "Here is a description of a picture:\n{text}\n"
+    "List the noun phrases in it that name visible things, word for word, as a JSON array of strings and nothing else."
+)
 # What the published training on referring expressions puts between image and caption: its instruction template, itself
 # wrapped into the chat template. Checkpoints of that training have seen no other.
 PUBLISHED_REFERRING_INSTRUCTION = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant"
@@ -2468,6 +2473,37 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         ]
         prompt, _ = self._prompt(conversation, True)
         return torch.tensor([self._prompt_ids(prompt, num_tokens, 0)])
+
+    def noun_phrase_prompt(self, text: str) -> BatchFeature:
+        """`input_ids` and `attention_mask` `[1, S]` that ask the language model which noun phrases a text has."""
+        conversation = [
+            {"role": "user", "content": [{"type": "text", "text": FIND_PHRASES.format(text=text.strip())}]}
+        ]
+        prompt = self.tokenizer.apply_chat_template(
+            conversation, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+        )
+        return self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+
+    @staticmethod
+    def noun_phrases(reply: str, text: str) -> list[str]:
+        """
+        The phrases of a reply, a JSON array or lines, that stand in `text`: in its spelling and order, without overlaps.
+
+        What lies within a longer phrase is left out, as is what the text does not hold.
+        """
+        array = re.search(r"\[.*?\]", reply, re.DOTALL)
+        try:
+            listed = json.loads(array[0]) if array else []
+        except ValueError:
+            listed = []
+        listed = listed or [line.strip(" \t-*•0123456789.\"',[]") for line in reply.splitlines()]
+        spans: list[tuple[int, int]] = []
+        wanted = {phrase.strip() for phrase in listed if isinstance(phrase, str) and phrase.strip()}
+        for phrase in sorted(wanted, key=lambda phrase: (-len(phrase), phrase)):
+            found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE)
+            if found and not any(start < found.end() and found.start() < end for start, end in spans):
+                spans.append(found.span())
+        return [text[start:end] for start, end in sorted(spans)]
 
     # ---- back ----------------------------------------------------------------------------
 
