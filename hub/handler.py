@@ -175,10 +175,12 @@ class Field:
                 raise RequestError("bad_request", f"`{name}` must be {KINDS[self.kind][2]}, got {_shown(wrong)} in it.")
         if self.kind in ("integer", "number"):
             high = self.bound(limits)
-            if not math.isfinite(value) or (self.low is not None and value < self.low):
-                raise RequestError("bad_request", f"`{name}` must be a number of at least {self.low}, got {value}.")
+            if value != value or (self.low is not None and value < self.low):
+                raise RequestError(
+                    "bad_request", f"`{name}` must be a number of at least {self.low}, got {_shown(value)}."
+                )
             if high is not None and value > high:
-                raise RequestError("too_large", f"`{name}` must be at most {high:g}, got {value:g}.")
+                raise RequestError("too_large", f"`{name}` must be at most {high}, got {_shown(value)}.")
         texts = {"text": [value], "texts": value}.get(self.kind, [])
         if any(len(text) > limits.text for text in texts):
             raise RequestError("too_large", f"`{name}` has a text longer than {limits.text} characters.")
@@ -201,7 +203,9 @@ def read_fields(name: str, given, known: dict[str, Field], limits: Limits) -> di
 
 def _shown(value) -> str:
     """A value of a request, for a message."""
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else "…"
+    if isinstance(value, int) and abs(value) > 10**30:  # Python refuses to write very long ones
+        return "an enormous number"
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else "…"
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '…'}"
 
 
@@ -480,6 +484,15 @@ def as_png(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return as_base64(stream.getvalue())
+
+
+def finite(value):
+    """JSON without NaN and infinities: null in their places."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def points_glb(points: np.ndarray, colours: np.ndarray) -> bytes:
@@ -1400,8 +1413,8 @@ class EndpointHandler:
         return self.tasks[jobs[0].task].run(jobs)
 
     def finish(self, job: Job, result) -> dict:
-        """The answer as JSON."""
-        return {"task": job.task, "model": job.model, **self.tasks[job.task].finish(job, result)}
+        """The answer as JSON; numbers that are not finite, which JSON does not know, are null."""
+        return finite({"task": job.task, "model": job.model, **self.tasks[job.task].finish(job, result)})
 
     def _choose(self, task: Task, wanted: str | None, inputs: dict) -> str:
         able = self._answering(task)
@@ -1417,6 +1430,11 @@ class EndpointHandler:
 
     def has_language_model(self, name: str) -> bool:
         return self._with_language[name]
+
+    @property
+    def loaded(self) -> int:
+        """How many models are in memory."""
+        return len(self._loaded)
 
     def processing(self, name: str) -> threading.RLock:
         """Held while a processor works: fast tokenizers do not share their state between threads."""

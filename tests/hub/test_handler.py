@@ -1,15 +1,12 @@
 """The endpoint on tiny models of every kind: answers, batches, limits, broken requests, isolation."""
 
 import base64
-import functools
 import http.server
-import importlib.util
 import io
 import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,29 +14,20 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from dsr_toolkit.serving import handler_module
 from tests.hub import samples
 from tests.hub.compare import different
-
-HANDLER = Path(__file__).parents[2] / "hub" / "handler.py"
-
-
-@functools.cache
-def load_handler():
-    spec = importlib.util.spec_from_file_location("handler", HANDLER)
-    module = sys.modules["handler"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def endpoint(repository):
-    endpoint = load_handler().EndpointHandler(str(repository))
+    endpoint = handler_module().EndpointHandler(str(repository))
     yield endpoint
     endpoint.close()
 
 
 def refused(endpoint, request) -> Exception:
-    with pytest.raises(load_handler().RequestError) as caught:
+    with pytest.raises(handler_module().RequestError) as caught:
         endpoint(request)
     return caught.value
 
@@ -48,7 +36,7 @@ def refused(endpoint, request) -> Exception:
 
 
 def test_every_model_of_the_folder_is_found_and_none_is_loaded(repository):
-    endpoint = load_handler().EndpointHandler(str(repository))
+    endpoint = handler_module().EndpointHandler(str(repository))
     assert endpoint.models == {
         "dsr": "dsr", "pi3": "pi3", "page4d": "page4d", "frozen_qwen_sam": "frozen_qwen_sam", "cadrille": "cadrille",
         "cad_recode": "cad_recode", "scene_qformer": "scene_qformer",
@@ -58,7 +46,7 @@ def test_every_model_of_the_folder_is_found_and_none_is_loaded(repository):
 
 def test_a_folder_without_models_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no model"):
-        load_handler().EndpointHandler(str(tmp_path))
+        handler_module().EndpointHandler(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", samples.GOOD)
@@ -104,7 +92,7 @@ def test_reconstruct_returns_what_was_asked_for(endpoint):
 def test_glb_files_hold_the_points(tmp_path):
     trimesh = pytest.importorskip("trimesh")
     points, colours = np.float32([[0, 1, 2], [3, 4, 5]]), np.uint8([[255, 0, 0], [0, 0, 255]])
-    scene = trimesh.load(io.BytesIO(load_handler().points_glb(points, colours)), file_type="glb")
+    scene = trimesh.load(io.BytesIO(handler_module().points_glb(points, colours)), file_type="glb")
     (cloud,) = scene.dump() if hasattr(scene, "dump") else [scene]
     np.testing.assert_allclose(cloud.vertices, points * (1, -1, -1))
     np.testing.assert_array_equal(cloud.colors[:, :3], colours)
@@ -172,11 +160,13 @@ def test_a_seed_decides_what_is_sampled(endpoint):
 
 def test_samples_follow_the_distribution():
     """Gumbel noise on logits draws from their softmax; top-p leaves the tail out."""
-    handler = load_handler()
+    handler = handler_module()
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(4000, 4)
-    draw = lambda **options: handler.SampleRows([handler.Sampling(1, seed=(i, 0), **options) for i in range(4000)])(
-        None, scores
-    )  # noqa: E731
+
+    def draw(**options):
+        rows = [handler.Sampling(1, seed=(number, 0), **options) for number in range(4000)]
+        return handler.SampleRows(rows)(None, scores)
+
     shares = torch.bincount(draw(temperature=1.0).argmax(-1), minlength=4) / 4000
     torch.testing.assert_close(shares, scores[0].softmax(-1), atol=0.03, rtol=0)
     assert set(draw(temperature=1.0, top_p=0.7).argmax(-1).tolist()) == {0, 1}
@@ -189,7 +179,10 @@ def test_samples_follow_the_distribution():
 @pytest.mark.parametrize("kind", ["ask", "reconstruct", "page4d", "segment", "cad", "cad_recode", "scene"])
 def test_a_batch_answers_as_lone_requests_do(endpoint, kind):
     step = 3 if kind == "cad" else 2 if kind == "scene" else 1  # of one kind of input
-    requests = [samples.GOOD[kind](seed) for seed in range(0, 4 * step, step)]
+    wanted = {"scene": {"outputs": ["tokens"]}, "reconstruct": {"outputs": ["depth", "points"]}}.get(kind, {})
+    requests = [
+        samples.GOOD[kind](seed, **wanted) for seed in range(0, (2 if kind == "reconstruct" else 3) * step, step)
+    ]
     if kind in ("ask", "cad_recode"):
         requests[1]["parameters"] |= {"temperature": 1.2, **({"candidates": 3} if kind == "cad_recode" else {})}
         requests[2]["parameters"] |= {"max_new_tokens": 3}
@@ -212,7 +205,7 @@ def test_comparing_answers_sees_differences(endpoint):
 def test_broken_requests_are_refused(endpoint, name):
     request, code = samples.broken()[name]
     error = refused(endpoint, request)
-    assert error.code == code and error.status == load_handler().ERRORS[code][0]
+    assert error.code == code and error.status == handler_module().ERRORS[code][0]
     assert 10 < len(error.message) < 500
 
 
@@ -284,9 +277,9 @@ def test_nothing_is_fetched(endpoint):
 )
 def test_limits_hold_and_come_from_the_environment(endpoint, repository, monkeypatch, limit, value, request_of):
     monkeypatch.setenv(f"DSR_LIMIT_{limit.upper()}", str(value))
-    small = load_handler().EndpointHandler(str(repository))
+    small = handler_module().EndpointHandler(str(repository))
     small._processors = endpoint._processors
-    with pytest.raises(load_handler().RequestError) as caught:
+    with pytest.raises(handler_module().RequestError) as caught:
         small.prepare(request_of())
     assert caught.value.code == "too_large"
     endpoint.prepare(request_of())
@@ -295,12 +288,12 @@ def test_limits_hold_and_come_from_the_environment(endpoint, repository, monkeyp
 def test_a_limit_that_is_no_number_is_named(monkeypatch):
     monkeypatch.setenv("DSR_LIMIT_PIXELS", "many")
     with pytest.raises(ValueError, match="DSR_LIMIT_"):
-        load_handler().Limits.from_environment()
+        handler_module().Limits.from_environment()
 
 
 def test_every_field_is_described(endpoint):
     described = endpoint.describe()
-    assert set(described) == set(load_handler().TASKS)
+    assert set(described) == set(handler_module().TASKS)
     assert described["reconstruct"]["models"] == ["pi3", "page4d"]
     assert described["ask"]["parameters"]["properties"]["max_new_tokens"]["maximum"] == endpoint.limits.new_tokens
 
@@ -308,6 +301,7 @@ def test_every_field_is_described(endpoint):
 # ---- alone -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_handler_needs_nothing_but_its_folder(repository, tmp_path):
     """In a process that cannot see the source tree, and without the toolkit."""
     code = """
@@ -345,7 +339,7 @@ json.dump(answers, open(sys.argv[3], "w"))
     assert done.returncode == 0, done.stderr[-2000:]
     *answers, error = json.loads((tmp_path / "answers.json").read_text())
     assert error["error"]["code"] == "not_available"
-    endpoint = load_handler().EndpointHandler(str(repository))
+    endpoint = handler_module().EndpointHandler(str(repository))
     for request, answer in zip(requests, answers):
         assert different(answer, json.loads(json.dumps(endpoint(request)))) == []
 
@@ -355,7 +349,7 @@ def test_programs_run_in_the_sandbox_or_are_refused(endpoint):
     request = samples.cad(execute=True, candidates=2)
     try:
         answer = endpoint(request)
-    except load_handler().RequestError as error:
+    except handler_module().RequestError as error:
         assert error.code == "not_available"
         pytest.skip(error.message)
     assert [one["code"] for one in answer["execution"]["candidates"]]
