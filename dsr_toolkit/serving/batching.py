@@ -8,6 +8,8 @@ some are being prepared, and never longer than `max_wait`.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import threading
 import time
@@ -19,6 +21,8 @@ from . import handler_module
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0  # without any request, after which freed memory goes back to the system
 
 
 @dataclass
@@ -51,7 +55,7 @@ class BatchingQueue:
         self.handler, self.max_batch, self.max_wait, self.max_requests = handler, max_batch, max_wait, max_requests
         self.metrics = Metrics(self)
         self.pending = self.preparing = 0
-        self.stopping = False
+        self.stopping = self._used = False
         self._waiting: deque[Ticket] = deque()
         self._changed = threading.Condition()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="requests")
@@ -80,6 +84,7 @@ class BatchingQueue:
                 raise self.error("overloaded", f"{self.pending} requests are on their way; try again in a moment.")
             self.pending += 1
             self.preparing += 1
+            self._used = True
         ticket = Ticket(Future(), "none", time.perf_counter())
         self._pool.submit(self._prepare, ticket, data)
         return ticket.future
@@ -140,7 +145,9 @@ class BatchingQueue:
                 if not self._waiting:
                     if self.stopping and not self.preparing:
                         return None
-                    self._changed.wait()
+                    if not self._changed.wait(IDLE_SECONDS if self._used else None) and not self.pending:
+                        self._used = False
+                        give_memory_back()
                     continue
                 batch, full = self._gather()
                 left = batch[0].ready + self.max_wait - time.perf_counter()
@@ -206,3 +213,12 @@ class BatchingQueue:
                 ticket.future.set_result(answer)
             else:
                 ticket.future.set_exception(error)
+
+
+def give_memory_back() -> None:
+    """glibc keeps what many threads freed, several times what the models need; this returns it. Elsewhere: nothing to do."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return

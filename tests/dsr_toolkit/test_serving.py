@@ -12,6 +12,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dsr_toolkit.cli import main
@@ -329,3 +330,69 @@ def test_a_stopped_server_answers_what_it_accepted(repository):
     assert [status for status, _ in replies] == [200] * 6 and all(len(reply["tokens"]) > 100 for _, reply in replies)
     with pytest.raises(OSError):
         server.get("/health")
+
+
+# ---- load --------------------------------------------------------------------------------
+
+
+def mixed_requests(count: int, broken_share: float) -> list[tuple[dict, str | None]]:
+    """(request, code of its error or None); every kind of good and of broken request, in random order."""
+    kinds, bad = list(samples.GOOD), list(samples.broken().values())
+    generator = np.random.default_rng(0)
+    chosen = [bad[number % len(bad)] for number in generator.permutation(len(bad))[: round(count * broken_share)]]
+    chosen += [(_seeded(kinds[number % len(kinds)], number), None) for number in range(count - len(chosen))]
+    return [chosen[number] for number in generator.permutation(count)]
+
+
+def _seeded(kind: str, number: int) -> dict:
+    """A good request with a seed of its own; every other one that can sample does."""
+    request = samples.GOOD[kind](number)
+    request["parameters"]["seed"] = number
+    if kind in ("ask", "scene") and number // len(samples.GOOD) % 2:
+        request["parameters"]["temperature"] = 1.3
+    if kind in ("cad", "cad_recode"):
+        request["parameters"]["candidates"] = 1 + number % 3
+    return request
+
+
+@pytest.mark.slow
+def test_load_of_good_and_broken_requests(repository, record_property):
+    """200 requests from 16 clients, a tenth of them broken: right answers, clear errors, no memory or thread lost."""
+    psutil = pytest.importorskip("psutil")
+    requests = mixed_requests(200, 0.1)
+    assert sum(code is not None for _, code in requests) == 20
+    alone = handler_module().EndpointHandler(str(repository))
+    expected = [json.loads(json.dumps(alone(request))) if code is None else None for request, code in requests]
+
+    with Server(repository, "--max-requests", "16") as server, ThreadPoolExecutor(16) as clients:
+        process = psutil.Process(server.process.pid)
+        list(clients.map(server.post, [request for request, _ in mixed_requests(64, 0.1)]))  # models and threads are up
+        time.sleep(3)  # idle servers give memory back
+        memory, threads = process.memory_info().rss, process.num_threads()
+        calls = metric(server, "dsr_model_calls_total")
+        answers = list(clients.map(server.post, [request for request, _ in requests]))
+        time.sleep(3)
+        memory_after, threads_after = process.memory_info().rss, process.num_threads()
+        calls = metric(server, "dsr_model_calls_total") - calls
+        assert json.loads(server.get("/health"))["status"] == "ok"
+        assert metric(server, "dsr_requests_pending") == 0
+        log = b"".join(server.log).decode()
+
+    for (request, code), (status, answer), wanted in zip(requests, answers, expected):
+        if code is None:
+            assert status == 200 and different(answer, wanted) == [], (request["task"], different(answer, wanted))
+        else:
+            assert status == handler_module().ERRORS[code][0] and answer["error"]["code"] == code, (code, answer)
+    print(
+        f"memory {memory / 2**20:.0f} -> {memory_after / 2**20:.0f} MiB, threads {threads} -> {threads_after}, {calls:.0f} calls"
+    )
+    assert calls < 180, "nothing was batched"
+    assert memory_after <= 1.05 * memory
+    # Thread pools may still grow; a worker that died would be missing.
+    assert threads_after >= threads and "Traceback" not in log
+
+
+def metric(server: Server, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = [line for line in server.get("/metrics").decode().splitlines() if line.startswith((name + "{", name + " "))]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
