@@ -4,7 +4,9 @@ This file is the same, byte for byte, in the source tree and in the Hub reposito
 transformers, numpy, pillow and the standard library.
 """
 
+import functools
 import importlib
+import inspect
 import json
 import os
 import re
@@ -34,6 +36,38 @@ try:
     from .configuration_dsr import SCENE_CAMERAS, intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
 except ImportError:  # in the source tree both files lie at the root
     from configuration_dsr import SCENE_CAMERAS, intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
+
+
+def refuses_unreadable(call):
+    """
+    A processor's `__call__` whose arguments of a wrong type or shape end in a ValueError that names them.
+
+    What libraries raise deep inside for such arguments (TypeError, KeyError, …) is its cause.
+    """
+
+    @functools.wraps(call)
+    def checked(self, *args, **kwargs):
+        given = inspect.signature(call).bind(self, *args, **kwargs).arguments
+        try:
+            return call(self, *args, **kwargs)
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            found = [
+                f"`{name}` {_describe(value)}" for name, value in given.items() if name != "self" and value is not None
+            ]
+            raise ValueError(
+                f"{type(self).__name__} cannot read {', '.join(found) or 'nothing at all'} ({type(error).__name__}: {error}). Its "
+                "documentation says what each argument must be."
+            ) from error
+
+    return checked
+
+
+def _describe(value) -> str:
+    """Type and size of an argument, for a message."""
+    if isinstance(value, (list, tuple)):
+        return f"({type(value).__name__} of {len(value)}{f', first {_describe(value[0])}' if value else ''})"
+    shape = getattr(value, "shape", None)
+    return f"({type(value).__name__}{f' {list(shape)}' if shape is not None else ''})"
 
 
 # --------------------------------------------------------------------------------------
@@ -197,6 +231,7 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         self.fixed_second_per_grid_ts = fixed_second_per_grid_ts
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -687,6 +722,7 @@ class GeometryProcessor(ProcessorMixin):
         self.patch_size = patch_size
         super().__init__(**kwargs)
 
+    @refuses_unreadable
     def __call__(
         self,
         images,
@@ -1165,6 +1201,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         names = ["pixel_values", "cam_intrinsics", "cam_extrinsics"]
         return names + (list(self.tokenizer.model_input_names) if self.tokenizer is not None else [])
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -1936,6 +1973,7 @@ class CadrilleProcessor(_SolidProcessor):
             "input_ids", "attention_mask", "point_clouds", "is_pc", "pixel_values_videos", "video_grid_thw", "is_img"
         ]  # fmt: skip
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -2123,6 +2161,7 @@ class CADRecodeProcessor(_SolidProcessor):
     def model_input_names(self):
         return ["input_ids", "attention_mask", "point_token_mask", "point_cloud"]
 
+    @refuses_unreadable
     def __call__(
         self,
         meshes=None,
@@ -2244,6 +2283,7 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
 
     # ---- to the model --------------------------------------------------------------------
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -2476,9 +2516,7 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
 
     def noun_phrase_prompt(self, text: str) -> BatchFeature:
         """`input_ids` and `attention_mask` `[1, S]` that ask the language model which noun phrases a text has."""
-        conversation = [
-            {"role": "user", "content": [{"type": "text", "text": FIND_PHRASES.format(text=text.strip())}]}
-        ]
+        conversation = [{"role": "user", "content": [{"type": "text", "text": FIND_PHRASES.format(text=text.strip())}]}]
         prompt = self.tokenizer.apply_chat_template(
             conversation, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
         )

@@ -16,7 +16,7 @@ st = hypothesis.strategies
 pytestmark = pytest.mark.slow
 # One fixed sequence of examples, so that a failure can be seen again; the loaded models make examples slow.
 settings = hypothesis.settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
 
 json_values = st.recursive(
@@ -134,7 +134,6 @@ def test_images_of_any_sizes(endpoint, sizes, model):
         "inputs": {"images": images},
         "parameters": {"model": model, "outputs": ["depth", "glb"]},
     }
-    hypothesis.assume(max(max(width, height) / min(width, height) for width, height in sizes) < 40)
     answers_or_refuses(endpoint, request)
 
 
@@ -174,12 +173,13 @@ def test_processors(repository, name, arguments, data):
         repository, subfolder=name, trust_remote_code=True
     )
     PROCESSORS[name] = processor
-    given = {argument: data.draw(things, label=argument) for argument in arguments if data.draw(st.booleans())}
+    needed = arguments[:1] if name in ("pi3", "page4d") else ()
+    given = {one: data.draw(things, label=one) for one in arguments if one in needed or data.draw(st.booleans())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             processor(**given)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             assert str(error)
 
 
