@@ -2081,6 +2081,28 @@ class CadrilleProcessor(_SolidProcessor):
             prompt += f"{program}<|im_end|>\n"
         return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
+    def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
+        """
+        As of every processor. With `tokenize`, a conversation is one user turn that shows a part's views and may say what is
+        asked, and what is returned are the inputs that `__call__` makes of them: the published prompt has no other turns.
+        """
+        if not tokenize:
+            return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)
+        single = isinstance(conversation[0], dict)
+        images, texts = [], []
+        for turns in [conversation] if single else [getattr(turns, "messages", turns) for turns in conversation]:
+            content = turns[-1]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else None
+            if content is None:
+                roles = [turn["role"] for turn in turns]
+                raise ValueError(
+                    f"Cadrille answers one turn of the user, with no other before or behind it, got {roles}."
+                )
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            views = [_image_of_part(part) for part in parts if part["type"] in ("image", "image_url")]
+            images.append(None if not views else views[0] if len(views) == 1 else views)
+            texts.append(" ".join(part["text"] for part in parts if part["type"] == "text") or None)
+        return self(images=images, text=texts, return_tensors=kwargs.get("return_tensors", "pt"))
+
     # ---- views ---------------------------------------------------------------------------
 
     def render_views(self, mesh, normalization: str = "fit") -> Image.Image:
@@ -2100,6 +2122,16 @@ class CadrilleProcessor(_SolidProcessor):
             text.strip("\n")
             for text in self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
         ]
+
+
+def _image_of_part(part: dict) -> Image.Image:
+    """The image of a part of a message, however it is given there."""
+    given = next(
+        (part[name] for name in ("image", "url", "path", "base64", "image_url") if part.get(name) is not None), None
+    )
+    if given is None:
+        raise ValueError(f"A part of the conversation announces an image and has none: {sorted(part)}.")
+    return load_image(given["url"] if isinstance(given, dict) else given).convert("RGB")
 
 
 def _as_picture(image) -> Image.Image:
