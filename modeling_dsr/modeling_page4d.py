@@ -143,7 +143,9 @@ class Page4DAggregator(nn.Module):
         hidden_states = [] if output_hidden_states else None
 
         for layer, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks)):
-            in_frame = in_chunks(partial(frame_block, rope=rope), tokens.flatten(0, 1), chunk_size=chunk)
+            in_frame = in_chunks(
+                partial(frame_block, rope=rope), tokens.flatten(0, 1), chunk_size=chunk, overwrite=True
+            )
             if mask_alpha > 0 and layer == config.mask_layer:
                 mask_bias, key_bias = self._mask(in_frame, grid, (batch, frames), mask_alpha)
             bias = key_bias if layer in config.masked_layers else None

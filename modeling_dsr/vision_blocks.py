@@ -12,7 +12,7 @@ from .geometry_encoder import eager_attention
 from .vision_rope import apply_axial_rope
 
 
-def in_chunks(function: Callable, *inputs: torch.Tensor, chunk_size: int):
+def in_chunks(function: Callable, *inputs: torch.Tensor, chunk_size: int, overwrite: bool = False):
     """
     `function(*inputs)` for a function that treats each row of the first axis on its own, a few rows at a time.
 
@@ -22,11 +22,12 @@ def in_chunks(function: Callable, *inputs: torch.Tensor, chunk_size: int):
         function: returns a tensor or a tuple of tensors.
         inputs: tensors of the same number of rows.
         chunk_size: rows at a time; 0 means all.
+        overwrite: the first input is not needed any more and has the shape of the one result, which may take its place.
     """
     rows = len(inputs[0])
     if not chunk_size or rows <= chunk_size or torch.is_grad_enabled():
         return function(*inputs)
-    whole: list[torch.Tensor] = []
+    whole: list[torch.Tensor] = [inputs[0]] if overwrite else []
     for start in range(0, rows, chunk_size):
         found = function(*(tensor[start : start + chunk_size] for tensor in inputs))
         parts = (found,) if isinstance(found, torch.Tensor) else found
@@ -49,6 +50,21 @@ class LayerScale(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states * self.gamma
+
+
+def add_scaled(hidden_states: torch.Tensor, update: torch.Tensor, scale: nn.Module) -> torch.Tensor:
+    """`hidden_states + scale(update)` in one pass over memory; `scale` is a [`LayerScale`] or the identity."""
+    if isinstance(scale, LayerScale):
+        return torch.addcmul(hidden_states, update, scale.gamma)
+    return hidden_states + update
+
+
+def add_scaled_(hidden_states: torch.Tensor, update: torch.Tensor, scale: nn.Module) -> None:
+    """[`add_scaled`] in place, for inference."""
+    if isinstance(scale, LayerScale):
+        hidden_states.addcmul_(update, scale.gamma)
+    else:
+        hidden_states.add_(update)
 
 
 def init_layer_scale(module: nn.Module) -> None:
@@ -161,9 +177,14 @@ class VisionBlock(GradientCheckpointingLayer):
             rope, attention_mask: see [`VisionAttention`].
             chunk_size: tokens that pass the MLP at a time, see [`in_chunks`].
         """
-        hidden_states = hidden_states + self.ls1(self.attn(self.norm1(hidden_states), rope, attention_mask))
-        return in_chunks(self.feed_forward, hidden_states.flatten(0, 1), chunk_size=chunk_size).view_as(hidden_states)
+        update = self.attn(self.norm1(hidden_states), rope, attention_mask)
+        return self.feed_forward(add_scaled(hidden_states, update, self.ls1).contiguous(), chunk_size)
 
-    def feed_forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The second half of the block on `[T, dim]`."""
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+    def feed_forward(self, hidden_states: torch.Tensor, chunk_size: int = 0) -> torch.Tensor:
+        """The second half of the block, of contiguous tokens; without gradients in place, `chunk_size` tokens at a time."""
+        if torch.is_grad_enabled():
+            return add_scaled(hidden_states, self.mlp(self.norm2(hidden_states)), self.ls2)
+        tokens = hidden_states.view(-1, hidden_states.shape[-1])
+        for part in tokens.split(chunk_size or len(tokens)):
+            add_scaled_(part, self.mlp(self.norm2(part)), self.ls2)
+        return hidden_states

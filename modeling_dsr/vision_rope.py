@@ -52,5 +52,5 @@ def apply_axial_rope(hidden_states: torch.Tensor, tables: tuple[torch.Tensor, to
     """
     cos, sin = (table.to(hidden_states.dtype) for table in tables)
     frames = hidden_states.unflatten(-2, (-1, len(cos)))  # [..., frames, T, head_dim]
-    swapped = frames.unflatten(-1, (2, 2, -1)).flip(-2).flatten(-3)  # the partner of each channel
+    swapped = frames.unflatten(-1, (2, -1)).roll(cos.shape[-1] // 4, -1).flatten(-2)  # the partner of each channel
     return torch.addcmul(frames * cos, swapped, sin).flatten(-3, -2)
