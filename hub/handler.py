@@ -760,6 +760,11 @@ class Ask(Task):
             arguments = {"images": files.images_of("inputs.images", inputs["images"])}
             content = [{"type": "image"} for _ in arguments["images"]]
             media = {"sizes": [image.size[::-1] for image in arguments["images"]], "frames": [1] * len(content)}
+        if parameters["attention"]:
+            shown = (
+                [Image.fromarray(frame) for frame in arguments["videos"][0]] if kind == "video" else arguments["images"]
+            )
+            media["shown"] = [image.resize(_shrunk(image.size, SHOWN_SIDE)) for image in shown]
         content.append({"type": "text", "text": question})
         self.check_words(processor, question)
         with self.endpoint.processing(model):
@@ -808,12 +813,15 @@ class Ask(Task):
         if "indices" in job.media:
             answer["frames"] = job.media["indices"]
         if attentions is not None:
-            small = [_shrunk(size, 320) for size in job.media["sizes"]]
+            small = [_shrunk(size, SHOWN_SIDE) for size in job.media["sizes"]]
             maps = processor.post_process_geometry_attentions(
                 attentions, target_sizes=small, num_frames=job.media["frames"]
             )
             answer["attention"] = [as_png(_grey(frame, heat.max())) for heat in maps for frame in heat]
         return answer
+
+
+SHOWN_SIDE = 320  # of pictures of attention, in pixels
 
 
 def _shrunk(size, longest: int) -> tuple[int, int]:
@@ -1149,6 +1157,8 @@ class Cad(Task):
         """What came of each program, and the solid of the best one, in the input's place and size."""
         toolkit = importlib.import_module("dsr_toolkit.cad.candidates")
         sandbox, target = self.endpoint.sandbox(), job.media["target"]
+        if hasattr(target, "faces"):  # the repository's class of meshes is not the toolkit's
+            target = toolkit.TriangleMesh(target.vertices, target.faces)
         candidates = toolkit.judge_programs(programs, sandbox, target, seed=job.parameters["seed"])
         best = toolkit.best_candidate(candidates)
         outcome = {

@@ -17,5 +17,6 @@ def assemble(folder: Path) -> Path:
             if file.suffix != ".py":
                 shutil.copyfile(file, target / file.name)
     copy_code(repository)
-    shutil.copyfile(Path(__file__).parents[2] / "hub" / "handler.py", repository / "handler.py")
+    for file in (Path(__file__).parents[2] / "hub").glob("*.py"):
+        shutil.copyfile(file, repository / file.name)
     return repository
