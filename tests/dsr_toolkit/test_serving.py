@@ -1,5 +1,6 @@
 """The batching queue and the application around it, on tiny models of every kind."""
 
+import importlib
 import json
 import os
 import signal
@@ -21,9 +22,11 @@ from dsr_toolkit.serving import handler_module
 from tests.hub import samples
 from tests.hub.compare import different
 
-batching = pytest.importorskip("dsr_toolkit.serving.batching", reason="needs the [serve] extra")
-application = pytest.importorskip("dsr_toolkit.serving.application", reason="needs the [serve] extra")
-testclient = pytest.importorskip("fastapi.testclient", reason="needs httpx")
+for library in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
+    pytest.importorskip(library, reason="needs the extras [serve] and [test]")
+testclient = importlib.import_module("fastapi.testclient")
+application = importlib.import_module("dsr_toolkit.serving.application")
+batching = importlib.import_module("dsr_toolkit.serving.batching")
 
 
 @pytest.fixture(scope="module")
