@@ -575,32 +575,31 @@ class SampleRows(LogitsProcessor):
 
 
 class StopRows(StoppingCriteria):
-    """Ends each row at its own limit."""
+    """Ends each row at its own limit, and counts the tokens that were written: some models lengthen their prompts."""
 
-    def __init__(self, rows: list[Sampling], prompt_length: int):
-        self.ends = torch.tensor([prompt_length + row.max_new_tokens for row in rows])
+    def __init__(self, rows: list[Sampling]):
+        self.limits, self.steps = torch.tensor([row.max_new_tokens for row in rows]), 0
 
     def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
-        return input_ids.shape[1] >= self.ends.to(input_ids.device)
+        self.steps += 1
+        return (self.steps >= self.limits).to(input_ids.device)
 
 
 def generate_rows(model, inputs: dict, rows: list[Sampling]) -> list[tuple[list[int], bool]]:
     """Per row the new tokens, without the one that ends it, and whether there was one."""
-    prompt = inputs["input_ids"].shape[1]
+    stop = StopRows(rows)
     with torch.inference_mode():
         sequences = model.generate(
             **inputs,
             max_new_tokens=max(row.max_new_tokens for row in rows),
             do_sample=False, temperature=None, top_p=None, top_k=None, num_beams=1,
             logits_processor=[SampleRows(rows)] if any(row.temperature for row in rows) else [],
-            stopping_criteria=[StopRows(rows, prompt)],
+            stopping_criteria=[stop],
         )  # fmt: skip
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, (list, tuple)) else [ends])
-    # Without `input_ids` in the output (prompts that are embeddings) only new tokens come back.
-    start = prompt if sequences.shape[1] > prompt or len(sequences[0]) == prompt else 0
     answers = []
-    for tokens, row in zip(sequences[:, start:].tolist(), rows):
+    for tokens, row in zip(sequences[:, sequences.shape[1] - stop.steps :].tolist(), rows):
         tokens = tokens[: row.max_new_tokens]
         end = next((place for place, token in enumerate(tokens) if token in ends), None)
         answers.append((tokens[:end], end is not None))
@@ -690,6 +689,11 @@ class Task:
             (parameters["seed"], candidate),
         )
 
+    @staticmethod
+    def pace(parameters: dict) -> int:
+        """Requests for few tokens do not share a batch with those for many, which would keep their answers back."""
+        return parameters["max_new_tokens"].bit_length() // 3
+
     def check_prompt(self, inputs: dict) -> None:
         length = inputs["input_ids"].shape[1]
         if length > self.limits.prompt_tokens:
@@ -771,7 +775,7 @@ class Ask(Task):
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             encoded = processor(text=[prompt], **arguments, return_tensors="pt")
         self.check_prompt(encoded)
-        return Job(self.NAME, model, (self.NAME, model), dict(encoded), parameters, media)
+        return Job(self.NAME, model, (self.NAME, model, self.pace(parameters)), dict(encoded), parameters, media)
 
     def run(self, jobs):
         model = self.endpoint.model(jobs[0].model)
@@ -1106,7 +1110,7 @@ class Cad(Task):
             encoded = dict(processor(**sample, seed=parameters["seed"], **options))
         self.check_prompt(encoded)
         grid = tuple(encoded["video_grid_thw"][0].tolist()) if "video_grid_thw" in encoded else None
-        key = (self.NAME, model, grid, "point_clouds" in encoded)
+        key = (self.NAME, model, grid, "point_clouds" in encoded, self.pace(parameters))
         return Job(self.NAME, model, key, encoded, parameters, {"target": target}, cost=parameters["candidates"])
 
     def mesh(self, files: Files, given: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -1243,7 +1247,7 @@ class Scene(Task):
             encoded = dict(processor(images, **arguments))
         if question is not None:
             self.check_prompt(encoded)
-        key = (self.NAME, model, question is None, "cam_intrinsics" in encoded)
+        key = (self.NAME, model, question and self.pace(parameters), "cam_intrinsics" in encoded)
         return Job(self.NAME, model, key, encoded, parameters, {"images": images, "question": question})
 
     @staticmethod
@@ -1410,7 +1414,7 @@ class EndpointHandler:
         task = self.tasks[name]
         inputs = read_fields("inputs", data.get("inputs"), task.INPUTS, self.limits)
         parameters = read_fields("parameters", data.get("parameters"), task.PARAMETERS, self.limits)
-        model = self._choose(task, parameters["model"], inputs)
+        model = self._choose(task, parameters["model"])
         try:
             return task.prepare(model, inputs, parameters)
         except RequestError:
@@ -1426,7 +1430,7 @@ class EndpointHandler:
         """The answer as JSON; numbers that are not finite, which JSON does not know, are null."""
         return finite({"task": job.task, "model": job.model, **self.tasks[job.task].finish(job, result)})
 
-    def _choose(self, task: Task, wanted: str | None, inputs: dict) -> str:
+    def _choose(self, task: Task, wanted: str | None) -> str:
         able = self._answering(task)
         if wanted is None:
             return able[0]

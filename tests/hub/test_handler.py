@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,11 +186,28 @@ def test_a_batch_answers_as_lone_requests_do(endpoint, kind):
     ]
     if kind in ("ask", "cad_recode"):
         requests[1]["parameters"] |= {"temperature": 1.2, **({"candidates": 3} if kind == "cad_recode" else {})}
-        requests[2]["parameters"] |= {"max_new_tokens": 3}
+        requests[2]["parameters"] |= {"max_new_tokens": 4}
     jobs = [endpoint.prepare(request) for request in requests]
     assert len({job.key for job in jobs}) == 1
     for job, result, request in zip(jobs, endpoint.run(jobs), requests):
         assert different(endpoint.finish(job, result), endpoint(request)) == []
+
+
+def test_short_answers_do_not_wait_for_long_ones(endpoint):
+    keys = [endpoint.prepare(samples.ask(1, tokens)).key for tokens in (8, 16, 512)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_prompts_that_the_model_lengthens_are_cut_off(endpoint):
+    """One placeholder of -200 per scene, as LLaVA's tokenizers make them, in place of one per scene token."""
+    request = samples.scene(1)
+    expected, job = endpoint(request), endpoint.prepare(request)
+    config, ids = endpoint.model("scene_qformer").config, job.inputs["input_ids"][0]
+    places = (ids == config.image_token_id).nonzero()[:, 0]
+    short = torch.cat([ids[: places[0]], torch.tensor([config.image_token_index]), ids[places[-1] + 1 :]])
+    assert len(places) == config.num_queries and len(short) == len(ids) - len(places) + 1
+    job.inputs |= {"input_ids": short[None], "attention_mask": torch.ones_like(short)[None]}
+    assert endpoint.finish(job, endpoint.run([job])[0])["tokens_written"] == expected["tokens_written"]
 
 
 def test_comparing_answers_sees_differences(endpoint):
@@ -289,6 +307,12 @@ def test_a_limit_that_is_no_number_is_named(monkeypatch):
     monkeypatch.setenv("DSR_LIMIT_PIXELS", "many")
     with pytest.raises(ValueError, match="DSR_LIMIT_"):
         handler_module().Limits.from_environment()
+
+
+def test_readme_lists_every_error():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    for code, (status, _) in handler_module().ERRORS.items():
+        assert f"| `{code}` | {status} |" in text
 
 
 def test_every_field_is_described(endpoint):
