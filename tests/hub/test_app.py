@@ -116,6 +116,7 @@ def test_reconstruct(space, picture):
     space.set_input_files("#reconstruct-images input[type=file]", picture)
     space.wait_for_selector("#reconstruct-images >> text=picture")
     space.click("#reconstruct-run")
+    space.wait_for_selector("text=/Reading the files|is at work|Drawing/")  # progress is told
     assert size_of(space, "#reconstruct-depth img") == [96, 64]
     space.wait_for_selector("#reconstruct-scene canvas", timeout=WAIT)
     space.wait_for_selector("#reconstruct-cameras >> text=camera_to_world")
