@@ -32,6 +32,14 @@ def _default_auto_map(config: PreTrainedConfig, auto_map: dict[str, str]) -> Non
         config.auto_map = dict(auto_map)
 
 
+def _default_pipeline(config: PreTrainedConfig, task: str, implementation: str, auto_class: str) -> None:
+    """Name the pipeline of `pipelines.py` that `transformers.pipeline(task, …)` finds for the model."""
+    if getattr(config, "custom_pipelines", None) is None:
+        config.custom_pipelines = {
+            task: {"impl": f"pipelines.{implementation}", "pt": [auto_class], "type": "multimodal"}
+        }
+
+
 # --------------------------------------------------------------------------------------
 # DSR
 # --------------------------------------------------------------------------------------
@@ -309,6 +317,7 @@ class Pi3Config(PreTrainedConfig):
             self.encoder_config = pi3_encoder_config(**self.encoder_config)
         super().__post_init__(**kwargs)
         _default_auto_map(self, {"AutoConfig": "configuration_dsr.Pi3Config", "AutoModel": "modeling_pi3.Pi3Model"})
+        _default_pipeline(self, "scene-reconstruction", "SceneReconstructionPipeline", "AutoModel")
 
     @property
     def patch_size(self) -> int:
@@ -655,6 +664,7 @@ class Page4DConfig(PreTrainedConfig):
             self,
             {"AutoConfig": "configuration_dsr.Page4DConfig", "AutoModel": "modeling_page4d.Page4DModel"},
         )
+        _default_pipeline(self, "scene-reconstruction", "SceneReconstructionPipeline", "AutoModel")
 
     def _resolve_multiview(self) -> None:
         """Synonyms, defaults that follow from other fields, and the errors that only these fields can have."""
@@ -1077,6 +1087,7 @@ class CadrilleConfig(Qwen2VLConfig):
                 "AutoModelForImageTextToText": "modeling_cadrille.CadrilleForConditionalGeneration",
             },
         )
+        _default_pipeline(self, "cad-generation", "CadGenerationPipeline", "AutoModelForImageTextToText")
 
 
 @strict
@@ -1127,6 +1138,7 @@ class CADRecodeConfig(Qwen2Config):
                 "AutoModelForCausalLM": "modeling_cad_recode.CADRecodeForCausalLM",
             },
         )
+        _default_pipeline(self, "cad-generation", "CadGenerationPipeline", "AutoModelForCausalLM")
 
 
 # --------------------------------------------------------------------------------------
@@ -1242,6 +1254,7 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
                 "AutoModel": "modeling_frozen_qwen_sam.FrozenQwenSAMModel",
             },
         )
+        _default_pipeline(self, "phrase-segmentation", "PhraseSegmentationPipeline", "AutoModel")
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """That of the vision-language model."""

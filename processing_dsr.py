@@ -4,7 +4,10 @@ This file is the same, byte for byte, in the source tree and in the Hub reposito
 transformers, numpy, pillow and the standard library.
 """
 
+import functools
 import importlib
+import inspect
+import json
 import os
 import re
 import warnings
@@ -33,6 +36,38 @@ try:
     from .configuration_dsr import SCENE_CAMERAS, intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
 except ImportError:  # in the source tree both files lie at the root
     from configuration_dsr import SCENE_CAMERAS, intrinsics_problem, page4d_image_size, pi3_image_size, pose_problem
+
+
+def refuses_unreadable(call):
+    """
+    A processor's `__call__` whose arguments of a wrong type or shape end in a ValueError that names them.
+
+    What libraries raise deep inside for such arguments (TypeError, KeyError, …) is its cause.
+    """
+
+    @functools.wraps(call)
+    def checked(self, *args, **kwargs):
+        given = inspect.signature(call).bind(self, *args, **kwargs).arguments
+        try:
+            return call(self, *args, **kwargs)
+        except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            found = [
+                f"`{name}` {_describe(value)}" for name, value in given.items() if name != "self" and value is not None
+            ]
+            raise ValueError(
+                f"{type(self).__name__} cannot read {', '.join(found) or 'nothing at all'} ({type(error).__name__}: {error}). Its "
+                "documentation says what each argument must be."
+            ) from error
+
+    return checked
+
+
+def _describe(value) -> str:
+    """Type and size of an argument, for a message."""
+    if isinstance(value, (list, tuple)):
+        return f"({type(value).__name__} of {len(value)}{f', first {_describe(value[0])}' if value else ''})"
+    shape = getattr(value, "shape", None)
+    return f"({type(value).__name__}{f' {list(shape)}' if shape is not None else ''})"
 
 
 # --------------------------------------------------------------------------------------
@@ -196,6 +231,7 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         self.fixed_second_per_grid_ts = fixed_second_per_grid_ts
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -686,6 +722,7 @@ class GeometryProcessor(ProcessorMixin):
         self.patch_size = patch_size
         super().__init__(**kwargs)
 
+    @refuses_unreadable
     def __call__(
         self,
         images,
@@ -1188,6 +1225,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         names = ["pixel_values", "cam_intrinsics", "cam_extrinsics"]
         return names + (list(self.tokenizer.model_input_names) if self.tokenizer is not None else [])
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -1959,6 +1997,7 @@ class CadrilleProcessor(_SolidProcessor):
             "input_ids", "attention_mask", "point_clouds", "is_pc", "pixel_values_videos", "video_grid_thw", "is_img"
         ]  # fmt: skip
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -2066,6 +2105,28 @@ class CadrilleProcessor(_SolidProcessor):
             prompt += f"{program}<|im_end|>\n"
         return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
+    def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
+        """
+        As of every processor. With `tokenize`, a conversation is one user turn that shows a part's views and may say what is
+        asked, and what is returned are the inputs that `__call__` makes of them: the published prompt has no other turns.
+        """
+        if not tokenize:
+            return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)
+        single = isinstance(conversation[0], dict)
+        images, texts = [], []
+        for turns in [conversation] if single else [getattr(turns, "messages", turns) for turns in conversation]:
+            content = turns[-1]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else None
+            if content is None:
+                roles = [turn["role"] for turn in turns]
+                raise ValueError(
+                    f"Cadrille answers one turn of the user, with no other before or behind it, got {roles}."
+                )
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            views = [_image_of_part(part) for part in parts if part["type"] in ("image", "image_url")]
+            images.append(None if not views else views[0] if len(views) == 1 else views)
+            texts.append(" ".join(part["text"] for part in parts if part["type"] == "text") or None)
+        return self(images=images, text=texts, return_tensors=kwargs.get("return_tensors", "pt"))
+
     # ---- views ---------------------------------------------------------------------------
 
     def render_views(self, mesh, normalization: str = "fit") -> Image.Image:
@@ -2085,6 +2146,16 @@ class CadrilleProcessor(_SolidProcessor):
             text.strip("\n")
             for text in self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
         ]
+
+
+def _image_of_part(part: dict) -> Image.Image:
+    """The image of a part of a message, however it is given there."""
+    given = next(
+        (part[name] for name in ("image", "url", "path", "base64", "image_url") if part.get(name) is not None), None
+    )
+    if given is None:
+        raise ValueError(f"A part of the conversation announces an image and has none: {sorted(part)}.")
+    return load_image(given["url"] if isinstance(given, dict) else given).convert("RGB")
 
 
 def _as_picture(image) -> Image.Image:
@@ -2146,6 +2217,7 @@ class CADRecodeProcessor(_SolidProcessor):
     def model_input_names(self):
         return ["input_ids", "attention_mask", "point_token_mask", "point_cloud"]
 
+    @refuses_unreadable
     def __call__(
         self,
         meshes=None,
@@ -2210,6 +2282,10 @@ class CADRecodeProcessor(_SolidProcessor):
 # --------------------------------------------------------------------------------------
 
 DESCRIPTION_INSTRUCTION = "Please give me a description of the image."
+FIND_PHRASES = (
+    "Here is a description of a picture:\n{text}\n"
+    "List the noun phrases in it that name visible things, word for word, as a JSON array of strings and nothing else."
+)
 # What the published training on referring expressions puts between image and caption: its instruction template, itself
 # wrapped into the chat template. Checkpoints of that training have seen no other.
 PUBLISHED_REFERRING_INSTRUCTION = "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant"
@@ -2263,6 +2339,7 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
 
     # ---- to the model --------------------------------------------------------------------
 
+    @refuses_unreadable
     def __call__(
         self,
         images=None,
@@ -2492,6 +2569,35 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         ]
         prompt, _ = self._prompt(conversation, True)
         return torch.tensor([self._prompt_ids(prompt, num_tokens, 0)])
+
+    def noun_phrase_prompt(self, text: str) -> BatchFeature:
+        """`input_ids` and `attention_mask` `[1, S]` that ask the language model which noun phrases a text has."""
+        conversation = [{"role": "user", "content": [{"type": "text", "text": FIND_PHRASES.format(text=text.strip())}]}]
+        prompt = self.tokenizer.apply_chat_template(
+            conversation, chat_template=self.chat_template, tokenize=False, add_generation_prompt=True
+        )
+        return self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+
+    @staticmethod
+    def noun_phrases(reply: str, text: str) -> list[str]:
+        """
+        The phrases of a reply, a JSON array or lines, that stand in `text`: in its spelling and order, without overlaps.
+
+        What lies within a longer phrase is left out, as is what the text does not hold.
+        """
+        array = re.search(r"\[.*?\]", reply, re.DOTALL)
+        try:
+            listed = json.loads(array[0]) if array else []
+        except ValueError:
+            listed = []
+        listed = listed or [line.strip(" \t-*•0123456789.\"',[]") for line in reply.splitlines()]
+        spans: list[tuple[int, int]] = []
+        wanted = {phrase.strip() for phrase in listed if isinstance(phrase, str) and phrase.strip()}
+        for phrase in sorted(wanted, key=lambda phrase: (-len(phrase), phrase)):
+            found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE)
+            if found and not any(start < found.end() and found.start() < end for start, end in spans):
+                spans.append(found.span())
+        return [text[start:end] for start, end in sorted(spans)]
 
     # ---- back ----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ EXTRAS = {
     "cad": ["cadquery>=2.5", "manifold3d>=3", "trimesh>=4", "scipy"],
     "segment": ["pycocotools>=2.0.8"],
     "scene": ["timm>=1.0", "scipy"],
-    "serve": ["fastapi", "uvicorn", "gradio>=5"],
+    "serve": ["fastapi", "uvicorn", "prometheus_client", "gradio>=5"],
     "train": ["trl>=1.0"],
 }
 EXTRAS["test"] = sorted(
@@ -42,8 +42,9 @@ setup(
     py_modules=["configuration_dsr", "processing_dsr"],
     packages=find_packages(
         include=["modeling_dsr", "convert_weights", "convert_weights.*", "dsr_toolkit", "dsr_toolkit.*"]
-    ),
-    package_data={"dsr_toolkit": ["assets/*"]},
+    )
+    + ["hub"],
+    package_data={"dsr_toolkit": ["assets/*"], "hub": ["*.txt"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dsr=dsr_toolkit.cli:main"]},

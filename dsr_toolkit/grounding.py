@@ -4,15 +4,7 @@ Each function takes a loaded model and its processor, and returns a dict with th
 `FrozenQwenSAMProcessor.post_process_masks` gives them (`result`) and the model's output (`output`).
 """
 
-import json
-import re
-
 import torch
-
-FIND_PHRASES = (
-    "Here is a description of a picture:\n{text}\n"
-    "List the noun phrases in it that name visible things, word for word, as a JSON array of strings and nothing else."
-)
 
 
 def segment_phrases(model, processor, image, phrases: list[str], caption: str | None = None, **options) -> dict:
@@ -77,33 +69,12 @@ def ask_for_phrases(model, processor, text: str, max_new_tokens: int = 128) -> l
     """
     if not text.strip():
         return []
-    conversation = [{"role": "user", "content": [{"type": "text", "text": FIND_PHRASES.format(text=text.strip())}]}]
-    prompt = processor.tokenizer.apply_chat_template(
-        conversation, chat_template=processor.chat_template, tokenize=False, add_generation_prompt=True
-    )
-    ids = processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+    ids = processor.noun_phrase_prompt(text).to(model.device)
     with torch.no_grad():
         reply = model.vlm.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)[
             0, ids["input_ids"].shape[1] :
         ]
-    return phrases_in_reply(processor.tokenizer.decode(reply, skip_special_tokens=True), text)
-
-
-def phrases_in_reply(reply: str, text: str) -> list[str]:
-    """The phrases of a JSON array (or of lines) that stand in `text`, in its spelling and order, without overlaps."""
-    array = re.search(r"\[.*?\]", reply, re.DOTALL)
-    try:
-        listed = json.loads(array[0]) if array else []
-    except ValueError:
-        listed = []
-    listed = listed or [line.strip(" \t-*•0123456789.\"',[]") for line in reply.splitlines()]
-    spans: list[tuple[int, int]] = []
-    wanted = {phrase.strip() for phrase in listed if isinstance(phrase, str) and phrase.strip()}
-    for phrase in sorted(wanted, key=lambda phrase: (-len(phrase), phrase)):
-        found = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.IGNORECASE)
-        if found and not any(start < found.end() and found.start() < end for start, end in spans):
-            spans.append(found.span())
-    return [text[start:end] for start, end in sorted(spans)]
+    return processor.noun_phrases(processor.tokenizer.decode(reply, skip_special_tokens=True), text)
 
 
 def second_look(

@@ -22,3 +22,11 @@ def page():
         browser = running.chromium.launch(executable_path=executable, args=arguments)
         yield browser.new_page(viewport={"width": 1280, "height": 900})
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """A repository folder with a tiny model of every kind: `dsr` at the root, the others in subfolders, all code once."""
+    from tests.hub.repository import assemble
+
+    return assemble(tmp_path_factory.mktemp("repository"))

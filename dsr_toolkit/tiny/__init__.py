@@ -102,13 +102,7 @@ def build(model_type: str, folder: str | Path) -> Path:
     with step(f"Writing tiny checkpoints to {folder / 'sources'}"):
         sources, overrides = write(folder / "sources")
     with step(f"Converting them to {folder / 'hub'}"):
-        report = convert(
-            ARCHITECTURES.get(model_type, model_type),
-            sources,
-            folder / "hub",
-            config_overrides=overrides,
-            progress=False,
-        )
+        report = convert(arch, sources, folder / "hub", config_overrides=overrides, progress=False)
     say(report.table())
     return folder / "hub"
 

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from dsr_toolkit.cli import main
-from dsr_toolkit.grounding import ask_for_phrases, grounded_answer, phrases_in_reply, second_look, segment_phrases
+from dsr_toolkit.grounding import ask_for_phrases, grounded_answer, second_look, segment_phrases
 from dsr_toolkit.loading import load
 from dsr_toolkit.tiny import build
+from processing_dsr import FrozenQwenSAMProcessor
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +135,11 @@ def test_wrong_input_is_told_in_one_line(folder, picture, tmp_path, capsys, argu
     ],
 )
 def test_phrases_are_read_from_the_models_reply(reply, expected):
-    assert phrases_in_reply(reply, "A man in a blue shirt walks a brown dog.") == expected
+    assert FrozenQwenSAMProcessor.noun_phrases(reply, "A man in a blue shirt walks a brown dog.") == expected
 
 
 def test_chinese_phrases_are_read_too():
-    assert phrases_in_reply('["男人", "狗"]', "图片中有 男人 和 狗") == ["男人", "狗"]
+    assert FrozenQwenSAMProcessor.noun_phrases('["男人", "狗"]', "图片中有 男人 和 狗") == ["男人", "狗"]
 
 
 def test_the_model_itself_is_asked_for_phrases(model_and_processor):

@@ -1,0 +1,51 @@
+"""What a server tells Prometheus."""
+
+from __future__ import annotations
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+except ImportError as error:
+    raise ImportError("serving needs prometheus_client: install the extra `[serve]`.") from error
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """Counters of one [`BatchingQueue`], in a registry of their own."""
+
+    def __init__(self, queue):
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "dsr_requests", "requests that came to an end", ["task", "code"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "dsr_request_seconds", "from arrival to answer", ["task"], registry=self.registry,
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+        )  # fmt: skip
+        self._calls = Counter("dsr_model_calls", "batches that a model ran", ["task"], registry=self.registry)
+        self._busy = Counter("dsr_model_seconds", "that a model was busy", ["task"], registry=self.registry)
+        self._sizes = Histogram(
+            "dsr_batch_requests", "requests in a batch", ["task"], buckets=SIZES, registry=self.registry
+        )
+        for name, about, value in (
+            ("dsr_requests_pending", "requests on their way", lambda: queue.pending),
+            ("dsr_requests_waiting", "of these, prepared and waiting for the model", lambda: queue.waiting),
+            ("dsr_models_loaded", "models in memory", lambda: queue.handler.loaded),
+        ):
+            Gauge(name, about, registry=self.registry).set_function(value)
+
+    def ended(self, task: str, code: str, seconds: float) -> None:
+        self._requests.labels(task, code).inc()
+        self._seconds.labels(task).observe(seconds)
+
+    def ran(self, task: str, requests: int, seconds: float) -> None:
+        self._calls.labels(task).inc()
+        self._busy.labels(task).inc(seconds)
+        self._sizes.labels(task).observe(requests)
+
+    def value(self, name: str, **labels) -> float:
+        """A sample by its full name, `dsr_model_calls_total`; 0 where nothing was counted yet."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,366 @@
+"""The Space: every model of the repository in the browser, through the endpoint's own handler.
+
+    python app.py [--model FOLDER] [--host 127.0.0.1] [--port 7860]
+
+Without `--model` it serves what the variable DSR_MODEL names, a Hub repository or a folder, or the folder it lies in.
+"""
+
+import argparse
+import base64
+import importlib.util
+import io
+import json
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).parent
+COLOURS = ((230, 60, 60), (60, 120, 235), (50, 175, 90), (245, 160, 30), (160, 80, 220), (30, 180, 190))
+NO_MASKS = "No phrase of the answer was marked."
+
+
+def _module(name: str):
+    """A file beside this one, as a module."""
+    spec = importlib.util.spec_from_file_location(f"space_{name}", HERE / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Space:
+    """
+    The tabs of what a repository can do.
+
+    Args:
+        endpoint: an `EndpointHandler`. scratch: folder for examples and for files to download.
+    """
+
+    def __init__(self, endpoint, error_class, scratch: Path):
+        self.endpoint, self.error_class, self.scratch = endpoint, error_class, scratch
+        self.examples = _module("examples")
+        self.files = self.examples.write(scratch / "examples")
+        self.busy = threading.Lock()  # a model is for one thread at a time
+
+    # ---- a request -----------------------------------------------------------------------
+
+    def answer(self, task: str, inputs: dict, parameters: dict, progress: gr.Progress):
+        """Job and answer; what is wrong with a request is shown as it is told."""
+        try:
+            progress(0.05, desc="Reading the files")
+            job = self.endpoint.prepare({"task": task, "inputs": inputs, "parameters": parameters})
+            progress(0.3, desc=f"{job.model} is at work; the first time it is loaded")
+            with self.busy:
+                (result,) = self.endpoint.run([job])
+            progress(0.9, desc="Drawing")
+            return job, self.endpoint.finish(job, result)
+        except self.error_class as error:
+            raise gr.Error(error.message, duration=None) from error
+
+    def save(self, name: str, content: str) -> str:
+        """A file of an answer, to be looked at or downloaded."""
+        path = Path(tempfile.mkdtemp(dir=self.scratch)) / name
+        path.write_bytes(base64.b64decode(content))
+        return str(path)
+
+    # ---- tabs ----------------------------------------------------------------------------
+
+    def build(self) -> gr.Blocks:
+        titles = {"ask": "Ask", "reconstruct": "Reconstruct", "segment": "Segment", "cad": "CAD", "scene": "Scene"}
+        with gr.Blocks(title="Spatial models", delete_cache=(3600, 3600)) as blocks:
+            gr.Markdown("# Spatial models\nEvery tab comes with an example; *Run* computes it here and now.")
+            with gr.Tabs():
+                for task, title in titles.items():
+                    if task in self.endpoint.tasks:
+                        with gr.Tab(title, id=task):
+                            getattr(self, f"_{task}_tab")()
+        return blocks
+
+    def _ask_tab(self) -> None:
+        with gr.Row():
+            with gr.Column():
+                video = gr.Video(str(self.files["video"]), label="Video", elem_id="ask-video")
+                images = gr.File(
+                    None, label="or images", file_count="multiple", file_types=["image"], elem_id="ask-images"
+                )
+                question = gr.Textbox("Which way does the camera move?", label="Question", elem_id="ask-question")
+                frames = gr.Slider(2, self.endpoint.limits.frames, 8, step=1, label="Frames of the video")
+                tokens = gr.Slider(1, self.endpoint.limits.new_tokens, 64, step=1, label="Longest answer, in tokens")
+                run = gr.Button("Run", variant="primary", elem_id="ask-run")
+            with gr.Column():
+                answer = gr.Textbox(label="Answer", elem_id="ask-answer", buttons=["copy"])
+                looked = gr.Gallery(label="Where the geometry tokens looked", elem_id="ask-looked", columns=4)
+        run.click(self.ask, [video, images, question, frames, tokens], [answer, looked])
+
+    def ask(self, video, images, question, frames, tokens, progress=gr.Progress()):
+        inputs, parameters = {"question": question}, {"max_new_tokens": int(tokens), "attention": True}
+        if images:
+            inputs["images"] = [Path(image).read_bytes() for image in images]
+        elif video:
+            inputs["video"], parameters["num_frames"] = Path(video).read_bytes(), int(frames)
+        job, answer = self.answer("ask", inputs, parameters, progress)
+        heat = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in answer.get("attention", [])]
+        pictures = [_glowing(picture, frame) for picture, frame in zip(heat, job.media["shown"])]
+        return answer["answer"], [(picture, f"{number + 1}") for number, picture in enumerate(pictures)]
+
+    def _reconstruct_tab(self) -> None:
+        models = self.endpoint.describe()["reconstruct"]["models"]
+        with gr.Row():
+            with gr.Column():
+                images = gr.File(
+                    [str(path) for path in self.files["room"]], label="Images of one scene", file_count="multiple",
+                    file_types=["image"], elem_id="reconstruct-images",
+                )  # fmt: skip
+                video = gr.Video(None, label="or a video", elem_id="reconstruct-video")
+                model = gr.Dropdown(models, value=models[0], label="Model", elem_id="reconstruct-model")
+                confidence = gr.Slider(0, 1, 0.1, label="Leave out points below this confidence")
+                run = gr.Button("Run", variant="primary", elem_id="reconstruct-run")
+            with gr.Column():
+                scene = gr.Model3D(label="Points", display_mode="point_cloud", elem_id="reconstruct-scene")
+                depth = gr.Gallery(label="Depth, near is bright", elem_id="reconstruct-depth", columns=4)
+                cameras = gr.JSON(label="Cameras", elem_id="reconstruct-cameras")
+        run.click(self.reconstruct, [images, video, model, confidence], [scene, depth, cameras])
+
+    def reconstruct(self, images, video, model, confidence, progress=gr.Progress()):
+        if video:
+            inputs = {"video": Path(video).read_bytes()}
+        else:
+            inputs = {"images": [Path(image).read_bytes() for image in images or []]}
+        parameters = {"model": model, "confidence": confidence, "outputs": ["glb", "depth", "mask"]}
+        _, answer = self.answer("reconstruct", inputs, parameters, progress)
+        maps = []
+        for frame in answer["frames"]:
+            depth, mask = (np.load(io.BytesIO(base64.b64decode(frame[name]))) for name in ("depth", "mask"))
+            maps.append((_depth_picture(depth, mask), f"{frame['index']}"))
+        cameras = [
+            {name: frame[name] for name in ("index", "camera_to_world", "intrinsics")} for frame in answer["frames"]
+        ]
+        return self.save("scene.glb", answer["glb"]), maps, {"points": answer["points"], "cameras": cameras}
+
+    def _segment_tab(self) -> None:
+        found = gr.State([])
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(str(self.files["room"][0]), label="Image", type="filepath", elem_id="segment-image")
+                question = gr.Textbox("What is in the picture?", label="Question", elem_id="segment-question")
+                phrases = gr.Textbox(
+                    "", label="Phrases, with commas; with a question, words of its answer", elem_id="segment-phrases"
+                )
+                run = gr.Button("Run", variant="primary", elem_id="segment-run")
+            with gr.Column():
+                answer = gr.HighlightedText(
+                    label="Click a phrase to see its mask",
+                    elem_id="segment-answer",
+                    show_inline_category=False,
+                    interactive=False,
+                )
+                overlay = gr.Image(label="Mask", elem_id="segment-overlay")
+                note = gr.Markdown(elem_id="segment-note")
+        run.click(self.segment, [image, question, phrases], [answer, overlay, note, found])
+        answer.select(self.show_mask, [image, found], [overlay, note])
+
+    def segment(self, image, question, phrases, progress=gr.Progress()):
+        inputs = {"image": Path(image).read_bytes()} if image else {}
+        if question.strip():
+            inputs["question"] = question
+        if listed := [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]:
+            inputs["phrases"] = listed
+        _, answer = self.answer("segment", inputs, {"mask_format": "png", "max_new_tokens": 64}, progress)
+        entries = answer["phrases"]
+        overlay = self._masked(image, entries, range(len(entries)))
+        note = "" if entries else NO_MASKS
+        return _highlighted(answer.get("answer"), entries), overlay, note, entries
+
+    def show_mask(self, image, entries, event: gr.SelectData):
+        label = event.value[1] if isinstance(event.value, (list, tuple)) else None
+        if not label:
+            raise gr.Error("This part of the answer has no mask.")
+        number = int(label) - 1
+        entry = entries[number]
+        return self._masked(
+            image, entries, [number]
+        ), f"**{entry['phrase']}**: score {entry['score']:.2f}, box {entry['box']}"
+
+    def _masked(self, image, entries, numbers) -> Image.Image:
+        """The image with some masks in colour."""
+        from PIL import ImageOps
+
+        picture = np.asarray(ImageOps.exif_transpose(Image.open(image)).convert("RGB")).astype(np.float32)
+        for number in numbers:
+            mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(entries[number]["mask"])))).astype(bool)
+            picture[mask] = 0.45 * picture[mask] + 0.55 * np.array(COLOURS[number % len(COLOURS)])
+        return Image.fromarray(picture.astype(np.uint8))
+
+    def _cad_tab(self) -> None:
+        models = self.endpoint.describe()["cad"]["models"]
+        with gr.Row():
+            with gr.Column():
+                part = gr.File(
+                    str(self.files["part"]),
+                    label="A binary STL file, or points (.npy)",
+                    file_types=[".stl", ".npy"],
+                    elem_id="cad-part",
+                )
+                images = gr.File(
+                    None, label="or 1, 2 or 4 views", file_count="multiple", file_types=["image"], elem_id="cad-images"
+                )
+                text = gr.Textbox("", label="or a description", elem_id="cad-text")
+                model = gr.Dropdown(models, value=models[0], label="Model", elem_id="cad-model")
+                candidates = gr.Slider(
+                    1, self.endpoint.limits.candidates, 1, step=1, label="Candidates; the closest is kept"
+                )
+                tokens = gr.Slider(1, self.endpoint.limits.new_tokens, 256, step=1, label="Longest program, in tokens")
+                run = gr.Button("Run", variant="primary", elem_id="cad-run")
+            with gr.Column():
+                program = gr.Code(
+                    self.examples.PROGRAM, language="python", label="Program", interactive=True, elem_id="cad-program"
+                )
+                again = gr.Button("Run this program", elem_id="cad-execute")
+                note = gr.Markdown(elem_id="cad-note")
+                picture = gr.Image(label="Solid", elem_id="cad-picture")
+                step = gr.File(label="STEP", elem_id="cad-step")
+        given = [part, images, text, model]
+        run.click(self.cad, [*given, candidates, tokens], [program, note, picture, step])
+        again.click(self.execute, [program, *given], [note, picture, step])
+
+    def cad(self, part, images, text, model, candidates, tokens, progress=gr.Progress()):
+        parameters = {"model": model, "candidates": int(candidates), "max_new_tokens": int(tokens)}
+        job, answer = self.answer("cad", self._part(part, images, text), parameters, progress)
+        outcome = self._run_programs(answer["programs"], job, progress)
+        best = outcome.get("best") or 0
+        return answer["programs"][best], *self._solid(outcome)
+
+    def execute(self, program, part, images, text, model, progress=gr.Progress()):
+        """The program as it stands in the editor, which people may have changed."""
+        request = {"task": "cad", "inputs": self._part(part, images, text), "parameters": {"model": model}}
+        try:
+            job = self.endpoint.prepare(request)
+        except self.error_class as error:
+            raise gr.Error(error.message, duration=None) from error
+        return self._solid(self._run_programs([program], job, progress))
+
+    def _part(self, part, images, text) -> dict:
+        if text.strip():
+            return {"text": text}
+        if images:
+            return {"images": [Path(image).read_bytes() for image in images]}
+        if not part:
+            return {}
+        content = Path(part).read_bytes()
+        return {"points" if part.lower().endswith(".npy") else "stl": content}
+
+    def _run_programs(self, programs, job, progress) -> dict:
+        progress(0.92, desc=f"Running {len(programs)} program(s) in the sandbox")
+        try:
+            return self.endpoint.tasks["cad"].execute(programs, job)
+        except (self.error_class, ImportError) as error:
+            return {"best": None, "candidates": [], "message": f"Programs are not run here: {error}"}
+
+    def _solid(self, outcome: dict):
+        """Note, picture and STEP file of what came of programs."""
+        tried = [
+            f"{number + 1}: {one['code']} {one['message']}".strip() for number, one in enumerate(outcome["candidates"])
+        ]
+        note = "\n\n".join(filter(None, [outcome.get("message"), *(f"`{line}`" for line in tried)]))
+        if outcome["best"] is None:
+            return note, None, None
+        picture = Image.open(io.BytesIO(base64.b64decode(outcome["picture"])))
+        return f"{note}\n\nvolume {outcome['volume']:.4g}", picture, self.save("part.step", outcome["step"])
+
+    def _scene_tab(self) -> None:
+        names = list(self.examples.CAMERAS)
+        with gr.Row():
+            with gr.Column():
+                images = []
+                for row in (names[:3], names[3:]):
+                    with gr.Row():
+                        for name in row:
+                            street = str(self.files["street"][name])
+                            images.append(
+                                gr.Image(street, label=name, type="filepath", height=160, elem_id=f"scene-{name}")
+                            )
+                calibration = gr.File(str(self.files["calibration"]), label="calibration.json", file_types=[".json"])
+                question = gr.Textbox("", label="Question (models with a language model)", elem_id="scene-question")
+                run = gr.Button("Run", variant="primary", elem_id="scene-run")
+            with gr.Column():
+                answer = gr.Textbox(label="Answer", elem_id="scene-answer")
+                picture = gr.Image(label="Where the scene tokens look", elem_id="scene-picture")
+                shares = gr.Label(label="Attention per camera", elem_id="scene-shares")
+        run.click(self.scene, [calibration, question, *images], [answer, picture, shares])
+
+    def scene(self, calibration, question, *images, progress=gr.Progress()):
+        given = {name: Path(image).read_bytes() for name, image in zip(self.examples.CAMERAS, images) if image}
+        inputs = {"images": given}
+        if calibration:
+            try:
+                inputs["calibration"] = json.loads(Path(calibration).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise gr.Error(f"The calibration is no JSON: {error}") from error
+        if question.strip():
+            inputs["question"] = question
+        _, answer = self.answer("scene", inputs, {"max_new_tokens": 64}, progress)
+        picture = Image.open(io.BytesIO(base64.b64decode(answer["picture"])))
+        return answer.get("answer", f"{answer['shape'][0]} scene tokens"), picture, answer["attention"]
+
+
+def _glowing(heat: Image.Image, frame: Image.Image) -> Image.Image:
+    """A frame in grey, coloured black, red, yellow, white where heat is 0 … 255."""
+    share = np.asarray(heat).astype(np.float32)[..., None] / 255
+    grey = np.asarray(frame.convert("L").convert("RGB")).astype(np.float32)
+    colours = 255 * (3 * share - np.arange(3)).clip(0, 1)
+    weight = 0.7 * np.sqrt(share)
+    return Image.fromarray((grey * (1 - weight) + colours * weight).astype(np.uint8))
+
+
+def _depth_picture(depth: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """Inverse depth between its 2nd and 98th percentile; what is not to be trusted is dark."""
+    inverse = 1 / np.maximum(np.abs(depth), 1e-6)
+    low, high = np.percentile(inverse, (2, 98))
+    level = ((inverse - low) / max(high - low, 1e-12)).clip(0, 1)
+    return Image.fromarray((255 * level * np.where(mask, 1.0, 0.35)).astype(np.uint8))
+
+
+def _highlighted(answer: str | None, entries: list[dict]) -> list[tuple[str, str | None]]:
+    """Pieces of an answer, phrases with their number; without an answer the phrases alone."""
+    if answer is None:
+        return [(entry["phrase"], str(number + 1)) for number, entry in enumerate(entries)]
+    pieces, place = [], 0
+    for number, entry in sorted(enumerate(entries), key=lambda item: item[1]["start"]):
+        if entry["start"] < place:
+            continue
+        pieces += [(answer[place : entry["start"]], None), (answer[entry["start"] : entry["end"]], str(number + 1))]
+        place = entry["end"]
+    return [piece for piece in (*pieces, (answer[place:], None)) if piece[0]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default=os.environ.get("DSR_MODEL", str(HERE)), help="a repository: folder or Hub name"
+    )
+    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    options = parser.parse_args(arguments)
+    folder = options.model
+    if not Path(folder).is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(folder)
+    handler = _module("handler")
+    endpoint = handler.EndpointHandler(folder, device=options.device)
+    with tempfile.TemporaryDirectory(prefix="space-") as scratch:
+        space = Space(endpoint, handler.RequestError, Path(scratch))
+        space.build().queue(default_concurrency_limit=4, max_size=32).launch(
+            server_name=options.host, server_port=options.port, max_file_size=endpoint.limits.bytes, allowed_paths=[scratch],
+            theme=gr.themes.Default(font="sans-serif", font_mono="monospace"), ssr_mode=False,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
