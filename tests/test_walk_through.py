@@ -1,4 +1,4 @@
-"""The whole way, for tiny versions of all models: published layouts → convert → hub → verify → load → pipeline."""
+"""The whole way of tiny versions of all models: published layouts → convert → hub → verify → load → pipeline → handler."""
 
 import importlib
 import json
@@ -11,6 +11,7 @@ import pytest
 
 from convert_weights import HubReport
 from dsr_toolkit.tiny import SOURCES
+from tests.hub import samples
 
 main = importlib.import_module("convert_weights.__main__").main
 WORKER = Path(__file__).with_name("walk_worker.py")
@@ -33,10 +34,13 @@ def test_from_published_checkpoints_to_answers(tmp_path, capsys):
     assert HubReport.load(repository).models.keys() == SOURCES.keys()
     assert main(["verify", str(repository)]) == 0, capsys.readouterr().err  # loads and runs each, isolated
 
-    job = {"repository": str(repository), "answers": str(tmp_path / "answers.json")}
+    requests = {name: make() for name, make in samples.GOOD.items()}
+    job = {"repository": str(repository), "requests": requests, "answers": str(tmp_path / "answers.json")}
     (tmp_path / "job.json").write_text(json.dumps(job))
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     variables |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([sys.executable, "-P", WORKER, tmp_path / "job.json"], cwd=tmp_path, env=variables, check=True)
     steps = json.loads((tmp_path / "answers.json").read_text())
     assert {name: problem for name, (problem, _) in steps.items() if problem} == {}
+    answers = steps["handler"][1]
+    assert answers.keys() == requests.keys() and all(answers.values())
