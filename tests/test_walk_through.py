@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from convert_weights import HubReport
-from dsr_toolkit.tiny import SOURCES
+from dsr_toolkit.tiny import SOURCES, VARIANTS
 from tests.hub import samples
 
 main = importlib.import_module("convert_weights.__main__").main
@@ -21,17 +21,18 @@ WORKER = Path(__file__).with_name("walk_worker.py")
 def test_from_published_checkpoints_to_answers(tmp_path, capsys):
     """By the command line where there is one; what loads, loads in processes that cannot see the source tree."""
     models = []
-    for kind, write in SOURCES.items():
+    recipes = {**{kind: (kind, write) for kind, write in SOURCES.items()}, **VARIANTS}
+    for kind, (architecture, write) in recipes.items():
         sources, overrides = write(tmp_path / kind / "sources")
         (tmp_path / kind / "overrides.json").write_text(json.dumps(overrides))
         named = [option for name, path in sources.items() for option in ("--source", f"{name}={path}")]
         output = tmp_path / kind / "converted"
         options = ["--config", str(tmp_path / kind / "overrides.json"), "--output", str(output), "--quiet"]
-        assert main([kind, *named, *options]) == 0, kind
+        assert main([architecture, *named, *options]) == 0, kind
         models += ["--model", f"{kind}={output}"]
     repository = tmp_path / "repository"
     assert main(["hub", *models, "--output", str(repository), "--quiet"]) == 0
-    assert HubReport.load(repository).models.keys() == SOURCES.keys()
+    assert HubReport.load(repository).models.keys() == recipes.keys()
     assert main(["verify", str(repository)]) == 0, capsys.readouterr().err  # loads and runs each, isolated
 
     requests = {name: make() for name, make in samples.GOOD.items()}
