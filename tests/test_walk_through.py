@@ -1,4 +1,4 @@
-"""The whole way of tiny versions of all models: published layouts → convert → hub → verify → load → pipeline → handler."""
+"""Tiny versions of all models: published layouts → convert → hub → verify → load → pipeline → handler."""
 
 import importlib
 import json
