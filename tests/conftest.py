@@ -25,8 +25,8 @@ def page():
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory):
+def repository():
     """A repository folder with a tiny model of every kind: `dsr` at the root, the others in subfolders, all code once."""
-    from tests.hub.repository import assemble
+    from tests.convert_weights import repositories
 
-    return assemble(tmp_path_factory.mktemp("repository"))
+    return repositories.repository()

@@ -1,4 +1,4 @@
-"""The whole way, for tiny versions of all models: published layouts → convert → hub → verify → load → pipeline."""
+"""The whole way, for tiny versions of all models: published layouts → convert → hub → verify → load → pipelines → handler."""
 
 import importlib
 import json
