@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from transformers.generation import LogitsProcessor, StoppingCriteria
+from transformers.generation import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 logger = logging.getLogger(__name__)
 
@@ -1487,7 +1487,12 @@ class EndpointHandler:
                     if kind == "scene_qformer" and self.has_language_model(name):
                         auto = AutoModelForImageTextToText
                     logger.info("loading %s", name)
-                    self._loaded[name] = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
+                    model = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
+                    folder = self.path / self._subfolders[name]
+                    if (folder / "generation_config.json").is_file():
+                        # transformers 5.17 takes that of the root for a model in a subfolder.
+                        model.generation_config = GenerationConfig.from_pretrained(folder)
+                    self._loaded[name] = model
         return self._loaded[name]
 
     def _load(self, auto, name: str, **options):

@@ -231,6 +231,13 @@ def test_prompts_that_the_model_lengthens_are_cut_off(endpoint):
     assert endpoint.finish(job, endpoint.run([job])[0])["tokens_written"] == expected["tokens_written"]
 
 
+def test_models_in_subfolders_have_their_own_generation_settings(endpoint, repository):
+    for name in ("scene_qformer", "cadrille", "cad_recode"):
+        stored = json.loads((repository / name / "generation_config.json").read_text())
+        stored.pop("transformers_version")
+        assert stored.items() <= endpoint.model(name).generation_config.to_dict().items()
+
+
 def test_comparing_answers_sees_differences(endpoint):
     answer = endpoint(samples.reconstruct())
     other = endpoint(samples.reconstruct(1))
