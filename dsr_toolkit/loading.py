@@ -17,6 +17,7 @@ AUTO_CLASS = {
     "cadrille": AutoModelForImageTextToText,
     "cad_recode": AutoModelForCausalLM,
 }
+REPOSITORY = "repository"  # in place of a model type: models of every type together
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -24,7 +25,8 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
     """
     Where to load from, and whether those weights are random.
 
-    Nothing given, or a Hub repository that is neither cached nor within reach: the tiny model of `model_type`. A folder
+    Nothing given, or a Hub repository that is neither cached nor within reach: the tiny model of `model_type`, or all of
+    them for `REPOSITORY`. A folder
     or repository that does not exist is an error, never replaced. In a repository of several models, the one in the
     subfolder `model_type` is meant where the root holds another kind; OWNER/NAME/SUBFOLDER names one.
     """
@@ -86,6 +88,6 @@ def load(
 
 
 def _tiny(model_type: str) -> str:
-    from .tiny import hub_folder
+    from .tiny import hub_folder, repository_folder
 
-    return str(hub_folder(model_type))
+    return str(repository_folder() if model_type == REPOSITORY else hub_folder(model_type))

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from transformers.generation import LogitsProcessor, StoppingCriteria
+from transformers.generation import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 logger = logging.getLogger(__name__)
 
@@ -849,6 +849,7 @@ class Reconstruct(Task):
     PARAMETERS = {
         "num_frames": Field("integer", "frames taken of the video, evenly spread", 16, 1, "frames"),
         "outputs": Field("texts", "what to return beside the cameras", ("glb",), choices=OUTPUTS),
+        "views": Field("integer", "the images are so many synchronised views of one time after another", None, 1, "images"),
         "confidence": Field("number", "points below it are left out of glb and mask", 0.1, 0, 1),
         "edge_tolerance": Field("number", "so are points where depth jumps by this part of it; 0 keeps them", 0.03, 0, 1e6),
         "max_points": Field("integer", "of the glb file", 100_000, 1, "points"),
@@ -867,8 +868,13 @@ class Reconstruct(Task):
             numbers = list(range(len(images)))
             if len(images) > self.limits.frames:
                 raise RequestError("too_large", f"`inputs.images` holds more than {self.limits.frames} frames.")
+        views = parameters["views"]
+        if views is not None and len(images) % views:
+            raise RequestError("invalid_input", f"{len(images)} images are no whole number of times {views} views.")
         with self.endpoint.processing(model):
             encoded = dict(processor(images))
+        if views is not None and self.endpoint.knows_views(model):  # others see them as one sequence
+            encoded["pixel_values"] = encoded["pixel_values"].unflatten(1, (-1, views))
         # Maps at the size at which the model sees the frames, never enlarged.
         boxes, sizes = encoded.pop("image_boxes"), encoded.pop("original_sizes")
         seen = (boxes[..., 2:] - boxes[..., :2]).flip(-1).round().to(sizes.dtype)
@@ -1347,6 +1353,10 @@ AUTO_CLASS = {
 }
 
 
+# Switches of a PAGE-4D configuration that are on only in models for synchronised views.
+VIEW_PARTS = ("enable_dual_stream", "enable_dynamic_mask", "enable_sparse_global", "enable_epipolar")
+
+
 class EndpointHandler:
     """
     Every model of a repository folder, loaded when it is first asked for.
@@ -1365,7 +1375,7 @@ class EndpointHandler:
         self.limits = limits or Limits.from_environment()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype, self.allow_missing = dtype, allow_missing
-        self.models, self._subfolders, self._with_language = self._find_models()
+        self.models, self._subfolders, self._facts = self._find_models()
         self.tasks = {name: task(self) for name, task in TASKS.items() if self._answering(task)}
         if not self.tasks:
             raise ValueError(
@@ -1374,9 +1384,9 @@ class EndpointHandler:
         self._loaded, self._processors, self._sandbox = {}, {}, None
         self._lock, self._locks = threading.RLock(), {name: threading.RLock() for name in self.models}
 
-    def _find_models(self) -> tuple[dict[str, str], dict[str, str], dict[str, bool]]:
-        """Model type, subfolder and whether there is a language model, by name: the subfolder's, or of the root its type."""
-        types, subfolders, language = {}, {}, {}
+    def _find_models(self) -> tuple[dict[str, str], dict[str, str], dict[str, dict]]:
+        """Model type, subfolder and what it can do, by name: the subfolder's, or of the root its type."""
+        types, subfolders, facts = {}, {}, {}
         for file in [self.path / "config.json", *sorted(self.path.glob("*/config.json"))]:
             if not file.is_file():
                 continue
@@ -1384,8 +1394,11 @@ class EndpointHandler:
             at_root = file.parent == self.path
             name = config.get("model_type") if at_root else file.parent.name
             types[name], subfolders[name] = config.get("model_type"), "" if at_root else file.parent.name
-            language[name] = config.get("text_config") is not None
-        return types, subfolders, language
+            facts[name] = {
+                "language": config.get("text_config") is not None,
+                "views": any(config.get(part) for part in VIEW_PARTS),
+            }
+        return types, subfolders, facts
 
     def _answering(self, task) -> list[str]:
         """Names of the models that can do a task, best first."""
@@ -1443,7 +1456,11 @@ class EndpointHandler:
     # ---- models --------------------------------------------------------------------------
 
     def has_language_model(self, name: str) -> bool:
-        return self._with_language[name]
+        return self._facts[name]["language"]
+
+    def knows_views(self, name: str) -> bool:
+        """Whether a reconstruction model was made for synchronised views."""
+        return self._facts[name]["views"]
 
     @property
     def loaded(self) -> int:
@@ -1467,10 +1484,15 @@ class EndpointHandler:
                 if name not in self._loaded:
                     kind = self.models[name]
                     auto = AUTO_CLASS.get(kind, AutoModel)
-                    if kind == "scene_qformer" and self._with_language[name]:
+                    if kind == "scene_qformer" and self.has_language_model(name):
                         auto = AutoModelForImageTextToText
                     logger.info("loading %s", name)
-                    self._loaded[name] = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
+                    model = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
+                    folder = self.path / self._subfolders[name]
+                    if (folder / "generation_config.json").is_file():
+                        # transformers 5.17 takes that of the root for a model in a subfolder.
+                        model.generation_config = GenerationConfig.from_pretrained(folder)
+                    self._loaded[name] = model
         return self._loaded[name]
 
     def _load(self, auto, name: str, **options):

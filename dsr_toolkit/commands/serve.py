@@ -58,7 +58,7 @@ def run(args) -> None:
     except ImportError as error:
         raise ImportError(f"serving needs the extra `[serve]` ({error}).") from error
     with step("Loading libraries"):
-        from ..loading import DTYPES, resolve
+        from ..loading import DTYPES, REPOSITORY, resolve
         from ..serving import handler_module
         from ..serving.batching import BatchingQueue
     if args.dtype not in DTYPES:
@@ -66,7 +66,7 @@ def run(args) -> None:
 
     endpoint = handler_module()
     limits = read_limits(args.limit, endpoint.Limits)
-    source, is_random = resolve(args.model, "dsr")
+    source, is_random = resolve(args.model, REPOSITORY)
     if not Path(source).is_dir():
         from huggingface_hub import snapshot_download
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -115,13 +116,31 @@ def hub_folder(model_type: str) -> Path:
     """
     if model_type not in SOURCES | VARIANTS:
         raise ValueError(f"There is no tiny {model_type!r} model; there are {', '.join(SOURCES | VARIANTS)}.")
+    return _kept(model_type, lambda work: build(model_type, work))
+
+
+def repository_folder() -> Path:
+    """The tiny models of every type in one repository, as `python -m convert_weights hub` assembles it; kept likewise."""
+    from convert_weights import assemble
+
+    def make(work: Path) -> Path:
+        models = {kind: hub_folder(kind) for kind in SOURCES}
+        with step(f"Assembling them in {work / 'repository'}"):
+            assemble(models, work / "repository", progress=False)
+        return work / "repository"
+
+    return _kept("repository", make)
+
+
+def _kept(name: str, make: Callable[[Path], Path]) -> Path:
+    """The folder that `make` makes within a scratch folder, from the cache if it is there."""
     cache = Path(constants.HF_HOME) / "dsr-tiny"
-    folder = cache / f"{model_type}-{_fingerprint()}"
+    folder = cache / f"{name}-{_fingerprint()}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=cache))
         try:
-            os.rename(build(model_type, work), folder)
+            os.rename(make(work), folder)
         except OSError:
             if not folder.is_dir():  # another process may have been quicker
                 raise
@@ -138,6 +157,7 @@ def _fingerprint() -> str:
 
     packages = [Path(module.__file__).parent for module in (modeling_dsr, convert_weights)] + [Path(__file__).parent]
     files = [Path(configuration_dsr.__file__), Path(processing_dsr.__file__)]
+    files += sorted((Path(__file__).parents[2] / "hub").glob("*.py"))
     files += sorted(file for package in packages for file in package.glob("*.py"))
     digest = hashlib.sha256()
     for file in files:

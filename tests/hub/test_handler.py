@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dsr_toolkit.serving import handler_module
+from dsr_toolkit.tiny import build
 from tests.hub import samples
 from tests.hub.compare import different
 
@@ -88,6 +89,26 @@ def test_reconstruct_returns_what_was_asked_for(endpoint):
     assert arrays["points"].shape == (56, 72, 3) and arrays["mask"].dtype == bool
     np.testing.assert_allclose(frame["camera_to_world"], np.eye(4), atol=1e-5)  # the first camera is the world
     assert base64.b64decode(answer["glb"])[:4] == b"glTF"
+
+
+def test_reconstruct_takes_synchronised_views(tmp_path):
+    folder = build("page4d_multiview", tmp_path)
+    alone = handler_module().EndpointHandler(str(folder))
+    request = samples.reconstruct(model="page4d", outputs=["depth"], views=2)
+    request["inputs"]["images"] = [samples.encoded(samples.picture(seed)) for seed in range(4)]
+    answer = alone(request)
+    processor = alone.processor("page4d")
+    inputs = processor([Image.open(io.BytesIO(samples.picture(seed))) for seed in range(4)])
+    with torch.no_grad():
+        outputs = alone.model("page4d")(inputs["pixel_values"].unflatten(1, (2, 2)))
+    (scene,) = processor.post_process_geometry(outputs, inputs["original_sizes"], inputs["image_boxes"])
+    found = np.load(io.BytesIO(base64.b64decode(answer["frames"][3]["depth"])))
+    assert len(answer["frames"]) == 4
+    np.testing.assert_allclose(found, scene.depth[3], rtol=1e-4)
+    answer = alone(request | {"parameters": request["parameters"] | {"views": None}})
+    assert np.abs(np.load(io.BytesIO(base64.b64decode(answer["frames"][3]["depth"]))) - found).max() > 1e-3
+    request["inputs"]["images"].pop()
+    assert refused(alone, request).code == "invalid_input"
 
 
 def test_glb_files_hold_the_points(tmp_path):
@@ -208,6 +229,13 @@ def test_prompts_that_the_model_lengthens_are_cut_off(endpoint):
     assert len(places) == config.num_queries and len(short) == len(ids) - len(places) + 1
     job.inputs |= {"input_ids": short[None], "attention_mask": torch.ones_like(short)[None]}
     assert endpoint.finish(job, endpoint.run([job])[0])["tokens_written"] == expected["tokens_written"]
+
+
+def test_models_in_subfolders_have_their_own_generation_settings(endpoint, repository):
+    for name in ("scene_qformer", "cadrille", "cad_recode"):
+        stored = json.loads((repository / name / "generation_config.json").read_text())
+        stored.pop("transformers_version")
+        assert stored.items() <= endpoint.model(name).generation_config.to_dict().items()
 
 
 def test_comparing_answers_sees_differences(endpoint):
