@@ -505,6 +505,24 @@ def test_mask_head_and_strengths_receive_gradients(gating):
             assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_mask_trains_the_trunk_only_if_wished(detach):
+    model = random_model(detach_mask_input=detach).train()
+    model(images(), mask_labels=patches()).losses["mask"].backward()
+    reached = any(p.grad is not None and p.grad.abs().max() > 0 for p in model.aggregator.parameters())
+    assert reached == (not detach)
+
+
+def test_learned_numbers_start_where_the_configuration_says():
+    wished = dict(
+        lambda_pose=0.5, lambda_geo=1.0, lambda_pose_t=1.5, lambda_geo_t=2.0, lambda_kpt=2.5, alpha=3.0, beta=3.5
+    )
+    new = Page4DModel(tiny_config(enable_sparse_global=True, **wished)).multiview
+    names = ("lambda_pose_logit", "lambda_geo_logit", "lambda_pose_t_logit", "lambda_geo_t_logit", "lambda_kpt")
+    found = [getattr(new, name).item() for name in names]
+    assert [*found, new.dynamic_mask_head.alpha.item(), new.dynamic_mask_head.beta.item()] == list(wished.values())
+
+
 def test_masks_alone_train_too():
     out = random_model().train()(images(), mask_labels=patches())
     assert set(out.losses) == {"mask", "consistency", "separation"}
