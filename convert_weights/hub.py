@@ -183,6 +183,8 @@ def _inside(name: str, file: str) -> str:
 def beside_files() -> dict[str, Path]:
     """Files of `hub/` by their name in the repository: the endpoint's handler and what it requires."""
     found = [path for path in sorted(BESIDE.glob("*")) if path.suffix in (".py", ".txt") and path.name != "__init__.py"]
+    if missing := {"handler.py", "requirements.txt"} - {path.name for path in found}:
+        raise FileNotFoundError(errno.ENOENT, f"lacks {sorted(missing)}: install the library whole", str(BESIDE))
     return {path.name: path for path in found}
 
 

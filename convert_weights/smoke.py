@@ -48,7 +48,10 @@ def dsr(processor, model):
 
 
 def geometry(processor, model):
-    return {"pixel_values": processor(pictures(2))["pixel_values"]}
+    pixel_values = processor(pictures(4))["pixel_values"]
+    if getattr(model.config, "enable_dual_stream", False):  # made for synchronised views: two times of two
+        pixel_values = pixel_values.unflatten(1, (2, 2))
+    return {"pixel_values": pixel_values}
 
 
 def frozen_qwen_sam(processor, model):

@@ -76,7 +76,8 @@ class DynamicMaskHead(nn.Module):
             The mask in (0, 1) and the head's own logits, `[B, T, V, P, 1]` each.
         """
         own = (
-            self.mask_head(patches.flatten(0, 2).transpose(1, 2).unflatten(2, grid))
+            # Contiguous: with channels last, the last digit of torch 2.11 depends on where the weights lie.
+            self.mask_head(patches.flatten(0, 2).transpose(1, 2).unflatten(2, grid).contiguous())
             .flatten(1)
             .view(*patches.shape[:4], 1)
         )

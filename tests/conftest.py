@@ -26,7 +26,7 @@ def page():
 
 @pytest.fixture(scope="session")
 def repository():
-    """A repository folder with a tiny model of every kind: `dsr` at the root, the others in subfolders, all code once."""
+    """A tiny model of every kind, assembled: `dsr` at the root, the others in subfolders. Not to be changed."""
     from tests.convert_weights import repositories
 
     return repositories.repository()

@@ -1,10 +1,12 @@
 """Isolated half of `tests/test_walk_through.py`: an assembled repository, used as its users do.
 
-Run as `python -P walk_worker.py JOB.json`. Imports nothing of the library: what runs comes from the
-repository. The job holds `repository` and `answers`, the file to write: by step, "" or what went wrong, and the result.
+Run as `python -P walk_worker.py JOB.json`. Imports nothing of the library: pipelines and the endpoint's handler come
+from the repository. The job holds `repository`, `requests` of the handler by name, and `answers`, the file to write: by
+step, "" or what went wrong, and what it answered.
 """
 
 import importlib.abc
+import importlib.util
 import json
 import sys
 import traceback
@@ -24,9 +26,6 @@ class NoSourceTree(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, NoSourceTree())
 
-import base64  # noqa: E402
-import io  # noqa: E402
-
 import numpy as np  # noqa: E402
 import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -35,80 +34,78 @@ JOB = json.loads(Path(sys.argv[1]).read_text())
 REPOSITORY = JOB["repository"]
 
 
-def picture():
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (84, 112, 3), dtype=np.uint8))
+def picture(size=(84, 112)):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def image_text_pipeline():
-    """The root's own task, as transformers offers it for any model of this kind."""
-    answer = transformers.pipeline("image-text-to-text", model=REPOSITORY, trust_remote_code=True)
-    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "What moves?"}]
-    (found,) = answer(text=[{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False)
+def build(task, name):
+    """A pipeline as transformers makes it of a repository's subfolder."""
+    processor = transformers.AutoProcessor.from_pretrained(REPOSITORY, subfolder=name, trust_remote_code=True)
+    where = {"model_kwargs": {"subfolder": name}} if name else {}
+    parts = {"processor": processor, "tokenizer": getattr(processor, "tokenizer", None)}
+    pipe = transformers.pipeline(task, model=REPOSITORY, trust_remote_code=True, **parts, **where)
+    assert type(pipe.model).__module__.startswith("transformers_modules."), type(pipe.model)
+    return pipe
+
+
+def image_text_to_text(name):
+    pipe = build("image-text-to-text", name)
+    text = getattr(pipe.processor, "prompt", "What moves?")
+    content = [{"type": "image", "image": picture((268, 268))}, {"type": "text", "text": text}]
+    (found,) = pipe(text=[{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False)
     assert isinstance(found["generated_text"], str), found
+    return found["generated_text"]
 
 
-def points():
-    return np.random.default_rng(0).uniform(-1, 1, (300, 3)).astype(np.float32)
+def scene_reconstruction(name):
+    scene = build("scene-reconstruction", name)([picture(), picture()])
+    assert scene.depth.shape == (2, 84, 112) and scene.depth.isfinite().all()
+    return list(scene.points.shape)
 
 
-def custom_pipelines():
-    """Those that the configurations in the subfolders name."""
-    calls = {
-        "pi3": ("scene-reconstruction", {"scene": [picture()]}),
-        "page4d": ("scene-reconstruction", {"scene": [picture()]}),
-        "frozen_qwen_sam": ("phrase-segmentation", {"image": picture(), "phrases": ["a block"]}),
-        "cadrille": ("cad-generation", {"points": points(), "max_new_tokens": 4}),
-        "cad_recode": ("cad-generation", {"points": points(), "max_new_tokens": 4}),
-    }
-    for name, (task, inputs) in calls.items():
-        processor = transformers.AutoProcessor.from_pretrained(REPOSITORY, subfolder=name, trust_remote_code=True)
-        options = {"model_kwargs": {"subfolder": name}, "trust_remote_code": True}
-        tokenizer = getattr(processor, "tokenizer", None)
-        pipe = transformers.pipeline(task, model=REPOSITORY, processor=processor, tokenizer=tokenizer, **options)
-        assert type(pipe).__module__.startswith("transformers_modules."), type(pipe)
-        assert pipe(**inputs), name
+def phrase_segmentation(name):
+    found = build("phrase-segmentation", name)(picture(), phrases=["a thing", "a wall"])
+    assert found["masks"].shape == (2, 84, 112)
+    return list(found["masks"].shape)
 
 
-def handler():
-    """The endpoint, from the repository's own file, for every task and every model."""
-    sys.path.insert(0, REPOSITORY)
-    from handler import EndpointHandler
+def cad_generation(name):
+    points = np.random.default_rng(0).random((300, 3), dtype=np.float32)
+    (program,) = build("cad-generation", name)(points=points, max_new_tokens=4)
+    assert isinstance(program, str)
+    return program
 
-    stream = io.BytesIO()
-    picture().save(stream, "PNG")
-    image = base64.b64encode(stream.getvalue()).decode()
-    cameras = ("FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT")
-    matrices = {"intrinsics": [[90, 0, 56], [0, 90, 42], [0, 0, 1]], "extrinsics": np.eye(4).tolist()}
-    few = {"max_new_tokens": 3}
-    requests = [
-        ("ask", {"question": "What moves?", "images": [image]}, few),
-        ("reconstruct", {"images": [image]}, {"model": "pi3"}),
-        ("reconstruct", {"images": [image]}, {"model": "page4d"}),
-        ("segment", {"image": image, "phrases": ["a block"]}, {}),
-        ("cad", {"points": points().tolist()}, {"model": "cadrille", **few}),
-        ("cad", {"points": points().tolist()}, {"model": "cad_recode", **few}),
-        (
-            "scene",
-            {
-                "images": {f"CAM_{name}": image for name in cameras},
-                "calibration": {f"CAM_{name}": matrices for name in cameras},
-            },
-            {},
-        ),
-    ]
-    endpoint = EndpointHandler(REPOSITORY)
-    for task, inputs, parameters in requests:
-        answer = endpoint({"task": task, "inputs": inputs, "parameters": parameters})
-        assert answer["task"] == task and json.dumps(answer, allow_nan=False)
+
+def handler(*_):
+    """Every request answered by the repository's own `handler.py`."""
+    specification = importlib.util.spec_from_file_location("handler", Path(REPOSITORY) / "handler.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["handler"] = module
+    specification.loader.exec_module(module)
+    endpoint = module.EndpointHandler(REPOSITORY)
+    return {name: endpoint(request) for name, request in JOB["requests"].items()}
+
+
+STEPS = [
+    (image_text_to_text, ""),
+    (image_text_to_text, "cadrille"),
+    (scene_reconstruction, "pi3"),
+    (scene_reconstruction, "page4d"),
+    (phrase_segmentation, "frozen_qwen_sam"),
+    (cad_generation, "cadrille"),
+    (cad_generation, "cad_recode"),
+    (handler, ""),
+]
 
 
 def main():
     answers = {}
-    for step in (image_text_pipeline, custom_pipelines, handler):
+    for step, name in STEPS:
+        label = f"{step.__name__} {name}".strip()
         try:
-            answers[step.__name__] = ["", step()]
+            answers[label] = ["", step(name)]
         except Exception:  # each step is told of
-            answers[step.__name__] = [traceback.format_exc()[-3000:], None]
+            answers[label] = [traceback.format_exc()[-3000:], None]
     Path(JOB["answers"]).write_text(json.dumps(answers))
 
 

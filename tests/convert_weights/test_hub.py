@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 import modeling_dsr  # noqa: F401  registers the classes
 from convert_weights import HubReport, assemble, verify
 from convert_weights.card import check_card
+from convert_weights.hub import BESIDE
 from convert_weights.remote_code import code_files
 from convert_weights.repository import try_out
 from convert_weights.smoke import INPUTS
@@ -53,6 +54,12 @@ def test_the_code_at_the_root_is_the_library_s():
     assert {path.name for path in repository().glob("*.py")} >= code_files().keys()
     for name, path in code_files().items():
         assert (repository() / name).read_bytes() == path.read_bytes()
+
+
+def test_the_endpoint_s_files_lie_beside_the_weights():
+    for name in ("handler.py", "requirements.txt"):
+        assert (repository() / name).read_bytes() == (BESIDE / name).read_bytes()
+        assert name in report().files
 
 
 def test_identical_tensors_are_reported_with_their_bytes():

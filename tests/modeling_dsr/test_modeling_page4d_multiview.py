@@ -13,8 +13,10 @@ from modeling_dsr.multiview_attention import (
     epipolar_distance,
     fundamental_matrices,
     key_biased_attention,
+    time_biased_attention,
     widened_attention,
 )
+from modeling_dsr.vision_rope import axial_rope_tables, patch_positions
 from processing_dsr import GeometryProcessor
 from tests.model_checks import ModelChecks, randomize
 
@@ -353,26 +355,36 @@ def test_views_may_change_places(options):
         torch.testing.assert_close(one[name][:, :, places], other[name], atol=5e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("time_pos", ["rope", "alibi"])
-def test_only_differences_of_times_count(time_pos):
-    """Two times swapped with their images see the same distance; three times in another order do not."""
-    model = random_model(enable_dual_stream=False, time_pos=time_pos)
+def test_only_differences_of_rotary_times_count():
+    model = random_model(enable_dual_stream=False, time_pos="rope")
     block, rows = (
         model.aggregator.frame_blocks[0],
         torch.randn(1, 4, 1, 11, 32, generator=torch.Generator().manual_seed(1)),
     )
-    from modeling_dsr.vision_rope import axial_rope_tables, patch_positions
 
     def attend(moments):
         places = patch_positions(2, 3, 5).repeat(4, 1)
         rope = axial_rope_tables(places, 16, 100.0, torch.tensor(moments).repeat_interleave(11))
-        rope = rope if time_pos == "rope" else axial_rope_tables(patch_positions(2, 3, 5), 16, 100.0)
         return model.multiview._time(block, rows, rope)
 
     with torch.no_grad():
         torch.testing.assert_close(attend([0, 1, 2, 3]), attend([7, 8, 9, 10]), atol=1e-5, rtol=1e-5)
-        if time_pos == "rope":
-            assert not torch.allclose(attend([0, 1, 2, 3]), attend([0, 2, 4, 6]), atol=1e-4)
+        assert not torch.allclose(attend([0, 1, 2, 3]), attend([0, 2, 4, 6]), atol=1e-4)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_alibi_subtracts_distances_of_times_by_slopes_of_heads(biased):
+    attn = random_model().aggregator.frame_blocks[0].attn
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 2, 12, 16, generator=generator) for _ in range(3))  # three times of four tokens
+    bias = torch.randn(2, 12, generator=generator) if biased else None
+    times = torch.arange(3).repeat_interleave(4)
+    slopes = torch.tensor([2.0**-4, 2.0**-8]).view(2, 1, 1)  # of two heads
+    logits = query @ key.mT * attn.scaling - slopes * (times[:, None] - times).abs()
+    logits = logits if bias is None else logits + bias[:, None, None]
+    expected = (logits.softmax(-1) @ value).transpose(1, 2)
+    found = time_biased_attention(attn, query, key, value, 3, bias)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def dense_sparse(model) -> Page4DModel:
