@@ -1490,7 +1490,7 @@ class EndpointHandler:
                     model = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
                     folder = self.path / self._subfolders[name]
                     if (folder / "generation_config.json").is_file():
-                        # transformers 5.17 takes that of the root for a model in a subfolder.
+                        # transformers (5.17 to 5.23) reads the one at the root where the repository is a local folder.
                         model.generation_config = GenerationConfig.from_pretrained(folder)
                     self._loaded[name] = model
         return self._loaded[name]

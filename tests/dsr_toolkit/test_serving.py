@@ -359,7 +359,7 @@ def _seeded(kind: str, number: int) -> dict:
 
 
 @pytest.mark.slow
-def test_load_of_good_and_broken_requests(repository, record_property):
+def test_load_of_good_and_broken_requests(repository):
     """200 requests from 16 clients, a tenth of them broken: right answers, clear errors, no memory or thread lost."""
     psutil = pytest.importorskip("psutil")
     requests = mixed_requests(200, 0.1)
@@ -369,11 +369,12 @@ def test_load_of_good_and_broken_requests(repository, record_property):
 
     with Server(repository, "--max-requests", "16") as server, ThreadPoolExecutor(16) as clients:
         process = psutil.Process(server.process.pid)
-        list(clients.map(server.post, [request for request, _ in mixed_requests(64, 0.1)]))  # models and threads are up
+        every = [request for request, _ in requests]
+        list(clients.map(server.post, every))  # models and threads are up, and have seen every size
         time.sleep(3)  # idle servers give memory back
         memory, threads = process.memory_info().rss, process.num_threads()
         calls = metric(server, "dsr_model_calls_total")
-        answers = list(clients.map(server.post, [request for request, _ in requests]))
+        answers = list(clients.map(server.post, every))
         time.sleep(3)
         memory_after, threads_after = process.memory_info().rss, process.num_threads()
         calls = metric(server, "dsr_model_calls_total") - calls
