@@ -67,7 +67,7 @@ def time_biased_attention(attn, query, key, value, frames: int, bias: torch.Tens
     slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1, device=query.device) / heads)
     distance = (times[:, None] - times).abs()  # [T of the key, T of the query]
     columns = -slopes[:, None, None] * distance.repeat_interleave(length // frames, 0)  # [heads, L, T]
-    rows = F.one_hot(times, frames).repeat_interleave(length // frames, 0)  # [L, T]
+    rows = (times[:, None] == times).repeat_interleave(length // frames, 0)  # [L, T], one true in each row
     if bias is not None:
         columns = columns + bias[:, None, :, None]  # every query chooses exactly one column
     else:

@@ -19,6 +19,7 @@ from modeling_dsr.multiview_attention import (
 from modeling_dsr.vision_rope import axial_rope_tables, patch_positions
 from processing_dsr import GeometryProcessor
 from tests.model_checks import ModelChecks, randomize
+from tests.modeling_dsr.test_modeling_page4d import CountSynchronisations
 
 PATCH = 14
 GEOMETRY = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf")
@@ -487,6 +488,23 @@ def test_no_bias_of_all_pairs_is_ever_built(options):
     with Largest() as largest, torch.no_grad():
         model(images(1, 3, 3, 4, 5), ext_mask=patches(1, 3, 3, 20))
     assert largest.size < 3 * 25  # tokens of the shortest sequence
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        SPARSE,
+        SPARSE | dict(sparse_strategy="memory_bank"),
+        SPARSE | dict(sparse_strategy="dilated"),
+        dict(time_pos="alibi", use_gating=True),
+    ],
+)
+def test_the_host_never_waits_for_the_device(options):
+    model = random_model(**options)
+    with CountSynchronisations() as counter, torch.no_grad():
+        model(images(1, 3, 2), ext_mask=patches(1, 3))
+    assert counter.found == []
 
 
 # --------------------------------------------------------------------------------------
