@@ -87,23 +87,35 @@ def index_of(shards: list[Shard]) -> dict:
 
 
 class Hasher:
-    """sha256 in a thread of its own: hashing costs about as much as writing, and both leave Python's lock."""
+    """
+    sha256 in a thread of its own: hashing costs about as much as writing, and both leave Python's lock.
+
+    Two `SimpleQueue`s and not one `Queue` of limited size: an interruption in the middle of that one's Python code can lose
+    the call that wakes the thread, and who then waits for the digest waits for ever.
+    """
+
+    AHEAD = 4  # pieces that may wait
 
     def __init__(self):
         self._hash = hashlib.sha256()
-        self._queue: queue.Queue = queue.Queue(maxsize=4)
+        self._pieces: queue.SimpleQueue = queue.SimpleQueue()
+        self._places: queue.SimpleQueue = queue.SimpleQueue()
+        for _ in range(self.AHEAD):
+            self._places.put(None)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        while (data := self._queue.get()) is not None:
+        while (data := self._pieces.get()) is not None:
             self._hash.update(data)
+            self._places.put(None)
 
     def update(self, data) -> None:
-        self._queue.put(data)
+        self._places.get()
+        self._pieces.put(data)
 
     def hexdigest(self) -> str:
-        self._queue.put(None)
+        self._pieces.put(None)
         self._thread.join()
         return self._hash.hexdigest()
 
