@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-from transformers.generation import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers.generation import LogitsProcessor, StoppingCriteria
 
 logger = logging.getLogger(__name__)
 
@@ -1487,12 +1487,7 @@ class EndpointHandler:
                     if kind == "scene_qformer" and self.has_language_model(name):
                         auto = AutoModelForImageTextToText
                     logger.info("loading %s", name)
-                    model = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
-                    folder = self.path / self._subfolders[name]
-                    if (folder / "generation_config.json").is_file():
-                        # transformers (5.17 to 5.23) reads the one at the root where the repository is a local folder.
-                        model.generation_config = GenerationConfig.from_pretrained(folder)
-                    self._loaded[name] = model
+                    self._loaded[name] = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
         return self._loaded[name]
 
     def _load(self, auto, name: str, **options):

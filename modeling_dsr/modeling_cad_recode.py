@@ -14,6 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2Mode
 
 from .chunked_loss import logits_and_loss
 from .configuration_dsr import CADRecodeConfig
+from .generation_settings import OwnGenerationSettings
 from .point_encoder import FourierPointEncoder, check_points, find_point_tokens, plain_attention_mask, write_points
 
 
@@ -84,7 +85,7 @@ class CADRecodeModel(Qwen2Model):
         )
 
 
-class CADRecodeForCausalLM(Qwen2ForCausalLM):
+class CADRecodeForCausalLM(OwnGenerationSettings, Qwen2ForCausalLM):
     """[`CADRecodeModel`] with a language-model head: CadQuery programs from point clouds."""
 
     config: CADRecodeConfig

@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditional
 
 from .chunked_loss import logits_and_loss
 from .configuration_dsr import CadrilleConfig
+from .generation_settings import OwnGenerationSettings
 from .multimodal_rope import multimodal_positions
 from .point_encoder import FourierPointEncoder, check_points, find_point_tokens, write_points
 from .token_layout import count_media
@@ -171,7 +172,7 @@ class CadrilleModel(Qwen2VLModel):
         return positions
 
 
-class CadrilleForConditionalGeneration(Qwen2VLForConditionalGeneration):
+class CadrilleForConditionalGeneration(OwnGenerationSettings, Qwen2VLForConditionalGeneration):
     """[`CadrilleModel`] with a language-model head: CadQuery programs from points, views or text."""
 
     config: CadrilleConfig

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput, is_timm_available
 
 from .configuration_dsr import SceneQFormerConfig
+from .generation_settings import OwnGenerationSettings
 from .scene_decoder import SceneAttention, SceneDecoder, SceneDeformableAttention, start_with
 from .scene_map_head import (
     SceneMapDecoder,
@@ -371,7 +372,7 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         )[None, None]
 
 
-class SceneQFormerForConditionalGeneration(SceneQFormerPreTrainedModel, GenerationMixin):
+class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPreTrainedModel, GenerationMixin):
     """
     A language model that reads scene tokens in the place of its prompt's placeholders; with `config.map_config` also a
     map detector.

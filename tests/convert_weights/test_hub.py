@@ -264,6 +264,16 @@ def test_an_interrupted_assembly_is_continued(tmp_path):
     assert HubReport.load(output) == report()
 
 
+@pytest.mark.parametrize("kind", ["cadrille", "cad_recode", "scene_qformer"])
+def test_a_model_in_a_subfolder_generates_by_its_own_settings(kind):
+    """transformers reads those at the root of a local repository, which are another model's."""
+    auto_class = AutoModelForCausalLM if kind == "cad_recode" else AutoModelForImageTextToText
+    stored = json.loads((repository() / kind / "generation_config.json").read_text())
+    model = auto_class.from_pretrained(repository(), subfolder=kind)
+    found = model.generation_config.to_dict()
+    assert {name: found.get(name) for name in stored} == stored and not found.get("repetition_penalty")
+
+
 def test_links_take_no_space(tmp_path):
     models = {kind: folders()[kind] for kind in ("dsr", "cad_recode")}
     assert assemble(models, tmp_path / "repo", link=True, progress=False).shared
