@@ -23,7 +23,7 @@ EXTRAS = {
     "segment": ["pycocotools>=2.0.8"],
     "scene": ["timm>=1.0", "scipy"],
     "serve": ["fastapi", "uvicorn", "prometheus_client", "gradio>=5"],
-    "train": ["trl>=1.0"],
+    "train": ["trl>=1.0", "matplotlib>=3.8"],
 }
 EXTRAS["test"] = sorted(
     {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy"}

@@ -11,7 +11,7 @@ import sys
 
 from .console import say
 
-COMMANDS = ("demo", "ask", "reconstruct", "segment", "cad", "scene", "eval", "convert", "serve")
+COMMANDS = ("demo", "ask", "reconstruct", "segment", "cad", "scene", "train", "eval", "convert", "serve")
 
 
 def main(argv: list[str] | None = None) -> int:

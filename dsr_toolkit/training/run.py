@@ -1,0 +1,248 @@
+"""Recipes carried out: stage after stage, resumed where they stopped, with everything beside the model that tells of it."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import PrinterCallback
+
+import modeling_dsr  # noqa: F401  registers this library's classes: the code inside a model's folder is never run
+
+from ..console import say, step
+from .card import write_card
+from .journal import Journal, draw_curves, need_matplotlib
+from .recipe import Recipe, Stage, find
+from .rows import Rows
+from .trainer import SpatialTrainer
+
+RECIPE, MODEL, METRICS, DONE = "recipe.json", "model", "metrics.json", "done.json"
+# What a recipe need not say again.
+DEFAULTS = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 50,
+    "save_total_limit": 2,
+    "remove_unused_columns": False,
+    "dataloader_pin_memory": False,
+}
+
+
+@dataclass
+class Trained:
+    """A finished recipe: the folder of its model (weights, processor, code, card) and the figures of its last evaluation."""
+
+    model: Path
+    metrics: dict[str, float]
+
+
+def train(
+    recipe: Recipe,
+    output: str | Path,
+    resume: bool = False,
+    finished: dict[str, Path] | None = None,
+) -> Trained:
+    """
+    Carry out a recipe.
+
+    Args:
+        recipe: its stages are run in order, each into a folder of its name in `output`.
+        output: a new folder; `output/model` will be the result, `output/recipe.json` repeats the run.
+        resume: go on in `output`, where the same recipe stopped: finished stages are kept, the others continue from their
+            last whole checkpoint and end as if nothing had happened.
+        finished: {recipe's name: folder of its model} of required recipes that were run already; the others are run
+            first, into `output/requires`.
+    """
+    from .recipe import load_recipe
+
+    output = Path(output)
+    _begin(recipe, output, resume)
+    folders = dict(finished or {})
+    for name in recipe.requires:
+        if name not in folders:
+            folder = output / "requires" / name.split("/")[-1]
+            say(f"Recipe {recipe.name} needs {name}:")
+            folders[name] = train(load_recipe(name), folder, resume=folder.exists(), finished=folders).model
+    for stage in recipe.stages:
+        folders[stage.name] = _run_stage(recipe, stage, output / stage.name, folders, resume)
+    last = output / recipe.stages[-1].name
+    metrics = _read_json(last / METRICS) or {}
+    if _is_main() and not (output / DONE).exists():
+        shutil.copytree(folders[recipe.stages[-1].name], output / MODEL, dirs_exist_ok=True)
+        write_card(recipe, output)
+        _write_json(output / DONE, {"metrics": metrics})
+    _wait()
+    return Trained(output / MODEL, metrics)
+
+
+def _begin(recipe: Recipe, output: Path, resume: bool) -> None:
+    need_matplotlib()
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; choose a folder.")
+    earlier = _read_json(output / RECIPE)
+    if earlier is not None and not resume:
+        raise ValueError(f"--output {output} holds a run already; choose another folder, or go on with --resume.")
+    if earlier is None and output.is_dir() and any(output.iterdir()):
+        raise ValueError(f"--output {output} is not empty and holds no run of `dsr train`; choose another folder.")
+    if earlier is not None and earlier != json.loads(recipe.to_json()):
+        raise ValueError(
+            f"--resume: {output / RECIPE} differs from the recipe asked for. Repeat the settings of that run, or pass the "
+            "file itself as --recipe."
+        )
+    _wait()
+    if _is_main():
+        output.mkdir(parents=True, exist_ok=True)
+        (output / RECIPE).write_text(recipe.to_json(), encoding="utf-8")
+    _wait()
+
+
+def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Path], resume: bool) -> Path:
+    done = folder / DONE
+    if resume and done.is_file():
+        say(f"Stage {stage.name} is finished.")
+        return folder / MODEL
+    if stage.make is not None:
+        with step(f"{recipe.name}, stage {stage.name}: {stage.make}"):
+            if _is_main():
+                shutil.rmtree(folder / MODEL, ignore_errors=True)  # of an interrupted run: nothing but ours is there
+                folder.mkdir(parents=True, exist_ok=True)
+                find(stage.make)(folders, folder / MODEL, **stage.options)
+                _write_json(done, {})
+            _wait()
+        return folder / MODEL
+    arguments = training_arguments(stage, folder / "checkpoints")
+    set_seed(arguments.seed)
+    model, processor = make_model(stage.model, folders)
+    if stage.freeze is not None:
+        model.freeze(stage.freeze)
+    trainer = make_trainer(stage, model, processor, arguments, folder)
+    checkpoint = last_whole_checkpoint(arguments.output_dir) if resume else None
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    say(
+        f"{recipe.name}, stage {stage.name}: {type(model).__name__}, {trained:,} of {total:,} parameters train"
+        + (f", from {checkpoint}" if checkpoint else "")
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = {}
+    if stage.evaluation is not None:
+        metrics = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items() if k.startswith("eval_")}
+    trainer.save_model(str(folder / MODEL))
+    if _is_main():
+        draw_curves(folder)
+        _write_json(folder / METRICS, metrics)
+        _write_json(done, {"steps": trainer.state.global_step})
+    _wait()
+    return folder / MODEL
+
+
+def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
+    """Trainer's arguments of a stage. On the CPU each process computes with one thread unless OMP_NUM_THREADS says so."""
+    settings = {**DEFAULTS, **stage.arguments}
+    if settings.get("eval_strategy") is None and stage.evaluation is not None and settings.get("eval_steps"):
+        settings["eval_strategy"] = "steps"
+    arguments = TrainingArguments(output_dir=str(output_dir), **settings)
+    if arguments.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # contended threads cost up to ten times
+    return arguments
+
+
+def make_trainer(stage: Stage, model, processor, arguments: TrainingArguments, folder: Path) -> SpatialTrainer:
+    rows = make_rows(stage.data)
+    if rows.endless and arguments.max_steps <= 0:
+        raise ValueError(f"stage {stage.name!r}: its rows have no end, so `max_steps` is needed.")
+    journal = Journal(folder)
+    collate = find(stage.collator) if stage.collator else type(processor).training_collator
+    trainer = SpatialTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=None if stage.evaluation is None else make_rows(stage.evaluation),
+        data_collator=collate(processor, **stage.collator_options),
+        processing_class=processor,
+        callbacks=[journal],
+        learning_rates=stage.learning_rates,
+        measure=find(stage.measure) if stage.measure else None,
+        show=find(stage.show) if stage.show else None,
+        shown=stage.shown,
+        on_shown=journal.keep_samples,
+    )
+    trainer.remove_callback(PrinterCallback)  # the journal tells the same, in fewer words
+    return trainer
+
+
+def make_rows(data: dict) -> Rows:
+    """The rows that `data` of a [`Stage`] describes."""
+    unknown = sorted(set(data) - {"rows", "seed", "count", "options"})
+    if unknown or "rows" not in data:
+        raise ValueError(f"`data` must have `rows` and may have `seed`, `count`, `options`, got {sorted(data)}.")
+    seed = data.get("seed", 0)
+    return Rows(find(data["rows"])(seed=seed, **data.get("options", {})), seed, data.get("count"))
+
+
+def make_model(spec: dict, folders: dict[str, Path]):
+    """(model, processor) as `model` of a [`Stage`] says."""
+    kinds = [kind for kind in ("path", "build", "stage", "recipe") if kind in spec]
+    if len(kinds) != 1:
+        raise ValueError(f"`model` must have one of `path`, `build`, `stage`, `recipe`, got {sorted(spec)}.")
+    if kinds == ["build"]:
+        model, processor = find(spec["build"])(**spec.get("options", {}))
+        return model, processor
+    source = spec[kinds[0]]
+    if kinds != ["path"]:
+        if source not in folders:
+            raise ValueError(f"`model` refers to {source!r}, which is no earlier stage or required recipe.")
+        source = str(folders[source])
+    options = {"subfolder": spec["subfolder"]} if spec.get("subfolder") else {}
+    config = AutoConfig.from_pretrained(source, **options)
+    model = auto_class(config).from_pretrained(source, dtype=spec.get("dtype", "float32"), **options)
+    return model, AutoProcessor.from_pretrained(source, **options)
+
+
+def auto_class(config):
+    """The Auto class that loads what a configuration says was saved."""
+    saved = (config.architectures or [""])[0]
+    if saved.endswith("ForConditionalGeneration"):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM if saved.endswith("ForCausalLM") else AutoModel
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint that was written to its end: Trainer's state comes last."""
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        if path.name.split("-")[-1].isdecimal() and _read_json(path / "trainer_state.json") is not None:
+            found.append((int(path.name.split("-")[-1]), path))
+    return str(max(found)[1]) if found else None
+
+
+def _read_json(path: Path):
+    """None where there is no such file, or one that was not finished."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _wait() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,129 @@
+"""transformers' Trainer with what spatial models need beside the loss: its terms, rate groups, measures, predictions."""
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+
+from .measures import Measures
+from .rows import Rows
+
+ROWS = "rows_of_the_batch"
+
+
+class WithRows:
+    """A collator that hands its rows on beside the batch, for measures that compare with the truth in them."""
+
+    def __init__(self, collator: Callable):
+        self.collator = collator
+
+    def __call__(self, rows: list[dict]) -> dict:
+        return {**self.collator(rows), ROWS: rows}
+
+
+class SpatialTrainer(Trainer):
+    """
+    Args:
+        learning_rates: {regular expression: rate} by parameter name; see [`Stage`].
+        measure, show: functions; see [`Stage`]. shown: rows that `show` gets.
+        on_shown: called with (step, what `show` returned).
+
+    The other arguments are those of Trainer. Training logs also hold the mean of each term of `outputs.losses`.
+    """
+
+    def __init__(self, *args, learning_rates=None, measure=None, show=None, shown=4, on_shown=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.learning_rates = learning_rates or {}
+        self.measure, self.show, self.shown, self.on_shown = measure, show, shown, on_shown
+        self._terms: dict[str, list[torch.Tensor]] = {}
+        self._measures = Measures()
+
+    # ---- training ------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, Rows) and dataset.endless:
+            return SequentialSampler(dataset)
+        return super()._get_train_sampler(train_dataset)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.learning_rates:
+            model = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(model))
+            groups = rate_groups(model, self.learning_rates, self.args.learning_rate, self.args.weight_decay, decayed)
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **settings)
+        return super().create_optimizer(model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            for name, value in (getattr(outputs, "losses", None) or {}).items():
+                self._terms.setdefault(name, []).append(value.detach().float().mean())
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            terms = {f"loss_{name}": torch.stack(values).mean().item() for name, values in self._terms.items()}
+            logs = {**logs, **terms}
+            self._terms.clear()
+        super().log(logs, *args, **kwargs)
+
+    # ---- evaluation ----------------------------------------------------------------------
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        plain, self.data_collator = self.data_collator, WithRows(self.data_collator)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = plain
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss, always, and the measures of this batch: no output leaves the batch."""
+        rows = inputs.pop(ROWS, None)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            items = self._get_num_items_in_batch([inputs], self.args.device)
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
+            if self.measure is not None and rows is not None:
+                bare = self.accelerator.unwrap_model(model)
+                self._measures.add(self.measure(bare, self.processing_class, rows, inputs, outputs))
+        return loss.detach().mean(), None, None
+
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        self._measures = Measures()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        found = self._measures.result(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        if self.show is not None and self.on_shown is not None and self.is_world_process_zero():
+            count = min(self.shown, len(self.eval_dataset))
+            model, was_training = self.accelerator.unwrap_model(self.model), self.model.training
+            with torch.no_grad():
+                shown = self.show(model.eval(), self.processing_class, [self.eval_dataset[i] for i in range(count)])
+            model.train(was_training)
+            self.on_shown(self.state.global_step, shown)
+        return output
+
+
+def rate_groups(model, rates: dict[str, float], default: float, weight_decay: float, decayed: set[str]) -> list[dict]:
+    """
+    The optimizer's groups: trainable parameters by learning rate, and in each those that decay apart from the others.
+
+    Raises:
+        ValueError: a pattern that finds no trainable parameter.
+    """
+    groups: dict[tuple[float, float], list] = {}
+    used = set()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        pattern = next((pattern for pattern in rates if re.search(pattern, name)), None)
+        used.add(pattern)
+        key = (default if pattern is None else rates[pattern], weight_decay if name in decayed else 0.0)
+        groups.setdefault(key, []).append(parameter)
+    unused = [pattern for pattern in rates if pattern not in used]
+    if unused:
+        raise ValueError(f"`learning_rates` has patterns that find no trainable parameter: {unused}.")
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
