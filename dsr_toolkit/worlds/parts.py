@@ -1,0 +1,100 @@
+"""
+Parts: random sketch-and-extrude programs, their solids, surface points, meshes, views and a line of text.
+
+The programs are in the published style of CAD-Recode and Cadrille. Coordinates are whole numbers within ±100 on a grid of
+5, and a part's bounding box is centred with a longest side of 200. numpy alone makes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import wrap
+
+import numpy as np
+
+from .parts_families import draw_part
+from .parts_program import write_program
+from .parts_solid import Solid
+from .world import World
+
+
+@dataclass
+class PartSample:
+    """
+    Args:
+        name: of the sample, from seed and index.
+        family: "box", "cylinder", "ring", "plate", "prism", "bracket", "stepped" or "pocket".
+        solid: the exact solid; coordinates of the program, within ±100.
+        program: CadQuery source that leaves the solid in `r`.
+        text: one line that says all that the program says.
+        points, normals: `[count, 3]` float32 of the true surface, in the program's coordinates.
+    """
+
+    name: str
+    family: str
+    solid: Solid
+    program: str
+    text: str
+    points: np.ndarray
+    normals: np.ndarray
+
+    def mesh(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices `[V, 3]` and faces `[F, 3]` of a closed mesh in the program's coordinates."""
+        return self.solid.mesh()
+
+    def views(self, count: int = 4):
+        """The published views as one PIL picture, as `CadrilleProcessor.render_views` makes it of the mesh."""
+        from processing_dsr import VIEW_DIRECTIONS, TriangleMesh, compose_views, render_mesh
+
+        mesh = TriangleMesh(*self.mesh()).moved(1 / 200, 0.5)
+        return compose_views([render_mesh(mesh, direction) for direction in VIEW_DIRECTIONS[:count]])
+
+
+class PartsWorld(World):
+    """
+    Args:
+        seed: see [`World`].
+        num_points: points on the surface of a sample.
+    """
+
+    def __init__(self, seed: int, num_points: int = 2048):
+        super().__init__(seed)
+        if num_points < 0:
+            raise ValueError(f"`num_points` must be at least 0, got {num_points}.")
+        self.num_points = num_points
+
+    def sample(self, index: int) -> PartSample:
+        family, solid, text = draw_part(self.generator(index, "part"))
+        points, normals = solid.sample_surface(self.num_points, self.generator(index, "points"))
+        return PartSample(
+            f"{self.seed}-{index:06d}",
+            family,
+            solid,
+            write_program(solid),
+            text,
+            points.astype(np.float32),
+            normals.astype(np.float32),
+        )
+
+
+def contact_sheet(sample: PartSample):
+    """The part's text, views, points and program as one PIL picture."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from processing_dsr import TriangleMesh
+
+    from ..cad.pictures import FAINT, INK, PAPER, part_sheet
+
+    views, unit = sample.views(), sample.points / 200 + 0.5
+    solids = part_sheet(unit, TriangleMesh(*sample.mesh()).moved(1 / 200, 0.5), f"{sample.name}: {sample.family}")
+    lines = wrap(sample.text, 92)
+    lines += [""] + [part for line in sample.program.splitlines() for part in wrap(line, 92) or [""]]
+    width = solids.width + views.width + 60
+    sheet = Image.new("RGB", (width, solids.height + 30 + 20 * len(lines)), PAPER)
+    sheet.paste(solids, (0, 0))
+    sheet.paste(views, (solids.width + 20, 78))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    draw.text((solids.width + 20, 54), "the four published views", INK, ImageFont.load_default(14))
+    for number, line in enumerate(lines):
+        draw.text((20, solids.height + 10 + 20 * number), line, FAINT if number else INK, font)
+    return sheet
