@@ -14,12 +14,14 @@ REQUIRED = [
     "av>=14.1",
     "numpy>=1.26",
     "pillow>=10",
+    "trimesh>=4",
 ]
 
 EXTRAS = {
-    "flash": ["kernels"],
-    "geometry": ["trimesh>=4", "evo>=1.31,<1.38", "scipy"],
-    "cad": ["cadquery>=2.5", "manifold3d>=3", "trimesh>=4", "scipy"],
+    "flash": ["flash-attn>=2.7"],  # built on the spot, where CUDA's compiler is
+    "kernels": ["kernels"],  # the same attention, built by others and fetched from the Hub
+    "geometry": ["evo>=1.31,<1.38", "scipy"],
+    "cad": ["cadquery>=2.5", "manifold3d>=3", "scipy"],
     "segment": ["pycocotools>=2.0.8"],
     "scene": ["timm>=1.0", "scipy"],
     "serve": ["fastapi", "uvicorn", "prometheus_client", "gradio>=5"],

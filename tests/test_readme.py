@@ -1,17 +1,20 @@
-"""The examples of README.md and model_card.md run as they stand, with a tiny model and the carried clip."""
+"""The examples of README.md, model_card.md and docs/ run as they stand, with tiny models and the carried clip."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from convert_weights import assemble
+from dsr_toolkit.cli import COMMANDS, build_parser
 from dsr_toolkit.demo.clip import CLIP
 from dsr_toolkit.tiny import build
 
 ROOT = Path(__file__).parents[1]
-
+PAGES = ["README.md", "model_card.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
 
 # Names in the examples, and what stands for them here.
 MODELS = {
@@ -22,7 +25,12 @@ MODELS = {
     "cadrille": "cadrille",
     "scene": "scene_qformer",
 }
-PICTURES = ("street", "front", "fr", "fl", "back", "bl", "br")
+CAMERAS = ("FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT")
+PICTURES = ("street", *(f"CAM_{camera}" for camera in CAMERAS))
+
+
+def examples(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +49,50 @@ def pictures(tmp_path, monkeypatch):
         Image.new("RGB", (160, 120), (30 * number, 90, 200 - 20 * number)).save(f"{name}.jpg")
 
 
-@pytest.mark.parametrize("page", ["README.md", "model_card.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page, "python")])
 def test_python_examples_run_in_order(page, tiny_models, pictures, capsys):
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert examples
     names = {}
-    for example in examples:
+    for example in examples(page, "python"):
         for name, folder in tiny_models.items():
             example = example.replace(f"OWNER/{name}", str(folder))
         exec(example.replace("video.mp4", str(CLIP)), names)
-    assert len(capsys.readouterr().out.splitlines()) >= len(examples)
+    assert len(capsys.readouterr().out.splitlines()) >= len(examples(page, "python"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "model_card.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES if examples(page, "bash")])
+def test_commands_of_the_examples_have_these_arguments(page):
+    lines = "\n".join(examples(page, "bash")).replace("\\\n", " ").splitlines()
+    commands = [line.split("&&")[-1] for line in lines if re.search(r"(^|&& )dsr ", line)]
+    for line in commands:
+        words = re.findall(r'"[^"]*"|\S+', line.split("  #")[0].split("   #")[0])
+        arguments = [word.strip('"') for word in words]
+        assert arguments[1] in COMMANDS, line
+        if arguments[1] != "convert":  # its parser is its own, tests/convert_weights tries it
+            build_parser().parse_args(arguments[1:])
+
+
+def slug(title: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    kept = [c for c in title.strip().lower() if c in " -_" or unicodedata.category(c)[0] in "LN"]
+    return "".join(kept).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_inside_the_repository_lead_somewhere(page):
-    text = (ROOT / page).read_text()
-    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings
-        elif "://" not in target:
-            assert (ROOT / target).exists()
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / name if name else ROOT / page
+        assert linked.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+            assert anchor in map(slug, titles), target
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    missing = [page for page in PAGES if page != "README.md" and f"({page})" not in text]
+    assert not missing

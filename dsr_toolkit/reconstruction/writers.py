@@ -259,6 +259,7 @@ class SceneWriter:
     def scene(self):
         """The whole as a `trimesh.Scene`."""
         import trimesh
+        from trimesh.path.entities import Line
 
         scene = trimesh.Scene(base_frame="world")
         upright = np.diag([1.0, -1.0, -1.0, 1.0]) @ np.linalg.inv(self.cameras[0][0])
@@ -269,9 +270,12 @@ class SceneWriter:
                 part = trimesh.PointCloud(points[chosen], colors=colours[chosen])
                 scene.add_geometry(part, node_name=name, geom_name=name, parent_node_name="opencv")
         for number, (camera_to_world, intrinsics, shape) in enumerate(self.cameras):
-            frustum = trimesh.load_path(frustum_lines(intrinsics, shape, FRUSTUM * abs(self.depth or 1.0)))
-            level = np.array(number / max(len(self.cameras) - 1, 1))
-            frustum.colors = np.tile([*heat_colours(level).astype(np.uint8), 255], (len(frustum.entities), 1))
+            lines = frustum_lines(intrinsics, shape, FRUSTUM * abs(self.depth or 1.0))
+            colour = heat_colours(np.array(number / max(len(self.cameras) - 1, 1)))
+            # Put together here: trimesh joins loose lines with scipy.
+            edges = [Line([2 * edge, 2 * edge + 1]) for edge in range(len(lines))]
+            frustum = trimesh.path.Path3D(edges, lines.reshape(-1, 3), process=False)
+            frustum.colors = np.tile([*colour.astype(np.uint8), 255], (len(edges), 1))
             name = f"camera_{number:06d}"
             scene.add_geometry(
                 frustum, node_name=name, geom_name=name, parent_node_name="opencv", transform=camera_to_world
