@@ -64,7 +64,7 @@ def test_commands_of_the_examples_have_these_arguments(page):
     lines = "\n".join(examples(page, "bash")).replace("\\\n", " ").splitlines()
     commands = [line.split("&&")[-1] for line in lines if re.search(r"(^|&& )dsr ", line)]
     for line in commands:
-        words = re.findall(r'"[^"]*"|\S+', line.split("  #")[0].split("   #")[0])
+        words = re.findall(r'"[^"]*"|\S+', re.split(r"\s#", line)[0])
         arguments = [word.strip('"') for word in words]
         assert arguments[1] in COMMANDS, line
         if arguments[1] != "convert":  # its parser is its own, tests/convert_weights tries it
