@@ -667,7 +667,7 @@ class SceneGeometry:
     Camera axes are OpenCV's: x right, y down, z forward. Pixel centres lie at whole numbers: the first is (0, 0).
 
     Args:
-        depth: `[N, H, W]`, z in the camera's frame; 0 where the model did not see the pixel.
+        depth: `[N, H, W]`, z in the camera's frame; 0 where the model did not see the pixel, or gave no finite number.
         points: `[N, H, W, 3]` in the world frame.
         confidence: `[N, H, W]`; of π³ a probability.
         mask: bool `[N, H, W]`, confident enough and not at an edge.
@@ -828,6 +828,7 @@ class GeometryProcessor(ProcessorMixin):
         center_principal_point: bool = True,
         first_camera: bool = False,
         point_source: str = "depth",
+        focal_estimate: str = "median",
     ) -> list[SceneGeometry]:
         """
         A model's output at the size of the original images, one [`SceneGeometry`] per scene.
@@ -842,13 +843,20 @@ class GeometryProcessor(ProcessorMixin):
             first_camera: express world coordinates in the first camera's frame.
             point_source: PAGE-4D: `"depth"` takes depth, points and confidence from the depth head, `"points"` from the point
                 head.
+            focal_estimate: how rays give the focal length where the model does not tell it, see [`recover_intrinsics`].
+
+        Values that are not finite are masked out and given as 0, so that no file that is made of them can break.
         """
         with torch.no_grad():
             if "pose_enc" in outputs:
                 outputs = _as_frames(outputs, self.patch_size)
-                found = _decode_page4d_output(outputs, confidence_threshold, edge_tolerance, point_source)
+                found = _decode_page4d_output(
+                    outputs, confidence_threshold, edge_tolerance, point_source, focal_estimate
+                )
             else:
-                found = _decode_pi3_output(outputs, confidence_threshold, edge_tolerance, center_principal_point)
+                found = _decode_pi3_output(
+                    outputs, confidence_threshold, edge_tolerance, center_principal_point, focal_estimate
+                )
             batch, frames, height, width = found["local_points"].shape[:4]
             if original_sizes is None:
                 original_sizes = torch.tensor([height, width]).expand(batch, frames, 2)
@@ -871,12 +879,16 @@ class GeometryProcessor(ProcessorMixin):
             poses = invert_poses(poses[:1]) @ poses
         names = ["confidence"] + (["dynamic_mask"] if "dynamic_mask" in found else [])
         maps = torch.cat([found["local_points"], *(found[name].unsqueeze(-1) for name in names)], -1)
-        masks = found["mask"].unsqueeze(-1).float()
+        finite = maps.isfinite().all(-1, keepdim=True)
+        masks = (found["mask"].unsqueeze(-1) & finite).float()
+        maps = torch.cat([torch.where(finite, maps, 0.0), (~finite).float()], -1)
         frames = []
         for size, box, values, mask, pose in zip(sizes.tolist(), boxes.tolist(), maps, masks, poses):
             values, seen = _resample(values, size, box, "bilinear")
             mask = _resample(mask, size, box, "nearest")[0][..., 0] > 0.5
-            values = torch.where(seen.unsqueeze(-1), values, 0.0)
+            # A pixel that interpolates between known and unknown ones is unknown.
+            seen = seen & (values[..., -1] == 0)
+            values = torch.where(seen.unsqueeze(-1), values[..., :-1], 0.0)
             points = values[..., :3] @ pose[:3, :3].mT + pose[:3, 3]
             frames.append((values[..., 2], points, mask & seen, *values[..., 3:].unbind(-1)))
         depth, points, mask, confidence, *dynamic_mask = (
@@ -942,7 +954,7 @@ def _resample(values: torch.Tensor, size, box, mode: str) -> tuple[torch.Tensor,
 
 
 def _decode_pi3_output(
-    outputs, threshold: float, edge_tolerance: float | None, center: bool
+    outputs, threshold: float, edge_tolerance: float | None, center: bool, focal_estimate: str
 ) -> dict[str, torch.Tensor]:
     """Maps and cameras of π³ at the size of its frames, `[B, N, …]`."""
     local_points = outputs["local_points"].float()
@@ -954,7 +966,7 @@ def _decode_pi3_output(
         "local_points": local_points,
         "confidence": confidence,
         "mask": mask,
-        "intrinsics": recover_intrinsics(local_points, center_principal_point=center),
+        "intrinsics": recover_intrinsics(local_points, center, method=focal_estimate, mask=mask),
         "camera_poses": outputs["camera_poses"].float(),
     }
 
@@ -976,7 +988,7 @@ def _as_frames(outputs, patch_size: int) -> dict[str, torch.Tensor]:
 
 
 def _decode_page4d_output(
-    outputs, threshold: float, edge_tolerance: float | None, source: str
+    outputs, threshold: float, edge_tolerance: float | None, source: str, focal_estimate: str
 ) -> dict[str, torch.Tensor]:
     """Maps and cameras of PAGE-4D at the size of its frames, `[B, N, …]`."""
     heads = {"depth": ("depth", "depth_conf"), "points": ("world_points", "world_points_conf")}
@@ -997,12 +1009,14 @@ def _decode_page4d_output(
         rotation, translation = extrinsics[..., None, :3, :3], extrinsics[..., None, None, :3, 3]
         local_points = values @ rotation.mT + translation
         known = outputs.get("intrinsics")
-        intrinsics = recover_intrinsics(local_points) if known is None else known.float()
+        intrinsics = known if known is None else known.float()
     # 1 + exp(x) to the probability with the same x as logit, so that one scale serves all models.
     confidence = 1 - 1 / confidence
     mask = (confidence > threshold) & local_points.isfinite().all(-1) & (local_points[..., 2] > 0)
     if edge_tolerance is not None:
         mask = mask & ~depth_normal_edge(local_points, edge_tolerance, mask=mask)
+    if intrinsics is None:
+        intrinsics = recover_intrinsics(local_points, method=focal_estimate, mask=mask)
     bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], device=extrinsics.device).expand(*extrinsics.shape[:-2], 1, 4)
     found = {
         "local_points": local_points,
@@ -1037,41 +1051,108 @@ def invert_poses(poses: torch.Tensor) -> torch.Tensor:
     return torch.cat([top, poses[..., 3:, :]], -2)
 
 
-def recover_intrinsics(rays: torch.Tensor, center_principal_point: bool = False, ndc: bool = False) -> torch.Tensor:
+FOCAL_ESTIMATES = ("median", "regression")
+
+
+def recover_intrinsics(
+    rays: torch.Tensor,
+    center_principal_point: bool = False,
+    ndc: bool = False,
+    method: str = "median",
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     """
-    Pinhole intrinsics that explain rays best (least squares, each axis on its own).
+    Pinhole intrinsics that explain rays best, each axis on its own.
+
+    A ray's x/z is (u - cx) / fx. Pixels are exact and rays are not, so the slope of x/z over u is estimated, and its inverse
+    is the focal length.
 
     Args:
         rays: `[..., H, W, 3]` directions or camera-frame points.
         center_principal_point: hold the principal point in the middle of the pixel centres.
         ndc: in units in which the pixel centres span -1 … 1, not in pixels.
+        method: `"median"`: least absolute error of x/z (the weighted median of (x/z) / (u - cx); with a free principal point
+            the median slope between pixels half an image apart, after H. Theil and P. K. Sen), which neither noise nor single
+            rays of any length move. `"regression"`: least squares of u over x/z as published for π³, which a few large rays
+            pull down; it knows no mask and is not finite where a ray is not.
+        mask: `[..., H, W]`, pixels to trust; of a frame without any, all finite rays that look ahead count.
 
     Returns:
-        `[..., 3, 3]`; pixel centres lie at whole numbers.
+        `[..., 3, 3]`; pixel centres lie at whole numbers. With `"median"` always finite: rays that explain no camera (none
+        finite, or a focal length that is not positive) get the focal length max(H, W), about 53° of view.
     """
+    if method not in FOCAL_ESTIMATES:
+        raise ValueError(f"`method` must be one of {FOCAL_ESTIMATES}, got {method!r}.")
     height, width = rays.shape[-3:-1]
     z = rays[..., 2].abs() + 1e-10
     columns, rows = (torch.arange(n, device=rays.device, dtype=rays.dtype) for n in (width, height))
+    units = [1.0, 1.0]
     if ndc:
-        columns, rows = (2 * x / max(len(x) - 1, 1) - 1 for x in (columns, rows))
+        units = [2 / max(n - 1, 1) for n in (width, height)]
+        columns, rows = columns * units[0] - 1, rows * units[1] - 1
+    known = None
+    if method == "median":
+        known = rays.isfinite().all(-1) & (rays[..., 2] > 0)
+        trusted = known if mask is None else known & mask
+        known = torch.where(trusted.any(-1, keepdim=True).any(-2, keepdim=True), trusted, known)
     found = []
-    for ray, pixel in (
-        (rays[..., 0] / z, columns.expand(height, width)),
-        (rays[..., 1] / z, rows.unsqueeze(1).expand(height, width)),
+    # Each axis as one along which pixels run in the last dimension.
+    for ray, pixel, valid, unit in (
+        (rays[..., 0] / z, columns, known, units[0]),
+        ((rays[..., 1] / z).mT, rows, None if known is None else known.mT, units[1]),
     ):
-        ray, pixel = ray.flatten(-2), pixel.flatten()
-        if center_principal_point:
-            center = (pixel.min() + pixel.max()) / 2
-            focal = (ray * (pixel - center)).sum(-1) / ray.square().sum(-1)
-            found.append((focal, center.expand_as(focal)))
+        if method == "regression":
+            found.append(_regressed_axis(ray, pixel, center_principal_point))
         else:
-            centered = ray - ray.mean(-1, keepdim=True)
-            focal = (centered * (pixel - pixel.mean())).sum(-1) / centered.square().sum(-1)
-            found.append((focal, pixel.mean() - focal * ray.mean(-1)))
+            found.append(_median_axis(ray, pixel, valid, center_principal_point, max(height, width) * unit))
     (fx, cx), (fy, cy) = found
     zero, one = torch.zeros_like(fx), torch.ones_like(fx)
     rows = [torch.stack(row, -1) for row in ((fx, zero, cx), (zero, fy, cy), (zero, zero, one))]
     return torch.stack(rows, -2)
+
+
+def _regressed_axis(ray: torch.Tensor, pixel: torch.Tensor, centered: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Focal length and principal point of `ray` `[..., m, n]` over `pixel` `[n]`: pixel = f · ray + c, least squares in pixels."""
+    pixel = pixel.expand(ray.shape[-2:]).flatten()
+    ray = ray.flatten(-2)
+    if centered:
+        center = (pixel.min() + pixel.max()) / 2
+        focal = (ray * (pixel - center)).sum(-1) / ray.square().sum(-1)
+        return focal, center.expand_as(focal)
+    offset = ray - ray.mean(-1, keepdim=True)
+    focal = (offset * (pixel - pixel.mean())).sum(-1) / offset.square().sum(-1)
+    return focal, pixel.mean() - focal * ray.mean(-1)
+
+
+def _median_axis(
+    ray: torch.Tensor, pixel: torch.Tensor, valid: torch.Tensor, centered: bool, default: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As [`_regressed_axis`], ray = (pixel - c) / f with the least absolute error in rays over `valid` `[..., m, n]`."""
+    center = (pixel[0] + pixel[-1]) / 2
+    ray = torch.where(valid, ray, torch.nan)
+    if centered:
+        offset = (pixel - center).expand_as(ray)
+        slope = _weighted_median((ray / offset).flatten(-2), (offset.abs() * valid).flatten(-2))
+    else:
+        half = len(pixel) // 2
+        step = (pixel[half] - pixel[0]) if half else torch.ones_like(center)
+        slope = ((ray[..., half:] - ray[..., : len(pixel) - half]) / step).flatten(-2).nanmedian(-1).values
+    usable = slope.isfinite() & (slope > 1e-6 / default)
+    focal = torch.where(usable, 1 / slope, default)
+    if centered:
+        return focal, center.expand_as(focal)
+    shift = (ray - pixel / focal[..., None, None]).flatten(-2).nanmedian(-1).values
+    return focal, torch.where(usable, -shift * focal, center)
+
+
+def _weighted_median(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Median along the last axis where each value counts `weights` ≥ 0 times; NaN without any weight."""
+    values = torch.where(weights > 0, values, torch.inf)
+    values, order = values.sort(-1)
+    total = weights.gather(-1, order).double().cumsum(-1)
+    at = (total < total[..., -1:] / 2).sum(-1, keepdim=True).clamp_max(values.shape[-1] - 1)
+    median = values.gather(-1, at).squeeze(-1)
+    return torch.where(total[..., -1] > 0, median, torch.nan)
 
 
 def depth_edge(depth: torch.Tensor, tolerance: float = 0.03, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -59,6 +59,12 @@ def add_arguments(parser, task: str) -> None:
         parser.add_argument(
             "--overlap", type=int, metavar="K", help="frames that neighbouring windows share (default: W / 4)"
         )
+        parser.add_argument(
+            "--no-loops",
+            dest="loops",
+            action="store_false",
+            help="with --window: do not look for places that are seen again",
+        )
     parser.add_argument(
         "--point-source", choices=("depth", "points"), default="points" if task == "points" else "depth",
         help="PAGE-4D: the head to score (default: %(default)s)",
@@ -76,6 +82,10 @@ def run(args) -> None:
     window = getattr(args, "window", None)
     if getattr(args, "overlap", None) is not None and window is None:
         raise ValueError("--overlap goes with --window.")
+    if window is not None:
+        args.overlap = max(1, window // 4) if args.overlap is None else args.overlap
+        if not 0 < args.overlap < window:
+            raise ValueError(f"--overlap must be at least 1 and less than --window {window}, got {args.overlap}.")
     with step("Loading libraries"):
         from tqdm.auto import tqdm
         from transformers import AutoConfig
@@ -155,7 +165,7 @@ def score(args, sequence, predict, window: int | None):
     if args.task == "mono-depth":
         views = [view for frame in frames for view in predict([frame])]
     elif window is not None:
-        views = list(reconstruct_windows(predict, frames, window, args.overlap or max(1, window // 4)))
+        views = list(reconstruct_windows(predict, frames, window, args.overlap, loops=args.loops))
     else:
         views = predict(list(frames))
     if args.task == "relpose":

@@ -43,6 +43,12 @@ def add_arguments(parser) -> None:
         "--overlap", type=int, metavar="K", help="frames that neighbouring windows share (default: W / 4)"
     )
     parser.add_argument(
+        "--no-loops",
+        dest="loops",
+        action="store_false",
+        help="with --window: do not look for places that are seen again",
+    )
+    parser.add_argument(
         "--confidence", type=float, default=0.1, metavar="C", help="leave out points below it, 0 … 1 (default: 0.1)"
     )
     parser.add_argument(
@@ -106,10 +112,10 @@ def run(args) -> None:
     if is_random:
         say(RANDOM_WEIGHTS_NOTICE)
 
-    partial, cache = (output.with_name(f".{output.resolve().name}.{what}") for what in ("partial", "windows"))
+    partial, cache = output.with_name(f".{output.resolve().name}.partial"), windows_folder(output)
     if args.window is not None:
         wishes = {name: getattr(args, name) for name in PREDICTION}
-        _reuse(cache, {"input": _state(source), "model": str(model_source), **wishes})
+        _reuse(cache, {"model": str(model_source), **wishes})
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -119,6 +125,8 @@ def run(args) -> None:
             report = _sequence(model, processor, frames, total, partial, formats, args, cache)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if args.window is not None:
+            say(f"What was predicted so far is kept in {cache}: the same command goes on from there.")
         raise
     report = {"model": str(model_source), "kind": kind, "random_weights": is_random, "input": str(source), **report}
     (partial / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -137,10 +145,13 @@ def run(args) -> None:
         print(f"   {output / ('*/' if multiview else '') / 'colmap'}")
 
 
-# What decides a window's prediction; with anything else changed, an interrupted run still goes on where it was.
-PREDICTION = (
-    "interval", "fps", "frames", "window", "overlap", "confidence", "edge_tolerance", "original_size", "point_source", "dtype",
-)  # fmt: skip
+# What decides a window's prediction beside its frames; with anything else changed, an interrupted run goes on where it was.
+PREDICTION = ("confidence", "edge_tolerance", "original_size", "point_source", "dtype")
+
+
+def windows_folder(output: Path) -> Path:
+    """Where windows are kept until the run ends: beside OUT, for everybody to see."""
+    return output.with_name(f"{output.resolve().name}.windows")
 
 
 def _check(args, source: Path, output: Path, formats: tuple[str, ...]) -> None:
@@ -159,7 +170,7 @@ def _check(args, source: Path, output: Path, formats: tuple[str, ...]) -> None:
     if args.overlap is not None and args.window is None:
         raise ValueError("--overlap goes with --window.")
     if args.window is not None:
-        args.overlap = args.overlap or max(1, args.window // 4)
+        args.overlap = max(1, args.window // 4) if args.overlap is None else args.overlap
         if not 0 < args.overlap < args.window:
             raise ValueError(f"--overlap must be at least 1 and less than --window {args.window}, got {args.overlap}.")
     if not 0 <= args.confidence < 1:
@@ -175,19 +186,15 @@ def _check(args, source: Path, output: Path, formats: tuple[str, ...]) -> None:
             )
 
 
-def _state(source: Path) -> list:
-    """Tells one input from another, and from an earlier state of itself."""
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
-    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-
 def _reuse(cache: Path, key: dict) -> None:
     """Keep what an interrupted run left in `cache` if it had the same `key`."""
     text, file = json.dumps(key, sort_keys=True), cache / "key.json"
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         done = sum(1 for path in cache.iterdir() if path.is_dir() and not path.name.endswith(".partial"))
-        say(f"Going on with an interrupted run: {done} windows are there.")
+        say(f"Going on with an interrupted run: {done} windows are in {cache}; what fits its frames is used again.")
         return
+    if cache.exists() and not file.is_file():
+        raise ValueError(f"windows would be kept in {cache}, which holds something else; choose another -o.")
     shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True)
     file.write_text(text, encoding="utf-8")
@@ -212,12 +219,16 @@ def _sequence(model, processor, frames, total: int, folder: Path, formats, args,
     def predict(some: list) -> list:
         return _predict(model, processor, some, args)
 
+    joins: dict = {}
     if args.window is None:
         say(f"Looking at {total} frames together …")
         views = predict(list(frames))
     else:
-        views = reconstruct_windows(predict, frames, args.window, args.overlap, cache)
-    return _write(tqdm(views, total=total, unit="frame", desc="Reconstructing"), folder, formats, args)
+        frames = tqdm(frames, total=total, unit="frame", desc="Looking at windows")
+        views = reconstruct_windows(
+            predict, frames, args.window, args.overlap, cache, loops=args.loops, report=joins, total=total
+        )
+    return _write(tqdm(views, total=total, unit="frame", desc="Writing"), folder, formats, args) | joins
 
 
 def _multiview(model, processor, times: dict, frames: list, folder: Path, formats, args) -> dict:

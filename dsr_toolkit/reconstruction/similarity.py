@@ -8,6 +8,13 @@ import numpy as np
 
 ROUNDS = 30  # of reweighting, at most
 START_TRIALS, START_POINTS = 256, 4  # random minimal fits, from which the reweighting starts
+# Starts are judged by the error below which this share of the pairs lies: up to 3/4 of them may be wrong.
+START_QUANTILE = 0.25
+GOOD_START = 0.05  # a guess whose quartile lies below it, in units of `reach`, is not tried against random ones
+SETTLED = 1e-5  # relative change of the spread at which the reweighting ends
+# Of the length of a 3-D Gaussian error in units of σ: its lower quartile and its median; and Tukey's cut, which keeps 95 % of
+# the efficiency of least squares.
+QUARTILE, MEDIAN, CUT = 1.101, 1.538, 4.685
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,21 @@ class Similarity:
         """Points `[..., 3]`."""
         return self.scale * (points @ self.rotation.T) + self.translation
 
+    def inverse(self) -> Similarity:
+        return Similarity(1 / self.scale, self.rotation.T, -(self.translation @ self.rotation) / self.scale)
+
     def __matmul__(self, first: Similarity) -> Similarity:
         """`first`, then this one."""
         return Similarity(self.scale * first.scale, self.rotation @ first.rotation, self.apply(first.translation))
 
 
-def umeyama(source: np.ndarray, target: np.ndarray, weights: np.ndarray | None = None) -> Similarity:
+def umeyama(
+    source: np.ndarray,
+    target: np.ndarray,
+    weights: np.ndarray | None = None,
+    symmetric: bool = False,
+    scale: float | None = None,
+) -> Similarity:
     """
     The similarity with the least weighted squared error from `source` to `target`, in closed form.
 
@@ -40,6 +56,9 @@ def umeyama(source: np.ndarray, target: np.ndarray, weights: np.ndarray | None =
 
     Args:
         source, target: `[..., n, 3]`. weights: `[..., n]`, not negative.
+        symmetric: both sets are uncertain. The scale is then the ratio of their spreads (B. K. P. Horn, JOSA A 1987), so that
+            swapping the sets gives the inverse; the one-sided scale shrinks with the noise of `source`.
+        scale: known beforehand.
     """
     source, target = np.asarray(source, float), np.asarray(target, float)
     weights = np.ones(source.shape[:-1]) if weights is None else np.asarray(weights, float)
@@ -50,23 +69,37 @@ def umeyama(source: np.ndarray, target: np.ndarray, weights: np.ndarray | None =
     signs = np.ones_like(singular)
     signs[..., 2] = np.sign(np.linalg.det(u) * np.linalg.det(vt))
     rotation = (u * signs[..., None, :]) @ vt
-    variance = (share * np.square(from_mean)).sum((-1, -2))
-    scale = (singular * signs).sum(-1) / np.maximum(variance, np.finfo(float).tiny)
+    variance = np.maximum((share * np.square(from_mean)).sum((-1, -2)), np.finfo(float).tiny)
+    if scale is not None:
+        scale = np.full(variance.shape, float(scale))
+    elif symmetric:
+        scale = np.sqrt((share * np.square(to_mean)).sum((-1, -2)) / variance)
+    else:
+        scale = (singular * signs).sum(-1) / variance
     moved = scale[..., None] * np.squeeze(source_mean @ np.swapaxes(rotation, -1, -2), -2)
     return Similarity(scale if scale.ndim else float(scale), rotation, np.squeeze(target_mean, -2) - moved)
 
 
 def robust_similarity(
-    source: np.ndarray, target: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
+    source: np.ndarray,
+    target: np.ndarray,
+    weights: np.ndarray | None = None,
+    reach: np.ndarray | None = None,
+    scale: float | None = None,
+    start: Similarity | None = None,
+    seed: int = 0,
 ) -> tuple[Similarity, np.ndarray]:
     """
-    The similarity from `source` to `target` that gross outliers do not move.
+    The similarity from `source` to `target`, both uncertain, that gross outliers do not move, though they be the majority.
 
-    Starts from the best of many fits to a few random points, by the median of their errors, and then fits all points again and
-    again, weighted by confidence and by Tukey's biweight, whose cut follows the median error.
+    Starts from the best of many fits to a few random points, by the quartile of their errors, and then fits all points again
+    and again, weighted by confidence and by Tukey's biweight, whose cut follows the median error of those within it. Errors
+    count in the middle between both scales, so that swapping the sets gives the inverse.
 
     Args:
         source, target: `[n, 3]`, n ≥ 3. weights: `[n]`, confidence.
+        reach: `[n]`, how large each pair's error is expected to be beside the others' (its distance from the cameras).
+        scale: known beforehand. start: a guess, that spares the random ones where it explains the points.
 
     Returns:
         The similarity, and which points it counts as inliers: bool `[n]`.
@@ -76,35 +109,64 @@ def robust_similarity(
     """
     source, target = np.asarray(source, float), np.asarray(target, float)
     weights = np.ones(len(source)) if weights is None else np.asarray(weights, float)
-    used = np.isfinite(source).all(-1) & np.isfinite(target).all(-1) & np.isfinite(weights) & (weights > 0)
+    reach = np.ones(len(source)) if reach is None else np.asarray(reach, float)
+    used = (
+        np.isfinite(source).all(-1) & np.isfinite(target).all(-1) & np.isfinite(weights) & (weights > 0) & (reach > 0)
+    )
     chosen = np.flatnonzero(used)
     if len(chosen) < 3:
         raise ValueError(f"a similarity needs three common points or more, got {len(chosen)} with weight.")
-    x, y, w = source[chosen], target[chosen], weights[chosen]
+    x, y, w, reach = source[chosen], target[chosen], weights[chosen], reach[chosen]
     spread = np.linalg.svd(x - x.mean(0), compute_uv=False)
     if spread[1] <= 1e-9 * max(spread[0], np.finfo(float).tiny):
         raise ValueError("the common points lie in one spot or on one line, which leaves the rotation open.")
 
-    generator = np.random.default_rng(seed)
-    few = generator.choice(len(x), (START_TRIALS, min(START_POINTS, len(x))), p=w / w.sum())
-    # Judged on a sample of fixed size: trials × points stays small.
-    sample = np.arange(len(x)) if len(x) <= 2000 else generator.choice(len(x), 2000, replace=False)
-    trials = umeyama(x[few], y[few])
-    moved = trials.scale[:, None, None] * (x[sample] @ np.swapaxes(trials.rotation, 1, 2)) + trials.translation[:, None]
-    best = np.argmin(np.median(np.square(moved - y[sample]).sum(-1), 1))
-    fit = Similarity(float(trials.scale[best]), trials.rotation[best], trials.translation[best])
-
-    size = np.median(np.linalg.norm(y - np.median(y, 0), axis=-1))
-    previous, inlier = np.inf, np.ones(len(x), bool)
+    fit = _best_start(x, y, w, reach, scale, start, np.random.default_rng(seed))
+    size = np.median(np.linalg.norm(y - np.median(y, 0), axis=-1) / reach)
+    smallest = max(1e-9 * size / np.sqrt(fit.scale), np.finfo(float).tiny)
+    previous, inlier, sigma = np.inf, np.ones(len(x), bool), None
     for _ in range(ROUNDS):
-        error = np.linalg.norm(fit.apply(x) - y, axis=-1)
-        # Median of a 3-D error's length is 1.54 σ; 4.685 σ keeps 95 % of the efficiency of least squares.
-        sigma = max(np.median(error) / 1.54, 1e-9 * size, np.finfo(float).tiny)
-        inlier = error < 4.685 * sigma
-        if inlier.sum() < 3 or abs(previous - sigma) <= 1e-9 * sigma:
+        error = residuals(fit, x, y, reach)
+        quartile = np.quantile(error, START_QUANTILE) / QUARTILE if sigma is None else np.median(error[inlier]) / MEDIAN
+        sigma = max(quartile, smallest)
+        inlier = error < CUT * sigma
+        if inlier.sum() < 3 or abs(previous - sigma) <= SETTLED * sigma:
             break
         previous = sigma
-        fit = umeyama(x[inlier], y[inlier], w[inlier] * np.square(1 - np.square(error[inlier] / (4.685 * sigma))))
+        biweight = np.square(1 - np.square(error[inlier] / (CUT * sigma)))
+        fit = umeyama(
+            x[inlier], y[inlier], w[inlier] * biweight / np.square(reach[inlier]), symmetric=True, scale=scale
+        )
     result = np.zeros(len(source), bool)
     result[chosen] = inlier
     return fit, result
+
+
+def residuals(fit: Similarity, source: np.ndarray, target: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Errors `[n]` in units of `reach`, in the middle between the two scales."""
+    return _lengths(fit.apply(source) - target) / (np.sqrt(fit.scale) * reach)
+
+
+def _best_start(x, y, w, reach, scale, start: Similarity | None, generator) -> Similarity:
+    # Judged on a sample of fixed size: trials × points stays small.
+    sample = np.arange(len(x)) if len(x) <= 1000 else generator.choice(len(x), 1000, replace=False)
+    score = np.inf
+    if start is not None:
+        score = np.quantile(residuals(start, x[sample], y[sample], reach[sample]), START_QUANTILE)
+        if score <= GOOD_START:
+            return start
+    few = generator.choice(len(x), (START_TRIALS, min(START_POINTS, len(x))), p=w / w.sum())
+    trials = umeyama(x[few], y[few], symmetric=True, scale=scale)
+    sizes = np.maximum(trials.scale, np.finfo(float).tiny)
+    moved = trials.scale[:, None, None] * (x[sample] @ np.swapaxes(trials.rotation, 1, 2)) + trials.translation[:, None]
+    # Symmetric: else the smallest scale, which draws everything into one spot, has the smallest errors.
+    errors = _lengths(moved - y[sample]) / (np.sqrt(sizes)[:, None] * reach[sample])
+    scores = np.quantile(errors, START_QUANTILE, axis=1)
+    best = int(np.argmin(scores))
+    if score <= scores[best]:
+        return start
+    return Similarity(float(sizes[best]), trials.rotation[best], trials.translation[best])
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("...i,...i->...", vectors, vectors))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -25,6 +27,8 @@ class View:
         dynamic: float32 `[H, W]` in 0 … 1, 1 where things move by themselves, or None if the model does not tell.
         name: of the image, in files that list images.
         time: seconds from the start of the video, or the number of the image.
+        descriptor: float32 `[C]`, what the model's encoder says of the whole image (the mean of its patches), or None. Images
+            of one place have alike ones.
     """
 
     image: np.ndarray
@@ -37,6 +41,7 @@ class View:
     dynamic: np.ndarray | None = None
     name: str = ""
     time: float = 0.0
+    descriptor: np.ndarray | None = None
 
     def moved(self, similarity) -> View:
         """In another world frame, see [`Similarity`]."""
@@ -47,9 +52,12 @@ class View:
         return replace(self, points=points, depth=depth, camera_to_world=camera)
 
     def save(self, path) -> None:
-        np.savez(
-            path, **{field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
-        )
+        """As an .npz file, lightly compressed: stronger compression takes much longer and hardly less space."""
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for field in fields(self):
+                if (value := getattr(self, field.name)) is not None:
+                    with archive.open(f"{field.name}.npy", "w") as file:
+                        np.lib.format.write_array(file, np.asarray(value))
 
     @classmethod
     def load(cls, path) -> View:
@@ -124,7 +132,7 @@ def run_model(
 
     from processing_dsr import resize_image
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _described(model) as descriptors:
         outputs = model(pixel_values.to(model.device))
     (scene,) = processor.post_process_geometry(
         outputs,
@@ -141,10 +149,29 @@ def run_model(
         dynamic = None if scene.dynamic_mask is None else scene.dynamic_mask[number].cpu().numpy()
         pixels = np.asarray(resize_image(image.convert("RGB"), (width, height), Image.Resampling.LANCZOS))
         camera, intrinsics = (x[number].double().cpu().numpy() for x in (scene.camera_poses, scene.intrinsics))
+        if not (np.isfinite(camera).all() and np.isfinite(intrinsics).all()):
+            raise ValueError(
+                f"the model gives {names[number]} a camera that is not finite. Try --dtype float32, or leave the image out."
+            )
         views.append(
             View(
                 pixels, **maps, camera_to_world=camera, intrinsics=intrinsics, dynamic=dynamic,
-                name=names[number], time=float(times[number]),
+                name=names[number], time=float(times[number]), descriptor=descriptors[number],
             )
         )  # fmt: skip
     return views
+
+
+@contextmanager
+def _described(model):
+    """While it runs, a list fills with the mean of the patches of each frame that the model's encoder sees."""
+    found, skip = [], 1 + model.config.encoder_config.num_register_tokens
+
+    def keep(module, inputs, output) -> None:
+        found.extend(output.last_hidden_state[:, skip:].float().mean(1).cpu().numpy())
+
+    handle = model.encoder.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ..console import say
-from .similarity import Similarity, robust_similarity
+from .joins import join_views
+from .loops import DOUBTFUL, Edge, close_loops, find_loops
+from .similarity import Similarity
+from .store import WindowStore
 from .views import View
 
-COMMON_POINTS = 20_000  # of an overlap, at most, that decide its alignment
+DOUBTS_TOLD = 3  # joins that cannot be trusted are told one by one up to here
+
+Predict = Callable[[list], list[View]]
 
 
 def windows(frames: Iterable, size: int, overlap: int) -> Iterator[list]:
@@ -31,69 +36,150 @@ def windows(frames: Iterable, size: int, overlap: int) -> Iterator[list]:
         yield window
 
 
-def align_views(views: list[View], to: list[View]) -> tuple[Similarity, float]:
-    """
-    The similarity that takes the world frame of `views` to that of `to`: the same frames, seen by two windows.
-
-    Every pixel that both windows trust is a pair of points, weighted by the geometric mean of its confidences; gross outliers
-    are left out.
-
-    Returns:
-        The similarity, and the share of pairs that it counts as inliers.
-    """
-    x, y, weights = [], [], []
-    for view, other in zip(views, to, strict=True):
-        both = view.mask & other.mask
-        x.append(view.points[both])
-        y.append(other.points[both])
-        weights.append(np.sqrt(view.confidence[both] * other.confidence[both]))
-    x, y, weights = (np.concatenate(values) for values in (x, y, weights))
-    chosen = np.linspace(0, len(x) - 1, min(len(x), COMMON_POINTS)).astype(int)
-    try:
-        similarity, inlier = robust_similarity(x[chosen], y[chosen], weights[chosen])
-        return similarity, float(inlier.mean())
-    except ValueError as error:
-        say(f"  {error} Two windows are joined by their last common camera alone, so their scales may differ.")
-    rotation = to[-1].camera_to_world[:3, :3] @ views[-1].camera_to_world[:3, :3].T
-    translation = to[-1].camera_to_world[:3, 3] - rotation @ views[-1].camera_to_world[:3, 3]
-    return Similarity(1.0, rotation, translation), 0.0
+def count_windows(frames: int, size: int, overlap: int) -> int:
+    """How many [`windows`] there are."""
+    return 0 if frames < 1 else 1 + max(0, -(-(frames - size) // (size - overlap)))
 
 
 def reconstruct_windows(
-    predict: Callable[[list], list[View]],
+    predict: Predict,
     frames: Iterable,
     size: int,
     overlap: int,
     cache: Path | None = None,
+    loops: bool = False,
+    report: dict | None = None,
+    total: int | None = None,
 ) -> Iterator[View]:
     """
-    The views of all `frames` in the world frame of the first window, in order, as soon as they are known.
+    The views of all `frames` in the world frame of the first window, in order.
 
-    Memory holds one window and the overlap of the one before.
+    Memory holds one window and the overlap of the one before. Without `loops`, views come as soon as they are known. With
+    them, all windows are predicted first and kept on disk; places that the encoder recognises (see `View.descriptor`) are
+    predicted once more together, and the chain of windows is closed over those where that prediction fits both windows.
 
     Args:
         predict: frames of a window → their views, in a world frame of the window's own.
         size, overlap: see [`windows`].
         cache: a folder that keeps what `predict` said, so that an interrupted run need not ask again.
+        loops: close them.
+        report: receives `joins`, a dictionary per window from the second on (see [`Join`]), and `loops`, one per place that
+            seemed to be seen again.
+        total: number of frames, where known, so that the size of the cache can be told beforehand.
     """
-    shared: list[View] = []  # the last ones so far, in the common frame
+    report = {} if report is None else report
+    report.update(joins=[], loops=[])
+    expected = None if total is None else count_windows(total, size, overlap)
+    if not loops:
+        store = None if cache is None else WindowStore(cache, expected)
+        for _, views, placement, known in _chain(predict, frames, size, overlap, store, report):
+            yield from (view.moved(placement) for view in views[known:])
+        return
+    with contextlib.ExitStack() as stack:
+        place = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsr-windows-")))
+        chain = _Chain(WindowStore(place, expected), predict, size)
+        for name, views, placement, known in _chain(predict, frames, size, overlap, chain.store, report):
+            chain.add(name, views, placement, known)
+        placements = chain.closed(report) if len(chain.names) > 2 else chain.placements
+        for name, placement, known in zip(chain.names, placements, chain.known):
+            yield from (view.moved(placement) for view in chain.store.read(name)[known:])
+
+
+def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store: WindowStore | None, report: dict):
+    """Each window's name in the store, its views in its own world, its placement, and how many of them are known already."""
+    before: list[View] = []
+    placement, number, doubtful = Similarity.identity(), 0, 0
     for number, window in enumerate(windows(frames, size, overlap)):
-        views = _remembered(predict, window, None if cache is None else cache / f"{number:06d}")
-        if shared:
-            similarity, _ = align_views(views[: len(shared)], shared)
-            views = [view.moved(similarity) for view in views[len(shared) :]]
-        yield from views
-        shared = [*shared, *views][-overlap:]
+        name, views = (None, predict(window)) if store is None else store.remember(f"{number:06d}", predict, window)
+        if before:
+            join = join_views(views[: len(before)], before)
+            placement = placement @ join.similarity
+            report["joins"].append({"window": number, "first": views[0].name, "last": views[-1].name, **join.report()})
+            doubtful += not join.trusted
+            if not join.trusted and doubtful <= DOUBTS_TOLD:
+                say(
+                    f"The join of window {number + 1} ({views[0].name} … {views[-1].name}) to the one before cannot be trusted: "
+                    f"{'; '.join(join.doubts)}."
+                )
+        yield name, views, placement, len(before)
+        before = views[-overlap:]
+    if doubtful:
+        say(f"{doubtful} of {number} joins of windows cannot be trusted; scale and place may jump there.")
 
 
-def _remembered(predict, window: list, folder: Path | None) -> list[View]:
-    if folder is None:
-        return predict(window)
-    if not folder.is_dir():
-        beside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        for number, view in enumerate(predict(window)):
-            view.save(beside / f"{number:06d}.npz")
-        os.rename(beside, folder)
-    return [View.load(path) for path in sorted(folder.glob("*.npz"))]
+class _Chain:
+    """The windows of a video, on disk, with what is needed to close loops over them in memory."""
+
+    def __init__(self, store: WindowStore, predict: Predict, size: int):
+        self.store, self.predict, self.size = store, predict, size
+        self.names, self.placements, self.known, self.depths = [], [], [], []
+        self.descriptors, self.window_of, self.index = [], [], []
+
+    def add(self, name: str, views: list[View], placement: Similarity, known: int) -> None:
+        depths = np.concatenate([view.depth[view.mask] for view in views])
+        self.depths.append(float(np.median(depths)) if len(depths) else 1.0)
+        for index, view in enumerate(views[known:], known):
+            if view.descriptor is not None:
+                self.descriptors.append(view.descriptor)
+                self.window_of.append(len(self.names))
+                self.index.append(index)
+        self.names.append(name)
+        self.placements.append(placement)
+        self.known.append(known)
+
+    def closed(self, report: dict) -> list[Similarity]:
+        """The placements after closing whatever loops there are."""
+        if not self.descriptors:
+            return self.placements
+        pairs = find_loops(np.stack(self.descriptors), np.array(self.window_of), self.size)
+        if not pairs:
+            return self.placements
+        say(f"{len(pairs)} places seem to be seen again …")
+        edges = []
+        for i, j in pairs:
+            edge, entry = self._measure(i, j)
+            report["loops"].append(entry)
+            if edge is not None:
+                edges.append((edge, entry))
+        joins = [
+            Edge(number, number + 1, before.inverse() @ after, 1.0 if join["trusted"] else DOUBTFUL)
+            for number, (before, after, join) in enumerate(zip(self.placements, self.placements[1:], report["joins"]))
+        ]
+        placements, errors = close_loops(self.placements, joins, [edge for edge, _ in edges], self.depths)
+        for (_, entry), error in zip(edges, errors):
+            entry["closed"] = bool(np.isfinite(error))
+            if not entry["closed"]:
+                entry["doubts"] = ["it contradicts the joins or the other loops"]
+        closed = sum(entry["closed"] for entry in report["loops"])
+        say(f"{closed} of them are, and the way is closed there.")
+        return placements
+
+    def _measure(self, i: int, j: int) -> tuple[Edge | None, dict]:
+        """Look at the surroundings of both frames together: that prediction joins their windows."""
+        count, parts, frames = max(self.size // 2, 1), [], []
+        for number in (i, j):
+            views = self.store.read(self.names[self.window_of[number]])
+            start = min(max(self.index[number] - count // 2, 0), max(len(views) - count, 0))
+            parts.append(views[start : start + count])
+            frames += [as_frame(view) for view in parts[-1]]
+        _, views = self.store.remember(f"loop-{i}-{j}", self.predict, frames)
+        joins = join_views(views[: len(parts[0])], parts[0]), join_views(views[len(parts[0]) :], parts[1])
+        entry = {
+            "frames": [part[min(count // 2, len(part) - 1)].name for part in parts],
+            "windows": [self.window_of[i], self.window_of[j]],
+            "residual": [join.report()["residual"] for join in joins],
+            "closed": False,
+        }
+        if doubts := [doubt for join in joins for doubt in join.doubts]:
+            return None, {**entry, "doubts": doubts}
+        measured = joins[0].similarity @ joins[1].similarity.inverse()
+        return Edge(self.window_of[i], self.window_of[j], measured), entry
+
+
+def as_frame(view: View):
+    """The frame that a view was made of, at the size of its maps."""
+    from PIL import Image
+
+    from processing_dsr import Frame
+
+    return Frame(Image.fromarray(view.image), view.name, view.time)

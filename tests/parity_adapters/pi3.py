@@ -211,9 +211,9 @@ def _intrinsics(case: Case, models: Models) -> Result:
     recover, rays = models.module("processing_dsr", "recover_intrinsics"), case.inputs["rays_d"]
     return Result(
         {
-            "output.K_free": recover(rays),
-            "output.K_centered": recover(rays, center_principal_point=True),
-            "output.K_ndc": recover(rays, ndc=True),
+            "output.K_free": recover(rays, method="regression"),
+            "output.K_centered": recover(rays, center_principal_point=True, method="regression"),
+            "output.K_ndc": recover(rays, ndc=True, method="regression"),
         }
     )
 
