@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..world import World
+from .facts import Facts
+from .questions import Question, ask, draw_kinds, questions_for, wishes_for
 from .render import render
 from .scene import DIFFICULTIES, Scene, SceneSettings, draw_scene
 
-__all__ = ["SpaceSample", "SpaceWorld"]
+__all__ = ["Question", "SpaceSample", "SpaceWorld"]
 
 
 @dataclass
@@ -29,6 +31,7 @@ class SpaceSample:
         names: of the K things, as in "red ball"; unique.
         positions: `[K, T, 3]` of their centres in the world. rotations: `[K, T, 3, 3]` thing-to-world; the first column is
             the front, which carries a white mark.
+        questions: about the whole clip, each of another type.
         times: seconds `[T]`. fps: frames a second of the clip as a video.
         scene: what all of it was computed from.
     """
@@ -44,6 +47,7 @@ class SpaceSample:
     names: list[str]
     positions: np.ndarray
     rotations: np.ndarray
+    questions: list[Question]
     times: np.ndarray
     fps: float
     scene: Scene
@@ -60,6 +64,8 @@ class SpaceWorld(World):
         views: synchronised cameras; with more than one, samples have an axis of views.
         difficulty: `"easy"`, `"normal"` or `"hard"`, or a `SceneSettings`.
         seconds: length of a clip.
+        questions: how many questions are asked about a clip, each of another type, 0 to 12.
+        question_kinds: which ones: types ("rel_dis"), viewers ("camera", "object") or both ("rel_dis/object"); default: all.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class SpaceWorld(World):
         views: int = 1,
         difficulty: str | SceneSettings = "normal",
         seconds: float = 2.0,
+        questions: int = 1,
+        question_kinds=None,
     ):
         super().__init__(seed)
         for name, value in (("frames", frames), ("height", height), ("width", width), ("views", views)):
@@ -81,6 +89,11 @@ class SpaceWorld(World):
         if not seconds > 0:
             raise ValueError(f"`seconds` must be positive, got {seconds!r}.")
         self.frames, self.height, self.width, self.views, self.seconds = frames, height, width, views, seconds
+        self.kinds = questions_for(question_kinds)
+        most = len({kind.type for kind in self.kinds})
+        if not isinstance(questions, int) or not 0 <= questions <= most:
+            raise ValueError(f"`questions` must be an integer in 0…{most}, the number of types; got {questions!r}.")
+        self.questions = questions
         self.settings = difficulty if isinstance(difficulty, SceneSettings) else DIFFICULTIES[difficulty]
 
     @property
@@ -90,10 +103,36 @@ class SpaceWorld(World):
 
     def scene(self, index: int) -> Scene:
         """What sample `index` shows, without pictures."""
-        return draw_scene(self.generator(index, "scene"), self.settings, self.seconds, self.views)
+        return self._scene_and_wishes(index)[0]
+
+    def asked(self, index: int) -> tuple[Scene, list[Question]]:
+        """Scene and questions of sample `index`, without pictures."""
+        scene, wishes = self._scene_and_wishes(index)
+        generator = self.generator(index, "wording")
+        return scene, [ask(generator, scene, wish) for wish in wishes]
+
+    def _scene_and_wishes(self, index: int):
+        generator, wishes = self.generator(index, "scene"), []
+        # Before any scene, so that answers which are harder to come by are no rarer.
+        chosen = draw_kinds(generator, self.kinds, self.questions)
+
+        def wanted(still: Scene):
+            nonlocal wishes
+            wishes = wishes_for(generator, still, chosen)
+            if wishes is None:
+                return None
+
+            def granted(scene: Scene) -> bool:
+                found = Facts(scene) if wishes else None
+                return all(wish.granted(found) for wish in wishes)
+
+            return granted
+
+        scene = draw_scene(generator, self.settings, self.seconds, self.views, wanted)
+        return scene, wishes
 
     def sample(self, index: int) -> SpaceSample:
-        scene, tau = self.scene(index), self.tau
+        (scene, questions), tau = self.asked(index), self.tau
         seen = render(scene, tau, self.height, self.width)
         if self.views == 1:
             seen = {name: values[:, 0] for name, values in seen.items()}
@@ -105,6 +144,7 @@ class SpaceWorld(World):
             names=[thing.name for thing in scene.things],
             positions=scene.positions(tau),
             rotations=scene.rotations(tau),
+            questions=questions,
             times=(tau + 1) / 2 * self.seconds,
             fps=max(self.frames - 1, 1) / self.seconds,
             scene=scene,

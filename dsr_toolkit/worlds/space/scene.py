@@ -9,7 +9,8 @@ the scene, and the middle frame tells nothing about what moves where.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,7 +26,10 @@ COLOURS = {
 # Moments at which a scene is checked, whatever number of frames is asked for.
 CHECKED = np.linspace(-1, 1, 9)
 MIDDLE = np.zeros(1)
-TRIES = 24  # places, or motions, that are tried for a thing before the scene is given up
+TRIES = 12  # places, or ways, that are tried for a thing
+MOTIONS = 200  # that are tried for a scene before another is drawn
+NEAREST = 1.6  # metres from a camera to the centre of a thing
+UP = np.array([0.0, 0.0, 1.0])
 GAP = 0.12  # metres between things
 IN_SIGHT = 0.94  # centres stay within this share of half the picture
 ROOM_HEIGHT = 3.4
@@ -86,14 +90,14 @@ class Motion:
     """
 
     middle: np.ndarray
-    heading: float
-    bend: float
-    speed: float
-    gain: float
-    climb: float
     facing: np.ndarray
-    axis: np.ndarray
-    turn: float
+    heading: float = 0.0
+    bend: float = 0.0
+    speed: float = 0.0
+    gain: float = 0.0
+    climb: float = 0.0
+    axis: np.ndarray = field(default_factory=UP.copy)
+    turn: float = 0.0
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Thing:
     Args:
         shape: of `SHAPES`. colour: of `COLOURS`. radius: half its width; half_height: half its height; metres. Cones stand
             on their base, with the middle of their height as their centre.
-        motion: see [`Motion`]. moves, turns: whether it does.
+        motion: see [`Motion`]. moves, turns, floats: whether it does.
     """
 
     shape: str
@@ -112,8 +116,9 @@ class Thing:
     radius: float
     half_height: float
     motion: Motion
-    moves: bool
-    turns: bool
+    moves: bool = False
+    turns: bool = False
+    floats: bool = False
 
     @property
     def name(self) -> str:
@@ -143,12 +148,12 @@ class CameraPath:
     distance: float
     height: float
     aim: np.ndarray
-    orbit: float
-    approach: float
-    rise: float
-    pan: np.ndarray
-    roll: float
     field_of_view: float
+    orbit: float = 0.0
+    approach: float = 0.0
+    rise: float = 0.0
+    pan: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    roll: float = 0.0
 
     def poses(self, tau: np.ndarray) -> np.ndarray:
         """Camera-to-world `[T, 4, 4]`."""
@@ -203,9 +208,10 @@ def look_at(position: np.ndarray, aim: np.ndarray, roll: np.ndarray) -> np.ndarr
     """Camera-to-world `[T, 4, 4]` of cameras at `position` `[T, 3]` that look at `aim`, turned by `roll` about their axis."""
     front = aim - position
     front = front / np.linalg.norm(front, axis=-1, keepdims=True)
-    right = np.cross(front, [0.0, 0.0, 1.0])
-    right = right / np.linalg.norm(right, axis=-1, keepdims=True)
-    down = np.cross(front, right)
+    x, y, z = front.T
+    flat = np.hypot(x, y)
+    right = np.stack([y / flat, -x / flat, np.zeros_like(z)], -1)  # horizontal
+    down = np.stack([z * x / flat, z * y / flat, -flat], -1)  # front × right
     cosine, sine = np.cos(roll)[:, None], np.sin(roll)[:, None]
     poses = np.tile(np.eye(4), (len(position), 1, 1))
     poses[:, :3, 0], poses[:, :3, 1] = cosine * right + sine * down, cosine * down - sine * right
@@ -240,117 +246,164 @@ def rotate_about(axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
 
 
-def draw_scene(generator: np.random.Generator, settings: SceneSettings, seconds: float = 2.0, views: int = 1) -> Scene:
-    """A possible scene: things do not touch, and their centres stay in sight of every camera."""
+def draw_scene(
+    generator: np.random.Generator,
+    settings: SceneSettings,
+    seconds: float = 2.0,
+    views: int = 1,
+    wishes: Callable[[Scene], Callable[[Scene], bool] | None] | None = None,
+) -> Scene:
+    """
+    A possible scene: things do not touch, and stay in sight of every camera.
+
+    The middle of the clip is drawn first, then motions, anew until they are possible and wanted. So the middle frame says
+    nothing about the wish that the motions fulfil.
+
+    Args:
+        wishes: from the scene in which nothing moves yet to whether motions are as wanted, or None where that scene cannot
+            do.
+    """
     while True:
-        cameras = _cameras(generator, settings, views)
-        things = _things(generator, settings, cameras, seconds / 2)
-        if things is not None:
-            room = generator.uniform(5.6, 6.6, 2)
-            return Scene(things, cameras, room, *_surfaces(generator), seconds)
+        scene = _still_scene(generator, settings, seconds, views)
+        if scene is None:
+            continue
+        wanted = wishes(scene) if wishes else lambda scene: True
+        if wanted is None:
+            continue
+        for _ in range(MOTIONS):
+            if _set_in_motion(generator, settings, scene) and wanted(scene):
+                return scene
 
 
-def _cameras(generator, settings: SceneSettings, views: int) -> list[CameraPath]:
-    azimuth, field_of_view = generator.uniform(0, 2 * np.pi), np.radians(generator.uniform(58, 68))
-    spacing = np.radians(generator.uniform(*settings.view_spacing))
-    paths = []
-    for view in range(views):
-        still = generator.random() < settings.still_camera
-        orbit = np.radians(generator.uniform(*settings.orbit)) / 2 * generator.choice([-1, 1])
-        aim = np.append(generator.uniform(-0.3, 0.3, 2), generator.uniform(0.3, 0.6))
-        motion = generator.uniform(-0.5, 0.5, 6) * [settings.approach, settings.rise, *[settings.pan] * 2, 0.2, 0.1]
-        path = CameraPath(
-            azimuth=azimuth + view * spacing,
-            distance=generator.uniform(3.4, 4.4),
-            height=generator.uniform(1.6, 2.7),
-            aim=aim,
-            orbit=orbit,
-            approach=motion[0],
-            rise=motion[1],
-            pan=motion[2:5],
-            roll=motion[5],
-            field_of_view=field_of_view,
-        )
-        if still:
-            path.orbit, path.approach, path.rise, path.pan, path.roll = 0.0, 0.0, 0.0, np.zeros(3), 0.0
-        paths.append(path)
-    return paths
-
-
-def _things(generator, settings: SceneSettings, cameras: list[CameraPath], half: float) -> list[Thing] | None:
-    """Things at their middle places, then a motion for each; None where one finds no room. `half`: seconds of half a clip."""
+def _still_scene(generator, settings: SceneSettings, seconds: float, views: int) -> Scene | None:
+    cameras = _still_cameras(generator, settings, views)
     count = int(generator.integers(settings.things[0], settings.things[1] + 1))
     looks = generator.choice(len(SHAPES) * len(COLOURS), count, replace=False)
-    things = []
+    poses = [camera.poses(MIDDLE) for camera in cameras]
+    things, paths = [], []
     for look in looks:
         shape, colour = SHAPES[look % len(SHAPES)], list(COLOURS)[look // len(SHAPES)]
         radius = generator.uniform(0.3, 0.5) * (0.85 if shape == "box" else 1.0)
         half_height = radius * (generator.uniform(0.9, 1.5) if shape in ("cylinder", "cone") else 1.0)
-        motion = _still(generator, half_height)
+        thing = Thing(shape, colour, radius, half_height, _still(generator, half_height))
         if generator.random() < settings.hovering:
-            motion.middle[2] += generator.uniform(0.3, 0.9)
-        thing = Thing(shape, colour, radius, half_height, motion, False, False)
+            thing.floats, thing.motion.middle[2] = True, thing.bound + generator.uniform(0.2, 0.7)
         for _ in range(TRIES):
-            motion.middle[:2] = generator.uniform(-1.7, 1.7, 2)
-            if _possible(thing, things, cameras, MIDDLE):
+            thing.motion.middle[:2] = generator.uniform(-1.7, 1.7, 2)
+            path = thing.motion.middle[None]
+            if _possible(thing, path, things, paths, cameras, poses):
                 break
         else:
             return None
         things.append(thing)
-    for number, thing in enumerate(things):
-        thing.moves, thing.turns = generator.random(2) < [settings.moving, settings.turning]
-        for _ in range(TRIES):
-            _set_in_motion(generator, settings, thing, half)
-            if _possible(thing, things[:number], cameras, CHECKED):
-                break
-        else:
-            return None
-    return things
+        paths.append(path.copy())
+    room = generator.uniform(5.6, 6.6, 2)
+    return Scene(things, cameras, room, *_surfaces(generator), seconds)
+
+
+def _still_cameras(generator, settings: SceneSettings, views: int) -> list[CameraPath]:
+    azimuth, field_of_view = generator.uniform(0, 2 * np.pi), np.radians(generator.uniform(58, 68))
+    spacing = np.radians(generator.uniform(*settings.view_spacing))
+    return [
+        CameraPath(
+            azimuth=azimuth + view * spacing,
+            distance=generator.uniform(3.4, 4.4),
+            height=generator.uniform(1.6, 2.7),
+            aim=np.append(generator.uniform(-0.3, 0.3, 2), generator.uniform(0.3, 0.6)),
+            field_of_view=field_of_view,
+        )
+        for view in range(views)
+    ]
 
 
 def _still(generator, half_height: float) -> Motion:
-    upright = rotate_about(np.array([0.0, 0.0, 1.0]), generator.uniform(0, 2 * np.pi, 1))[0]
-    return Motion(np.array([0.0, 0.0, half_height]), 0.0, 0.0, 0.0, 0.0, 0.0, upright, np.array([0.0, 0.0, 1.0]), 0.0)
+    upright = rotate_about(UP, generator.uniform(0, 2 * np.pi, 1))[0]
+    return Motion(middle=np.array([0.0, 0.0, half_height]), facing=upright)
 
 
-def _set_in_motion(generator, settings: SceneSettings, thing: Thing, half: float) -> None:
+def _set_in_motion(generator, settings: SceneSettings, scene: Scene) -> bool:
+    """Draw how cameras and things move; False where a thing finds no way."""
+    for camera in scene.cameras:
+        _move_camera(generator, settings, camera)
+    poses, paths = [camera.poses(CHECKED) for camera in scene.cameras], []
+    for thing in scene.things:
+        thing.moves, thing.turns = (bool(x) for x in generator.random(2) < [settings.moving, settings.turning])
+        for _ in range(TRIES if thing.moves else 1):
+            _move_thing(generator, settings, thing, scene.seconds / 2)
+            path = positions(thing.motion, CHECKED)
+            if _possible(thing, path, scene.things, paths, scene.cameras, poses):
+                break
+        else:
+            return False
+        paths.append(path)
+    return True
+
+
+def _move_camera(generator, settings: SceneSettings, camera: CameraPath) -> None:
+    orbit = np.radians(generator.uniform(*settings.orbit)) / 2 * generator.choice([-1, 1])
+    approach, rise, x, y, z, roll = generator.uniform(-0.5, 0.5, 6)
+    moves = generator.random() >= settings.still_camera
+    camera.orbit, camera.approach, camera.rise = (
+        orbit * moves,
+        settings.approach * approach * moves,
+        settings.rise * rise * moves,
+    )
+    camera.pan, camera.roll = np.array([settings.pan * x, settings.pan * y, 0.2 * z]) * moves, 0.1 * roll * moves
+
+
+def _move_thing(generator, settings: SceneSettings, thing: Thing, half: float) -> None:
     """Draw how `thing` moves and turns, if it does. What floats may also rise, sink, and turn about any axis."""
-    motion, floats = thing.motion, thing.motion.middle[2] > thing.half_height + 1e-6
+    motion = thing.motion
     heading, speed, bend = (
         generator.uniform(0, 2 * np.pi),
         generator.uniform(*settings.speed),
         generator.uniform(0.5, 1.0),
     )
-    gain, way, arc = generator.choice([-0.8, 0.0, 0.8]), generator.choice([-1, 1], 2), generator.random()
+    gain, sides, arc = generator.choice([-0.8, 0.0, 0.8]), generator.choice([-1, 1], 2), generator.random()
     turn, climb = generator.uniform(0.7, 1.6), generator.uniform(0.1, 0.3) * generator.choice([-1, 0, 1])
     axis = generator.normal(size=3)
-    if thing.moves:
-        motion.heading, motion.speed, motion.gain = heading, speed * half, float(gain)
-        motion.bend = bend * way[0] if arc < settings.arcs else 0.0
-        motion.climb = climb * half if floats else 0.0
-    if thing.turns:
-        motion.turn = turn * half * way[1]
-        motion.axis = axis / np.linalg.norm(axis) if floats else np.array([0.0, 0.0, 1.0])
+    motion.heading, motion.speed, motion.gain = heading, speed * half * thing.moves, float(gain)
+    motion.bend = bend * sides[0] * (arc < settings.arcs) * thing.moves
+    motion.climb = climb * half * (thing.floats and thing.moves)
+    motion.turn = turn * half * sides[1] * thing.turns
+    motion.axis = axis / np.linalg.norm(axis) if thing.floats else UP
 
 
-def _possible(thing: Thing, others: list[Thing], cameras: list[CameraPath], tau: np.ndarray) -> bool:
-    """Whether `thing` stays in sight, above the floor and apart from `others` at the moments `tau`."""
-    path = positions(thing.motion, tau)
-    lowest = thing.half_height if thing.motion.middle[2] <= thing.half_height + 1e-6 else thing.bound
-    if path[:, 2].min() < lowest - 1e-6:
+def _possible(thing: Thing, path: np.ndarray, others: list[Thing], paths, cameras: list[CameraPath], poses) -> bool:
+    """
+    Whether `thing` on its `path` `[T, 3]` stays in sight of `cameras` at `poses`, above the floor and apart from the first
+    `others`, as many as have `paths`.
+    """
+    if thing.floats and path[:, 2].min() < thing.bound:
         return False
-    for other in others:
-        apart = np.linalg.norm(path - positions(other.motion, tau), axis=-1).min()
-        if apart < thing.bound + other.bound + GAP:
-            return False
-    for camera in cameras:
-        poses = camera.poses(tau)
-        seen = np.einsum("tji,tj->ti", poses[:, :3, :3], path - poses[:, :3, 3])
-        if seen[:, 2].min() < 1.6:
+    for camera, pose in zip(cameras, poses):
+        seen = _local(pose, path)
+        if seen[:, 2].min() < NEAREST:
             return False
         if (np.abs(seen[:, :2]).max(-1) / seen[:, 2]).max() > IN_SIGHT * np.tan(camera.field_of_view / 2):
             return False
+    for other, way in zip(others, paths):
+        apart = path - way
+        if (apart * apart).sum(-1).min() < (thing.bound + other.bound + GAP) ** 2:
+            return False
+        if any(_hides(_local(pose, path), _local(pose, way), thing, other) for pose in poses):
+            return False
     return True
+
+
+def _local(poses: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """World points `[T, 3]` in the axes of cameras `[T, 4, 4]`."""
+    return ((path - poses[:, :3, 3])[:, None] @ poses[:, :3, :3])[:, 0]
+
+
+def _hides(first: np.ndarray, second: np.ndarray, thing: Thing, other: Thing) -> bool:
+    """Whether the nearer of two things covers the centre of the other at the first, middle or last moment."""
+    moments = [0, len(first) // 2, len(first) - 1]
+    first, second = first[moments], second[moments]
+    distances = np.sqrt((first * first).sum(-1)), np.sqrt((second * second).sum(-1))
+    cosine = (first * second).sum(-1) / (distances[0] * distances[1])
+    nearer = np.where(distances[0] < distances[1], thing.radius / distances[0], other.radius / distances[1])
+    return bool((cosine > np.cos(nearer)).any())
 
 
 def _surfaces(generator) -> tuple[list[Surface], np.ndarray]:
