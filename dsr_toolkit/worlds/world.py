@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -45,3 +46,12 @@ def _whole(name: str, value) -> int:
     if value < 0:
         raise ValueError(f"`{name}` must be an integer of at least 0, got {value}.")
     return value
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The folder, made where it is missing; a ValueError where anything is in it."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder` {folder} exists and is not an empty folder; name a new one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

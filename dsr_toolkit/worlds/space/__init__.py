@@ -8,11 +8,13 @@ import numpy as np
 
 from ..world import World
 from .facts import Facts
+from .phrases import Phrase, phrases
+from .picture import contact_sheet
 from .questions import Question, ask, draw_kinds, questions_for, wishes_for
 from .render import render
 from .scene import DIFFICULTIES, Scene, SceneSettings, draw_scene
 
-__all__ = ["Question", "SpaceSample", "SpaceWorld"]
+__all__ = ["Phrase", "Question", "SpaceSample", "SpaceWorld", "contact_sheet"]
 
 
 @dataclass
@@ -51,6 +53,10 @@ class SpaceSample:
     times: np.ndarray
     fps: float
     scene: Scene
+
+    def phrases(self, frame: int) -> list[Phrase]:
+        """Phrases that each name one thing of a frame, with its mask; see [`Phrase`]."""
+        return phrases(self, frame)
 
 
 class SpaceWorld(World):
