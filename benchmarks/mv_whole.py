@@ -43,7 +43,7 @@ def make(strategy: str) -> Page4DModel:
     return model
 
 
-def dense(block, tokens, rope, given, memory, neighbours, batch):
+def dense(block, tokens, rope, given, memory, batch):
     """What the sparse layers replace: every token sees every token."""
     return block(tokens.flatten(1, 3), rope=rope).view_as(tokens), memory
 

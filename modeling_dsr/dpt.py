@@ -50,6 +50,38 @@ def add_position_map(features: torch.Tensor, aspect: float) -> torch.Tensor:
     return features
 
 
+class KeptLayers:
+    """
+    What dense heads read of a trunk: patch tokens `[rows, K, P, 2C]` of K layers, two halves side by side.
+
+    Without gradients every layer is written to its place at once, so that nothing is held twice.
+
+    Args:
+        layers: whose tokens are kept.
+    """
+
+    def __init__(self, layers: Sequence[int]):
+        self.slots = {layer: slot for slot, layer in enumerate(layers)}
+        self.kept: torch.Tensor | list = [None] * len(self.slots)
+
+    def add(self, layer: int, first: torch.Tensor, second: torch.Tensor) -> None:
+        """Halves `[…, P, C]` of a layer; all axes before P become rows."""
+        if layer not in self.slots:
+            return
+        slot, width = self.slots[layer], first.shape[-1]
+        if torch.is_grad_enabled():
+            self.kept[slot] = torch.cat([first, second], -1).flatten(0, -3)
+            return
+        rows = first.shape[:-2]
+        if isinstance(self.kept, list):
+            self.kept = first.new_empty(rows.numel(), len(self.slots), first.shape[-2], 2 * width)
+        entry = self.kept[:, slot].view(*rows, -1, 2 * width)
+        entry[..., :width], entry[..., width:] = first, second
+
+    def stacked(self) -> torch.Tensor:
+        return torch.stack(self.kept, 1) if isinstance(self.kept, list) else self.kept
+
+
 class ResidualConvUnit(nn.Module):
     """
     `x ← relu(x) + conv2(relu(conv1(relu(x))))`.

@@ -16,6 +16,10 @@ def pool_mask(
             `[B, T, V, P, 1]` or `[B, T, V, P]`.
         images: (B, T, V). grid: (h, w) in patches. name: of the argument, in errors.
     """
+    if not isinstance(mask, torch.Tensor) or not (mask.is_floating_point() or mask.dtype is torch.bool):
+        found = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ValueError(f"`{name}` must be a bool tensor, or one of floating-point shares 0…1, got {found}. Divide bytes by 255.")
+    mask = mask.float() if mask.dtype is torch.bool else mask
     patches = grid[0] * grid[1]
     size = (grid[0] * patch_size, grid[1] * patch_size)
     shape = tuple(mask.shape)

@@ -28,7 +28,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_dsr import Page4DConfig, page4d_image_size
-from .dpt import DPTHead, activate_dense
+from .dpt import DPTHead, KeptLayers, activate_dense
 from .dynamic_mask_head import DynamicMaskHead, pool_mask
 from .geometry_encoder import GeometryEncoder
 from .page4d_heads import CameraHead, GlobalBlock, MultiviewSpatialMaskHead, SpatialMaskHead
@@ -150,14 +150,12 @@ class Page4DAggregator(nn.Module):
             patches: `[B, S, h·w, C]`. grid: (h, w). mask_alpha: strength of the mask, 0: off.
         """
         config, special = self.config, self.num_special
-        batch, frames, num_patches, width = patches.shape
+        batch, frames, _, width = patches.shape
         tokens = torch.cat([self.special_tokens(batch, frames).to(patches.dtype), patches], 2)  # [B, S, N, C]
         positions = patch_positions(*grid, special, patches.device)
         rope = axial_rope_tables(positions, width // config.num_heads, config.rope_freq)
         chunk = config.trunk_chunk_size
-        slots = {layer: slot for slot, layer in enumerate(config.dpt_layers)}
-        keep = not torch.is_grad_enabled()
-        kept = tokens.new_empty(batch * frames, len(slots), num_patches, 2 * width) if keep else [None] * len(slots)
+        kept = KeptLayers(config.dpt_layers)
         mask_bias = key_bias = None
         hidden_states = [] if output_hidden_states else None
 
@@ -172,17 +170,13 @@ class Page4DAggregator(nn.Module):
                 in_frame.view(batch, -1, width), rope=rope, attention_mask=bias, chunk_size=chunk * in_frame.shape[1]
             ).view(batch, frames, -1, width)
             in_frame = in_frame.view_as(tokens)
-            if layer in slots and keep:  # written in place: nothing is held twice
-                entry = kept[:, slots[layer]].view(batch, frames, num_patches, -1)
-                entry[..., :width], entry[..., width:] = in_frame[:, :, special:], tokens[:, :, special:]
-            elif layer in slots:
-                kept[slots[layer]] = torch.cat([in_frame, tokens], -1)[:, :, special:].flatten(0, 1)
+            kept.add(layer, in_frame[:, :, special:], tokens[:, :, special:])
             if output_hidden_states:
                 hidden_states.append(torch.cat([in_frame, tokens], -1))
 
         return AggregatedTokens(
             camera_tokens=torch.cat([in_frame[:, :, 0], tokens[:, :, 0]], -1),
-            patch_tokens=kept if keep else torch.stack(kept, 1),
+            patch_tokens=kept.stacked(),
             mask_bias=mask_bias,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
@@ -464,12 +458,13 @@ class Page4DModel(PreTrainedModel):
             memory=self._check_memory(given["memory_state"], batch),
         )
         patches = self.encode_frames(flat).unflatten(1, (times, views))
-        tokens = self.multiview(self.aggregator, patches, grid, inputs, output_hidden_states)
+        train = targets is not None or labels is not None
+        tokens = self.multiview(self.aggregator, patches, grid, inputs, output_hidden_states, keep_last=train)
         outputs = self.run_heads(AggregatedTokens(tokens.camera_tokens, tokens.patch_tokens), flat.shape)
         outputs.dynamic_mask, outputs.dynamic_mask_logit = tokens.dynamic_mask, tokens.dynamic_mask_logit
         outputs.memory_state, outputs.dual_stream_outputs = tokens.memory, tokens.streams
         outputs.hidden_states = tokens.streams["geo"] if output_hidden_states else None
-        if targets is not None or labels is not None:
+        if train:
             with maybe_autocast(pixel_values.device.type, enabled=False):
                 losses = multiview_losses(outputs, targets, labels, tokens.last, self.config)
             outputs.loss, outputs.losses = losses.pop("loss"), losses
@@ -578,6 +573,8 @@ class Page4DModel(PreTrainedModel):
         if value is None:
             return None
         shape = (*images, grid[0] * grid[1])
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise ValueError(f"`{name}` must be a tensor of floating-point numbers {list(shape)}, got {type(value).__name__}.")
         if tuple(value.shape) not in (shape, (*shape, 1)):
             raise ValueError(f"`{name}` must hold one value per patch, {list(shape)}, got {list(value.shape)}.")
         return value.reshape(shape)

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .geometry_encoder import eager_attention
-from .hub_attention import hub_attention
 
 CENTRE_EPS = 1e-8  # metres between two cameras below which there are no epipolar lines
 
@@ -21,14 +20,16 @@ def masked_attention(attn, query, key, value, mask: torch.Tensor) -> torch.Tenso
     return attend(attn, query, key, value, mask.to(query.dtype), dropout=0.0, scaling=attn.scaling, is_causal=False)[0]
 
 
-def key_biased_attention(attn, query, key, value, bias: torch.Tensor) -> torch.Tensor:
+def key_biased_attention(attn, query, key, value, bias: torch.Tensor | None) -> torch.Tensor:
     """
     Logits gain one number per key, the same for every query and head.
 
     Args:
-        bias: `[B, L]`. Broadcast where the implementation takes a mask (eager, sdpa), an additional channel of queries and
+        bias: `[B, L]`, or None for plain attention. Broadcast where the implementation takes a mask (eager, sdpa), an additional channel of queries and
             keys where it does not (flash, flex).
     """
+    if bias is None:
+        return attn.attend(query, key, value)
     if attn.config._attn_implementation in ("eager", "sdpa"):
         return masked_attention(attn, query, key, value, bias[:, None, None])
     return widened_attention(attn, query, key, value, query.new_ones(1, 1, 1, 1), bias[:, None, :, None])
@@ -149,9 +150,32 @@ def epipolar_attention(
 # --------------------------------------------------------------------------------------
 
 
-def attend_hubs(attn, query, key, value, hubs: torch.Tensor, bias=None, mutual: bool = True) -> torch.Tensor:
-    """See [`hub_attention`]."""
-    return hub_attention(query, key, value, hubs, bias, mutual).transpose(1, 2)
+def landmarks(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """Positions `[B, I·k]`, in the sequence of all I images, of the k best tokens of each, by scores `[B, I, N]`."""
+    length = scores.shape[2]
+    best = scores.topk(min(k, length), dim=2).indices
+    return (best + length * torch.arange(scores.shape[1], device=scores.device).view(1, -1, 1)).flatten(1)
+
+
+def hub_attention(attn, query, key, value, hubs: torch.Tensor, bias=None, mutual: bool = True) -> torch.Tensor:
+    """
+    Attention where token i sees token j if either is a hub. Exact, in two calls.
+
+    Args:
+        hubs: positions of the hubs, `[B, K]`, K ≤ L.
+        bias: of the keys, `[B, L]`, or None.
+        mutual: False: hubs too see hubs alone.
+    """
+    index = hubs[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+    hub_bias = None if bias is None else bias.gather(1, hubs)
+    result = key_biased_attention(attn, query, key.gather(2, index), value.gather(2, index), hub_bias)
+    if not mutual:
+        return result
+    seen_all = key_biased_attention(attn, query.gather(2, index), key, value, bias)
+    index = index.transpose(1, 2)
+    if torch.is_grad_enabled():  # attention keeps its result for the backward pass
+        return result.scatter(1, index, seen_all)
+    return result.scatter_(1, index, seen_all)
 
 
 def dilated_neighbours(times: int, views: int, levels: tuple[int, ...]) -> list[list[int]]:
@@ -195,11 +219,7 @@ def dilated_attention(attn, query, key, value, neighbours: list[list[int]], bias
                 return x[:, :, near].movedim(2, 1).flatten(0, 1).flatten(2, 3)
 
             rows = query[:, :, chosen].transpose(1, 2).flatten(0, 1)
-            if bias is None:
-                found = attn.attend(rows, gather(key), gather(value))
-            else:
-                found = key_biased_attention(
-                    attn, rows, gather(key), gather(value), bias[:, near].flatten(2).flatten(0, 1)
-                )
+            near_bias = None if bias is None else bias[:, near].flatten(2).flatten(0, 1)
+            found = key_biased_attention(attn, rows, gather(key), gather(value), near_bias)
             result[:, chosen] = found.unflatten(0, (batch, -1))
     return result.flatten(1, 2)

@@ -7,15 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .dpt import KeptLayers
 from .dynamic_mask_head import DynamicMaskHead, pool_mask
-from .hub_attention import landmarks
 from .multiview_attention import (
-    attend_hubs,
     dilated_attention,
     dilated_neighbours,
     epipolar_attention,
     fundamental_matrices,
+    hub_attention,
     key_biased_attention,
+    landmarks,
     time_biased_attention,
 )
 from .vision_blocks import VisionBlock, in_chunks
@@ -53,7 +54,7 @@ class MultiviewTokens:
     Args:
         camera_tokens: `[B, T·V, 2C]`, of the pose stream.
         patch_tokens: `[B·T·V, K, h·w, 2C]` of the K layers that the dense heads read, of the geometry stream.
-        last: entry of the last layer, `[streams·B, T, V, N, 2C]`, pose first, of two streams.
+        last: on request, entry of the last layer, `[streams·B, T, V, N, 2C]`, pose first, of two streams.
         dynamic_mask, dynamic_mask_logit: `[B, T, V, P, 1]`, or None.
         memory: `[B, M, C]`, or (pose, geometry), or None.
         streams: on request, {"pose" and "geo": every layer's `[B, T, V, N, 2C]`}.
@@ -61,7 +62,7 @@ class MultiviewTokens:
 
     camera_tokens: torch.Tensor
     patch_tokens: torch.Tensor
-    last: torch.Tensor
+    last: torch.Tensor | None = None
     dynamic_mask: torch.Tensor | None = None
     dynamic_mask_logit: torch.Tensor | None = None
     memory: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None
@@ -100,14 +101,13 @@ class Page4DMultiview(nn.Module):
             self.pose_time_blocks, self.pose_view_blocks, self.geo_time_blocks, self.geo_view_blocks = (
                 blocks(config.dual_stream_layers) for _ in range(4)
             )
-            # Not logits in spite of their published names.
-            self.lambda_pose_logit, self.lambda_geo_logit = (nn.Parameter(torch.empty(())) for _ in STREAMS)
-            self.lambda_pose_t_logit, self.lambda_geo_t_logit = (nn.Parameter(torch.empty(())) for _ in STREAMS)
         if config.enable_sparse_global:
             self.global_sparse_blocks = blocks(config.sparse_global_layers)
-            self.lambda_kpt = nn.Parameter(torch.empty(()))
             if config.sparse_strategy == "memory_bank":
                 self.memory_tokens = nn.Parameter(torch.empty(1, config.memory_tokens_num, dim))
+
+        for name in self.initial_scalars():  # `lambda_…_logit` are no logits in spite of their published names
+            self.register_parameter(name, nn.Parameter(torch.empty(())))
 
     def initial_scalars(self) -> dict[str, float]:
         """What the learned numbers start from."""
@@ -127,10 +127,12 @@ class Page4DMultiview(nn.Module):
         grid: tuple[int, int],
         given: MultiviewInputs,
         output_hidden_states: bool = False,
+        keep_last: bool = False,
     ) -> MultiviewTokens:
         """
         Args:
             trunk: the [`Page4DAggregator`] whose blocks run. patches: `[B, T, V, h·w, C]`. grid: (h, w).
+            keep_last: return `last`, which the loss reads.
         """
         config, special = self.config, trunk.num_special
         batch, times, views, _, width = patches.shape
@@ -149,12 +151,10 @@ class Page4DMultiview(nn.Module):
         prior = None
         if config.enable_epipolar and given.extrinsics is not None:
             prior = fundamental_matrices(*(x.flatten(0, 1).float() for x in (given.intrinsics, given.extrinsics)))
-        neighbours = dilated_neighbours(times, views, tuple(config.dilated_levels))
         memory = self._first_memory(given.memory, batch)
 
         dual = list(config.dual_stream_layers) if config.enable_dual_stream else []
-        slots = {layer: slot for slot, layer in enumerate(config.dpt_layers)}
-        kept: list = [None] * len(slots)
+        kept = KeptLayers(config.dpt_layers)
         mask = logits = spread = None
         recorded: list[torch.Tensor] = []
         for layer in range(config.depth):
@@ -184,18 +184,16 @@ class Page4DMultiview(nn.Module):
                 halves[axis] = tokens
             if config.enable_sparse_global and layer in config.sparse_global_layers:
                 block = self.global_sparse_blocks[list(config.sparse_global_layers).index(layer)]
-                tokens, memory = self._sparse(block, tokens, rope, given, memory, neighbours, batch)
+                tokens, memory = self._sparse(block, tokens, rope, given, memory, batch)
                 halves[config.aa_order[-1]] = tokens
-            if layer in slots:
-                both = [halves[axis][-batch:, ..., special:, :] for axis in ("time", "view")]
-                kept[slots[layer]] = torch.cat(both, -1).flatten(0, 2)
+            kept.add(layer, *(halves[axis][-batch:, ..., special:, :] for axis in ("time", "view")))
             if output_hidden_states:
                 recorded.append(torch.cat([halves["time"], halves["view"]], -1))
-        last = torch.cat([halves["time"], halves["view"]], -1)
+        both = (halves["time"], halves["view"])
         return MultiviewTokens(
-            camera_tokens=last[:batch, :, :, 0].flatten(1, 2),
-            patch_tokens=torch.stack(kept, 1),
-            last=last,
+            camera_tokens=torch.cat([half[:batch, :, :, 0] for half in both], -1).flatten(1, 2),
+            patch_tokens=kept.stacked(),
+            last=torch.cat(both, -1) if keep_last else None,
             dynamic_mask=mask,
             dynamic_mask_logit=logits,
             memory=tuple(memory.chunk(2)) if memory is not None and len(memory) == 2 * batch else memory,
@@ -272,7 +270,7 @@ class Page4DMultiview(nn.Module):
         rows = in_chunks(run, *inputs, chunk_size=self._rows_at_once(times))
         return rows.view(swapped.shape).transpose(1, 2)
 
-    def _sparse(self, block, tokens: torch.Tensor, rope, given: MultiviewInputs, memory, neighbours, batch: int):
+    def _sparse(self, block, tokens: torch.Tensor, rope, given: MultiviewInputs, memory, batch: int):
         """Attention over all images of the window; returns tokens and memory."""
         config = self.config
         count, times, views, length, width = tokens.shape
@@ -287,11 +285,12 @@ class Page4DMultiview(nn.Module):
                 torch.cat([one.expand(size, -1), part.repeat(times * views, 1)]) for one, part in zip(still, rope)
             )
             hubs = torch.arange(size, device=rows.device).expand(count, -1)
-            attend = partial(attend_hubs, hubs=hubs, bias=bias)
+            attend = partial(hub_attention, hubs=hubs, bias=bias)
         elif config.sparse_strategy == "landmark":
             hubs = landmarks(*self._landmark_scores(tokens, given.confidence, count // batch))
-            attend = partial(attend_hubs, hubs=hubs, bias=bias, mutual=config.landmark_mutual)
+            attend = partial(hub_attention, hubs=hubs, bias=bias, mutual=config.landmark_mutual)
         else:
+            neighbours = dilated_neighbours(times, views, tuple(config.dilated_levels))
             attend = partial(dilated_attention, neighbours=neighbours, bias=bias)
         rows = block(rows, rope=rope, attend=attend, chunk_size=self._tokens_at_once(tokens))
         if config.sparse_strategy == "memory_bank":

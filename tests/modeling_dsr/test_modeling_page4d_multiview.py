@@ -392,7 +392,7 @@ def dense_sparse(model) -> Page4DModel:
     """The same model whose sparse blocks attend everything."""
     other = copy.deepcopy(model)
 
-    def dense(block, tokens, rope, given, memory, neighbours, batch):
+    def dense(block, tokens, rope, given, memory, batch):
         return block(tokens.flatten(1, 3), rope=rope).view_as(tokens), memory
 
     other.multiview._sparse = dense

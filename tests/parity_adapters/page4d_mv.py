@@ -31,15 +31,19 @@ def conversions(suite) -> dict[str, dict]:
         return {}
     sources = {"page4d": suite.folder / "checkpoint.pt", "extra": suite.folder / "extra_params.safetensors"}
     published = json.loads((suite.folder / "config.json").read_text())
-    cases = [case for case in suite.cases if not case.is_json]
-    return {
-        case.name: {
-            "arch": "page4d",
-            "sources": sources,
-            "config_overrides": settings(published, case.meta.get("kwargs", {})),
-        }
-        for case in cases
-    }
+    found = {}
+    for case in suite.cases:
+        if case.is_json:
+            continue
+        overrides = settings(published, case.meta.get("kwargs", {}))
+        found[case.name] = {"arch": "page4d", "sources": sources, "config_overrides": overrides}
+        if "feat" in case.inputs:  # the mask head in both forms
+            found[gated(case)] = {**found[case.name], "config_overrides": {**overrides, "use_gating": True}}
+    return found
+
+
+def gated(case: Case) -> str:
+    return f"{case.name}-gated"
 
 
 def settings(published: dict, kwargs: dict) -> dict:
@@ -251,7 +255,7 @@ def dynamic_masks(case: Case, models: Models) -> dict:
     pool, head_class = (models.module("dynamic_mask_head", n, case.name) for n in ("pool_mask", "DynamicMaskHead"))
     pooled = pool(case.inputs["ext_pixels"], external.shape[:3], grid, model.config.patch_size)
     scalar = model.multiview.dynamic_mask_head
-    gated = models.load(AutoModel, next(n for n in models.folders if "gated" in n)).multiview.dynamic_mask_head
+    by_image = models.load(AutoModel, gated(case)).multiview.dynamic_mask_head
     plain = head_class(patches.shape[-1], standardize=True)  # alpha is 1, which the published code leaves out
     plain.mask_head = scalar.mask_head
 
@@ -266,11 +270,11 @@ def dynamic_masks(case: Case, models: Models) -> dict:
         "intermediate.ext_from_pixels": pooled,
         "output.upstream_scalar_noext": run(plain, True, None),
         "output.upstream_gated_noext": run(plain, True, None),
-        "output.upstream_gated_ext": run(gated, True, external),
+        "output.upstream_gated_ext": run(by_image, True, external),
         "output.formula_scalar_std_ext": run(scalar, True, external),
         "output.formula_scalar_seed_ext": run(scalar, False, external),
         "output.formula_scalar_seed_noext": run(scalar, False, None),
-        "output.formula_gated_seed_ext": run(gated, False, external),
+        "output.formula_gated_seed_ext": run(by_image, False, external),
         "output.formula_scalar_seed_ext_pixels": run(scalar, False, pooled),
     }
 
@@ -342,22 +346,20 @@ def epipolar(case: Case, models: Models) -> dict:
 def sparse(case: Case, models: Models, tokens, memory=None, **given):
     """One sparse block of a model whose configuration `given` may change."""
     inputs_class = models.module("page4d_multiview", "MultiviewInputs", case.name)
-    neighbours = models.module("multiview_attention", "dilated_neighbours", case.name)
     loaded = {name: given.pop(name) for name in list(given) if name not in ("keypoints", "confidence")}
     model = models.load(AutoModel, case.name, **loaded)
     rope = tables(model, models, case.name, tuple(case.meta["kwargs"]["patch_grid"]))
-    near = neighbours(*tokens.shape[1:3], tuple(model.config.dilated_levels))
     new = model.multiview
     if memory is None:
         memory = new._first_memory(None, len(tokens))
-    return new._sparse(new.global_sparse_blocks[0], tokens, rope, inputs_class(**given), memory, near, len(tokens))
+    return new._sparse(new.global_sparse_blocks[0], tokens, rope, inputs_class(**given), memory, len(tokens))
 
 
 def landmark(case: Case, models: Models) -> dict:
     tokens, confidence = case.inputs["tokens"], case.inputs["confidence"]
     keypoints = case.inputs["keypoints"].squeeze(-1)
     model = models.load(AutoModel, case.name)
-    choose = models.module("hub_attention", "landmarks", case.name)
+    choose = models.module("multiview_attention", "landmarks", case.name)
     length = tokens.shape[3]
 
     def chosen(scores) -> torch.Tensor:
