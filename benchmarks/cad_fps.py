@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import alternate, row
-from processing_dsr import farthest_point_sample
+from modeling_dsr.cad_solids import farthest_point_sample
 
 NAME = "cad.fps"
 TARGET = 3.0

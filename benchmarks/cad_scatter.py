@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.harness import alternate, assert_agreement, device, row
-from modeling_dsr.point_encoder import find_point_tokens, write_points
+from modeling_dsr.cad_point_encoder import find_point_tokens, write_points
 
 NAME = "cad.scatter"
 BATCH, LENGTH, HIDDEN, POINTS, POINT = 64, 300, 1536, 256, 7

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import assert_agreement, device, peak_memory, row
-from configuration_dsr import CADRecodeConfig
+from modeling_dsr.configuration_cad_recode import CADRecodeConfig
 from modeling_dsr.modeling_cad_recode import CADRecodeForCausalLM
 
 NAME = "cad.train_logits"

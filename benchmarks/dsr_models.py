@@ -2,7 +2,7 @@
 
 import torch
 
-from configuration_dsr import DSRConfig
+from modeling_dsr.configuration_dsr import DSRConfig
 from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
 IMAGE, VIDEO, VISION_START, VISION_END, VISION_PAD, IM_START, IM_END, END_OF_TEXT = range(1000, 1008)

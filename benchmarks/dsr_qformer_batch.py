@@ -10,7 +10,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import rotate_half
 
 from benchmarks.dsr_models import GRID, TOKENS, full_width_config
 from benchmarks.harness import alternate, assert_agreement, peak_memory, row
-from modeling_dsr.geometry_selection import GeometrySelectionModule
+from modeling_dsr.dsr_geometry_selection import GeometrySelectionModule
 
 NAME = "dsr.qformer_batch"
 BATCH = 8

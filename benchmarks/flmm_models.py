@@ -2,7 +2,7 @@
 
 import torch
 
-from configuration_dsr import FrozenQwenSAMConfig
+from modeling_dsr.configuration_frozen_qwen_sam import FrozenQwenSAMConfig
 from modeling_dsr.modeling_frozen_qwen_sam import FrozenQwenSAMModel
 
 IMAGE_TOKEN = 500

@@ -5,8 +5,8 @@ from transformers import SamModel
 
 from benchmarks.flmm_models import build, caption_inputs
 from benchmarks.harness import alternate, assert_agreement, device, row
-from configuration_dsr import sam_config
-from modeling_dsr.mask_refiner import PhraseSamModel
+from modeling_dsr.configuration_frozen_qwen_sam import sam_config
+from modeling_dsr.frozen_qwen_sam_refiner import PhraseSamModel
 
 NAME = "flmm.sam_batch"
 PHRASES, TOKENS = 20, 6

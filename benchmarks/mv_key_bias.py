@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from benchmarks.harness import alternate, assert_agreement, device, peak_memory, row
-from modeling_dsr.multiview_attention import key_biased_attention, widened_attention
+from modeling_dsr.page4d_multiview_attention import key_biased_attention, widened_attention
 from modeling_dsr.vision_blocks import VisionAttention
 
 NAME = "mv.key_bias"

@@ -4,8 +4,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from benchmarks.harness import alternate, assert_agreement, device, row
-from modeling_dsr.hub_attention import landmarks
-from modeling_dsr.multiview_attention import attend_hubs
+from modeling_dsr.page4d_multiview_attention import attend_hubs, landmarks
 from modeling_dsr.vision_blocks import VisionAttention
 
 NAME = "mv.landmark"

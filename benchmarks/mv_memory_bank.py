@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from benchmarks.harness import device, row, timed
-from modeling_dsr.multiview_attention import attend_hubs
+from modeling_dsr.page4d_multiview_attention import attend_hubs
 from modeling_dsr.vision_blocks import VisionAttention
 
 NAME = "mv.memory_bank"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import device, machine, row, timed
-from configuration_dsr import Page4DConfig
+from modeling_dsr.configuration_page4d import Page4DConfig
 from modeling_dsr.modeling_page4d import Page4DModel
 
 NAME = "mv.whole"

@@ -8,7 +8,7 @@ at a time and build their positional maps in float64 whenever they need one, and
 import torch
 from torch.nn import functional as F
 
-from modeling_dsr.dpt import VALUE_ACTIVATIONS
+from modeling_dsr.page4d_dpt import VALUE_ACTIVATIONS
 
 HEAD_FRAMES = 8
 
@@ -211,7 +211,7 @@ FRAMES, SIDE = 32, 140  # 100 patches per frame
 
 def measured_model(frames: int = FRAMES):
     """A quarter of the published width at the published depth, random weights, and frames for it."""
-    from configuration_dsr import Page4DConfig
+    from modeling_dsr.configuration_page4d import Page4DConfig
     from modeling_dsr.modeling_page4d import Page4DModel
 
     torch.manual_seed(0)

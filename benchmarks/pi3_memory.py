@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.harness import assert_agreement, device, peak_memory, row
-from configuration_dsr import Pi3Config
+from modeling_dsr.configuration_pi3 import Pi3Config
 from modeling_dsr.modeling_pi3 import Pi3Model
 
 NAME = "pi3.memory"

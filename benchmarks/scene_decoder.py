@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import alternate, assert_agreement, device, peak_memory, row
-from configuration_dsr import SceneQFormerConfig
+from modeling_dsr.configuration_scene_qformer import SceneQFormerConfig
 from modeling_dsr.scene_decoder import SceneDecoder
 
 NAME = "scene.decoder"

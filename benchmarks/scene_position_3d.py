@@ -5,7 +5,7 @@ import math
 import torch
 
 from benchmarks.harness import alternate, assert_agreement, device, row
-from configuration_dsr import SceneQFormerConfig
+from modeling_dsr.configuration_scene_qformer import SceneQFormerConfig
 from modeling_dsr.scene_position import CalibrationCache, DepthPositionEncoding, check_calibration
 
 NAME = "scene.position_3d"

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from .registry import ARCHITECTURES
+from .architectures.registry import ARCHITECTURES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -139,7 +139,7 @@ def _once(option: str, named: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _hub(options: argparse.Namespace) -> int:
-    from .hub import assemble
+    from .repository.assembly import assemble
 
     report = assemble(
         _once("--model", options.model),
@@ -168,7 +168,7 @@ def _read_overrides(path: Path | None) -> dict:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from .verification import verify
+    from . import verify
 
     problems = verify(options.folder, load=not options.files_only)
     for problem in problems:
@@ -178,7 +178,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from .publish import publish
+    from .repository.publish import publish
 
     done = publish(
         options.folder,

@@ -18,8 +18,8 @@ from types import ModuleType
 
 import torch
 
+from .architectures.registry import architecture
 from .recipe import Plan, Resolution, resolve
-from .registry import architecture
 from .remote_code import copy_code
 from .report import REPORT_NAME, Report
 from .sources import Source, open_source
@@ -266,7 +266,7 @@ def _write_other_files(
 
         GenerationConfig.from_dict(plan.generation_config).save_pretrained(folder)
     notes = module.write_processor(sources, plan.config, folder)
-    copy_code(folder)
+    copy_code(folder, plan.config.model_type)
     return notes
 
 

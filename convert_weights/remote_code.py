@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
-ROOT_MODULES = ("configuration_dsr", "processing_dsr")
-# Not shipped: the package's registrations, and the alias in whose place the real configuration file comes.
-LEFT_OUT = ("__init__.py", "configuration_dsr.py")
+import modeling_dsr
+from modeling_dsr import ARCHITECTURES
+
+PACKAGE = Path(modeling_dsr.__file__).parent
 
 
-def code_files() -> dict[str, Path]:
-    """Every file of remote code by its name in the folder."""
-    import importlib.util
+def code_files(model_types: Iterable[str] = ARCHITECTURES) -> dict[str, Path]:
+    """
+    The files of `modeling_dsr` that models of these types need, by their name in the folder: those of the type's name,
+    and what they import. A type that is not this library's needs none.
+    """
+    wanted = []
+    for model_type in ARCHITECTURES.keys() & set(model_types):
+        architecture = ARCHITECTURES[model_type]
+        wanted += [f"configuration_{model_type}", f"modeling_{model_type}", architecture.processor.split(".")[0]]
+        wanted += ["pipelines"] if architecture.pipeline else []
+    found = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found.add(name)
+            wanted += _siblings(PACKAGE / f"{name}.py")
+    return {f"{name}.py": PACKAGE / f"{name}.py" for name in sorted(found)}
 
-    found = {}
-    for module in ROOT_MODULES:
-        spec = importlib.util.find_spec(module)
-        if spec is None or not spec.origin:
-            raise ModuleNotFoundError(f"`{module}.py` is not importable: install the library with `pip install -e .`.")
-        found[f"{module}.py"] = Path(spec.origin)
-    package = importlib.util.find_spec("modeling_dsr")
-    for path in sorted(Path(package.origin).parent.glob("*.py")):
-        if path.name not in LEFT_OUT:
-            if path.name in found:
-                raise ValueError(f"{path} would take the place of {found[path.name]} in the Hub folder: rename it.")
-            found[path.name] = path
-    return found
+
+@cache
+def _siblings(path: Path) -> list[str]:
+    """Names of the files that a file imports from its own folder, anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
 
 
-def copy_code(folder: Path) -> list[str]:
-    """Copy the remote code into `folder`; returns the names."""
-    files = code_files()
+def copy_code(folder: Path, model_type: str) -> list[str]:
+    """Copy the remote code of a model type into `folder`; returns the names."""
+    files = code_files([model_type])
     for name, path in files.items():
         shutil.copyfile(path, folder / name)
     return list(files)
+
+
+def check_code(folder: Path, expected: dict[str, Path]) -> list[str]:
+    """What is wrong with the files of code in a folder: missing ones, and those that differ from this library's."""
+    problems = []
+    for name, path in expected.items():
+        if not (folder / name).is_file():
+            problems.append(f"{folder / name}: missing.")
+        elif (folder / name).read_bytes() != path.read_bytes():
+            problems.append(f"{folder / name}: differs from this library's.")
+    return problems

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from .architectures.registry import model_class
 from .recipe import skeleton
-from .registry import model_class
-from .remote_code import code_files
+from .remote_code import check_code, code_files
 from .report import REPORT_NAME, Report
 from .sources import PICKLES, SafetensorsFile
 from .streams import PIECE, is_finite
@@ -20,13 +20,13 @@ from .writer import INDEX_NAME, sha256_of
 CHECKED_SUFFIXES = (".safetensors", ".py", *PICKLES)  # files of these kinds must not appear out of nowhere
 
 
-def verify(folder: str | Path, *, load: bool = True, progress: bool = True) -> list[str]:
+def verify_folder(folder: str | Path, *, progress: bool = True) -> list[str]:
     """
-    Check a converted folder, or a repository that `convert_weights hub` assembled (see `verify_repository`).
+    Check a converted folder. Of a repository that `convert_weights hub` assembled, see `verify_repository`.
 
     Hashes and sizes of all files against the conversion report; names, shapes and dtypes of tensors, every number
     finite; the index; the code against this library; the model that `config.json` describes, built without storage,
-    against the tensors. Of a repository, every model is also loaded and run, unless `load` is False.
+    against the tensors.
 
     Returns:
         What is wrong, one line each, naming file and key; empty if all is well.
@@ -37,10 +37,6 @@ def verify(folder: str | Path, *, load: bool = True, progress: bool = True) -> l
     from tqdm.auto import tqdm
 
     folder = Path(folder)
-    if (folder / "hub_report.json").is_file():
-        from .repository import verify_repository
-
-        return verify_repository(folder, load=load, progress=progress)
     report = Report.load(folder)
     problems: list[str] = []
     files: dict[str, SafetensorsFile] = {}
@@ -54,7 +50,7 @@ def verify(folder: str | Path, *, load: bool = True, progress: bool = True) -> l
         if path.suffix in CHECKED_SUFFIXES and name not in report.outputs:
             problems.append(f"{path}: not in {REPORT_NAME}.")
     problems += check_tensors(folder, report, files)
-    problems += _check_code(folder, report)
+    problems += check_code(folder, code_files([report.architecture]))
     problems += check_layout(folder, report, files)
     return problems
 
@@ -118,16 +114,6 @@ def check_tensors(folder: Path, report: Report, files: dict[str, SafetensorsFile
             problems.append(f"{index}: does not list the tensors of {REPORT_NAME}.")
     elif len({tensor["file"] for tensor in report.tensors.values()}) > 1:
         problems.append(f"{index}: missing.")
-    return problems
-
-
-def _check_code(folder: Path, report: Report) -> list[str]:
-    problems = []
-    for name, path in code_files().items():
-        if not (folder / name).is_file():
-            problems.append(f"{folder / name}: missing.")
-        elif (folder / name).read_bytes() != path.read_bytes():
-            problems.append(f"{folder / name}: differs from this library's.")
     return problems
 
 

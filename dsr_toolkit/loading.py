@@ -4,19 +4,17 @@ import json
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
-import modeling_dsr  # noqa: F401  registers this library's classes: the code inside a model's repository is never run
+from modeling_dsr import (
+    ARCHITECTURES,  # registers this library's classes: the code of a model's repository is never run
+)
 
 from .console import say
 
-AUTO_CLASS = {
-    "dsr": AutoModelForImageTextToText,
-    "cadrille": AutoModelForImageTextToText,
-    "cad_recode": AutoModelForCausalLM,
-}
 REPOSITORY = "repository"  # in place of a model type: models of every type together
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -81,9 +79,8 @@ def load(
             f"`dsr convert` turns published checkpoints into {model_type!r} folders."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AUTO_CLASS.get(model_type, AutoModel).from_pretrained(
-        source, dtype=dtype, device_map=device, attn_implementation=attn_implementation
-    )
+    auto = getattr(transformers, ARCHITECTURES[model_type].auto_class)
+    model = auto.from_pretrained(source, dtype=dtype, device_map=device, attn_implementation=attn_implementation)
     return model.eval(), AutoProcessor.from_pretrained(source)
 
 

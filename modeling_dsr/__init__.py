@@ -1,61 +1,83 @@
-"""Registers every architecture with transformers' Auto classes. This file is not exported to the Hub."""
+"""
+The models. Importing this package registers every architecture with transformers' Auto classes.
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+What an architecture consists of stands once, in [`ARCHITECTURES`]. This file is not exported to the Hub.
+"""
 
-from configuration_dsr import (
-    CADRecodeConfig,
-    CadrilleConfig,
-    DSRConfig,
-    FrozenQwenSAMConfig,
-    Page4DConfig,
-    Pi3Config,
-    SceneQFormerConfig,
-)
-from processing_dsr import (
-    CADRecodeProcessor,
-    CadrilleProcessor,
-    DSRProcessor,
-    FrozenQwenSAMProcessor,
-    GeometryProcessor,
-    SceneQFormerProcessor,
-)
+import importlib
+from dataclasses import dataclass
 
-from .modeling_cad_recode import CADRecodeForCausalLM, CADRecodeModel
-from .modeling_cadrille import CadrilleForConditionalGeneration, CadrilleModel
-from .modeling_dsr import DSRForConditionalGeneration, DSRModel
-from .modeling_frozen_qwen_sam import FrozenQwenSAMModel
-from .modeling_page4d import Page4DModel
-from .modeling_pi3 import Pi3Model
-from .modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
+import transformers
 
-AutoConfig.register("dsr", DSRConfig, exist_ok=True)
-AutoModel.register(DSRConfig, DSRModel, exist_ok=True)
-AutoModelForImageTextToText.register(DSRConfig, DSRForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(DSRConfig, DSRProcessor, exist_ok=True)
 
-AutoConfig.register("pi3", Pi3Config, exist_ok=True)
-AutoModel.register(Pi3Config, Pi3Model, exist_ok=True)
-AutoProcessor.register(Pi3Config, GeometryProcessor, exist_ok=True)
+@dataclass(frozen=True)
+class Architecture:
+    """
+    The classes of one model type. Configuration and models are in the files that carry its name.
 
-AutoConfig.register("page4d", Page4DConfig, exist_ok=True)
-AutoModel.register(Page4DConfig, Page4DModel, exist_ok=True)
-AutoProcessor.register(Page4DConfig, GeometryProcessor, exist_ok=True)
+    Args:
+        config: class in `configuration_TYPE.py`.
+        models: class in `modeling_TYPE.py` by Auto class; the last one is what a converted folder holds.
+        processor: "file.class".
+        pipeline: whether `pipelines.py` has a pipeline of its own for it.
+    """
 
-AutoConfig.register("scene_qformer", SceneQFormerConfig, exist_ok=True)
-AutoModel.register(SceneQFormerConfig, SceneQFormerModel, exist_ok=True)
-AutoModelForImageTextToText.register(SceneQFormerConfig, SceneQFormerForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(SceneQFormerConfig, SceneQFormerProcessor, exist_ok=True)
+    config: str
+    models: dict[str, str]
+    processor: str
+    pipeline: bool = False
 
-AutoConfig.register("cadrille", CadrilleConfig, exist_ok=True)
-AutoModel.register(CadrilleConfig, CadrilleModel, exist_ok=True)
-AutoModelForImageTextToText.register(CadrilleConfig, CadrilleForConditionalGeneration, exist_ok=True)
-AutoProcessor.register(CadrilleConfig, CadrilleProcessor, exist_ok=True)
+    @property
+    def auto_class(self) -> str:
+        """The Auto class that opens a converted folder."""
+        return list(self.models)[-1]
 
-AutoConfig.register("cad_recode", CADRecodeConfig, exist_ok=True)
-AutoModel.register(CADRecodeConfig, CADRecodeModel, exist_ok=True)
-AutoModelForCausalLM.register(CADRecodeConfig, CADRecodeForCausalLM, exist_ok=True)
-AutoProcessor.register(CADRecodeConfig, CADRecodeProcessor, exist_ok=True)
 
-AutoConfig.register("frozen_qwen_sam", FrozenQwenSAMConfig, exist_ok=True)
-AutoModel.register(FrozenQwenSAMConfig, FrozenQwenSAMModel, exist_ok=True)
-AutoProcessor.register(FrozenQwenSAMConfig, FrozenQwenSAMProcessor, exist_ok=True)
+ARCHITECTURES = {
+    "dsr": Architecture(
+        "DSRConfig",
+        {"AutoModel": "DSRModel", "AutoModelForImageTextToText": "DSRForConditionalGeneration"},
+        "processing_dsr.DSRProcessor",
+    ),
+    "pi3": Architecture("Pi3Config", {"AutoModel": "Pi3Model"}, "processing_geometry.GeometryProcessor", True),
+    "page4d": Architecture("Page4DConfig", {"AutoModel": "Page4DModel"}, "processing_geometry.GeometryProcessor", True),
+    "scene_qformer": Architecture(
+        "SceneQFormerConfig",
+        {
+            "AutoModelForImageTextToText": "SceneQFormerForConditionalGeneration",
+            "AutoModel": "SceneQFormerModel",
+        },
+        "processing_scene_qformer.SceneQFormerProcessor",
+    ),
+    "cadrille": Architecture(
+        "CadrilleConfig",
+        {"AutoModel": "CadrilleModel", "AutoModelForImageTextToText": "CadrilleForConditionalGeneration"},
+        "processing_cadrille.CadrilleProcessor",
+        True,
+    ),
+    "cad_recode": Architecture(
+        "CADRecodeConfig",
+        {"AutoModel": "CADRecodeModel", "AutoModelForCausalLM": "CADRecodeForCausalLM"},
+        "processing_cad_recode.CADRecodeProcessor",
+        True,
+    ),
+    "frozen_qwen_sam": Architecture(
+        "FrozenQwenSAMConfig",
+        {"AutoModel": "FrozenQwenSAMModel"},
+        "processing_frozen_qwen_sam.FrozenQwenSAMProcessor",
+        True,
+    ),
+}
+
+
+def _class(file: str, name: str) -> type:
+    return getattr(importlib.import_module(f".{file}", __name__), name)
+
+
+for _model_type, _architecture in ARCHITECTURES.items():
+    _config = _class(f"configuration_{_model_type}", _architecture.config)
+    transformers.AutoConfig.register(_model_type, _config, exist_ok=True)
+    for _auto_class, _model in _architecture.models.items():
+        _model_class = _class(f"modeling_{_model_type}", _model)
+        getattr(transformers, _auto_class).register(_config, _model_class, exist_ok=True)
+    transformers.AutoProcessor.register(_config, _class(*_architecture.processor.split(".")), exist_ok=True)

@@ -12,10 +12,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2Model
 
+from .cad_point_encoder import FourierPointEncoder, check_points, find_point_tokens, plain_attention_mask, write_points
 from .chunked_loss import logits_and_loss
-from .configuration_dsr import CADRecodeConfig
+from .configuration_cad_recode import CADRecodeConfig
 from .generation_settings import OwnGenerationSettings
-from .point_encoder import FourierPointEncoder, check_points, find_point_tokens, plain_attention_mask, write_points
 
 
 class CADRecodeModel(Qwen2Model):

@@ -15,12 +15,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditionalGeneration, Qwen2VLModel
 
+from .cad_point_encoder import FourierPointEncoder, check_points, find_point_tokens, write_points
 from .chunked_loss import logits_and_loss
-from .configuration_dsr import CadrilleConfig
+from .configuration_cadrille import CadrilleConfig
 from .generation_settings import OwnGenerationSettings
-from .multimodal_rope import multimodal_positions
-from .point_encoder import FourierPointEncoder, check_points, find_point_tokens, write_points
-from .token_layout import count_media
+from .multimodal_rope import count_media, multimodal_positions
 
 
 @dataclass

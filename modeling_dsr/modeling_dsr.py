@@ -18,19 +18,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
 from .configuration_dsr import DSRConfig
-from .geometry_encoder import GeometryEncoder
-from .geometry_selection import GeometrySelectionModule, regroup_patch_tokens, renormalize, unflatten_patches
-from .token_layout import (
+from .dsr_geometry_selection import GeometrySelectionModule, regroup_patch_tokens, renormalize, unflatten_patches
+from .dsr_token_layout import (
     IGNORE_INDEX,
     TokenLayout,
     build_token_layout,
     check_grid,
-    count_media,
     number_samples,
     sample_ids_from_mask,
     select_question_tokens,
     spatial_position_ids,
 )
+from .geometry_encoder import GeometryEncoder
+from .multimodal_rope import count_media
 
 
 @dataclass

@@ -22,11 +22,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .attention_capture import capture_attention, capture_hidden_states
-from .configuration_dsr import FrozenQwenSAMConfig
-from .frozen_vlm import FROZEN_VLMS
-from .mask_head import MaskHead
-from .mask_losses import mask_losses
-from .mask_refiner import (
+from .configuration_frozen_qwen_sam import FrozenQwenSAMConfig
+from .frozen_qwen_sam_layout import PhraseLayout, build_phrase_layout
+from .frozen_qwen_sam_losses import mask_losses
+from .frozen_qwen_sam_mask_head import MaskHead
+from .frozen_qwen_sam_refiner import (
     PhraseSamModel,
     RefinedMasks,
     binary_masks,
@@ -35,8 +35,7 @@ from .mask_refiner import (
     masks_at_original_size,
     overlap,
 )
-from .phrase_layout import PhraseLayout, build_phrase_layout
-from .trained_parts import load_with_sources, save_trained_parts
+from .frozen_qwen_sam_vlm import FROZEN_VLMS, load_with_sources, save_trained_parts
 
 
 @dataclass

@@ -27,15 +27,16 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
-from .configuration_dsr import Page4DConfig, page4d_image_size
-from .dpt import DPTHead, KeptLayers, activate_dense
-from .dynamic_mask_head import DynamicMaskHead, pool_mask
+from .configuration_page4d import Page4DConfig
+from .frame_sizes import page4d_image_size
 from .geometry_encoder import GeometryEncoder
+from .page4d_dpt import DPTHead, KeptLayers, activate_dense
+from .page4d_dynamic_mask import DynamicMaskHead, pool_mask
 from .page4d_heads import CameraHead, GlobalBlock, MultiviewSpatialMaskHead, SpatialMaskHead
 from .page4d_losses import multiview_losses, page4d_losses, scene_targets
 from .page4d_multiview import MultiviewInputs, Page4DMultiview
+from .page4d_track_head import Tracker, TrackHead, UpdateTransformer
 from .pose import check_cameras, decode_matrix_pose, decode_pose
-from .track_head import Tracker, TrackHead, UpdateTransformer
 from .vision_blocks import VisionBlock, in_chunks, init_layer_scale
 from .vision_rope import axial_rope_tables, patch_positions
 
@@ -574,7 +575,9 @@ class Page4DModel(PreTrainedModel):
             return None
         shape = (*images, grid[0] * grid[1])
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise ValueError(f"`{name}` must be a tensor of floating-point numbers {list(shape)}, got {type(value).__name__}.")
+            raise ValueError(
+                f"`{name}` must be a tensor of floating-point numbers {list(shape)}, got {type(value).__name__}."
+            )
         if tuple(value.shape) not in (shape, (*shape, 1)):
             raise ValueError(f"`{name}` must hold one value per patch, {list(shape)}, got {list(value.shape)}.")
         return value.reshape(shape)

@@ -24,7 +24,8 @@ from transformers import Dinov2WithRegistersConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_dsr import Pi3Config, pi3_image_size
+from .configuration_pi3 import Pi3Config
+from .frame_sizes import pi3_image_size
 from .geometry_encoder import GeometryEncoder
 from .pi3_conditioning import (
     Pi3Conditions,

@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput, is_timm_available
 
-from .configuration_dsr import SceneQFormerConfig
+from .configuration_scene_qformer import SceneQFormerConfig
 from .generation_settings import OwnGenerationSettings
 from .scene_decoder import SceneAttention, SceneDecoder, SceneDeformableAttention, start_with
 from .scene_map_head import (

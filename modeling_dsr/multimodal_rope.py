@@ -54,3 +54,11 @@ def multimodal_positions(
     positions = torch.where(is_medium, before + grid, before) * valid
     ends = is_text.sum(1, keepdim=True) + moved[:, -1:]
     return positions, ends - length
+
+
+def count_media(input_ids: torch.Tensor, token_id: int) -> torch.Tensor:
+    """Number of runs of `token_id` in each row of `input_ids` `[B, S]`; `[B]` on the CPU."""
+    is_token = input_ids.cpu() == token_id
+    starts = is_token.clone()
+    starts[:, 1:] &= ~is_token[:, :-1]
+    return starts.sum(1)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .geometry_encoder import eager_attention
+from .attention import eager_attention
 from .vision_blocks import VisionAttention, VisionBlock, VisionMLP
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .dpt import KeptLayers
-from .dynamic_mask_head import DynamicMaskHead, pool_mask
-from .multiview_attention import (
+from .page4d_dpt import KeptLayers
+from .page4d_dynamic_mask import DynamicMaskHead, pool_mask
+from .page4d_multiview_attention import (
     dilated_attention,
     dilated_neighbours,
     epipolar_attention,

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .configuration_dsr import intrinsics_problem, pose_problem
-from .pose import invert_rigid
+from .pose import intrinsics_problem, invert_rigid, pose_problem
 from .vision_blocks import VisionAttention, VisionBlock, in_chunks
 from .vision_rope import apply_axial_rope, axial_rope_tables
 

@@ -1,5 +1,7 @@
 """Camera algebra. Pure functions; OpenCV axes (x right, y down, z forward), extrinsics are camera-from-world."""
 
+import math
+
 import torch
 
 
@@ -155,3 +157,50 @@ def check_cameras(extrinsics: torch.Tensor | None, intrinsics: torch.Tensor | No
                 f"{kind} ({int(count)} of {problems[0].numel()} cameras). Expected rigid camera-from-world transforms "
                 "[R | t] (R orthonormal, det R = 1, no scale) and intrinsics in pixels; leave out frames without a camera."
             )
+
+
+def intrinsics_problem(matrices: list) -> str:
+    """What is wrong with intrinsics, `n` nested lists of 3×3 numbers in pixels, in words, or ""."""
+    for index, matrix in enumerate(matrices):
+        if not all(math.isfinite(value) for row in matrix for value in row):
+            return f"hold numbers that are not finite in matrix {index}: {matrix}. Leave out or mask frames without intrinsics."
+        if not (matrix[0][0] > 0 and matrix[1][1] > 0):
+            return f"hold a focal length that is not positive in matrix {index}: {matrix}. Expected pixels, [[fx, 0, cx], …]."
+    return ""
+
+
+def pose_problem(matrices: list, tolerance: float = 1e-2) -> str:
+    """What makes camera-to-world matrices, `n` nested lists of 4×4 numbers, not rigid, in words, or ""."""
+    cure = "Expected camera-to-world [R | t; 0 0 0 1] with a rotation R: divide scales out, mask frames without a pose."
+    for index, matrix in enumerate(matrices):
+        if not all(math.isfinite(value) for row in matrix for value in row):
+            return f"hold numbers that are not finite in matrix {index}: {matrix}. {cure}"
+        x, y, z = (row[:3] for row in matrix[:3])
+        products = [sum(p * q for p, q in zip(a, b)) - (a is b) for a in (x, y, z) for b in (x, y, z)]
+        error = max(abs(value) for value in products)
+        determinant = (
+            x[0] * (y[1] * z[2] - y[2] * z[1]) - x[1] * (y[0] * z[2] - y[2] * z[0]) + x[2] * (y[0] * z[1] - y[1] * z[0])
+        )
+        bottom = max(abs(value - wanted) for value, wanted in zip(matrix[3], (0, 0, 0, 1)))
+        if error > tolerance or determinant < 0 or bottom > tolerance:
+            return (
+                f"hold a matrix that is not rigid: number {index} has |RRᵀ - I| up to {error:.2g}, det R {determinant:.3g} "
+                f"and last row {matrix[3]}. {cure}"
+            )
+    return ""
+
+
+def unproject(depth: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
+    """Camera-frame points `[..., H, W, 3]` of depths `[..., H, W]`; pixel centres lie at whole numbers."""
+    height, width = depth.shape[-2:]
+    u = torch.arange(width, device=depth.device)
+    v = torch.arange(height, device=depth.device).unsqueeze(-1)
+    fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    return torch.stack([(u - cx) * depth / fx, (v - cy) * depth / fy, depth], -1)
+
+
+def invert_poses(poses: torch.Tensor) -> torch.Tensor:
+    """Rigid inverse of `[..., 4, 4]`: camera-to-world poses to world-to-camera extrinsics, and back."""
+    rotation = poses[..., :3, :3].mT
+    top = torch.cat([rotation, -rotation @ poses[..., :3, 3:]], -1)
+    return torch.cat([top, poses[..., 3:, :]], -2)

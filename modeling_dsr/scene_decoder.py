@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.deformable_detr.configuration_deformable_detr import DeformableDetrConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrMultiscaleDeformableAttention
 
-from .geometry_encoder import eager_attention
+from .attention import eager_attention
 from .scene_position import weight_versions
 
 

@@ -8,7 +8,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .geometry_encoder import eager_attention
+from .attention import eager_attention
 from .vision_rope import apply_axial_rope
 
 

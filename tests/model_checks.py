@@ -486,10 +486,11 @@ class ModelChecks:
         assert self.isolated[check] == "", f"{check}: {self.isolated[check]}"
 
     def test_export_is_self_contained(self):
-        """Every exported file stands alone, and the configuration file is the one of the source tree."""
+        """Every exported file stands alone, and is the source tree's."""
         work = self.folder.parent / f"{self.folder.name}_export"
         self.export(work)
-        assert (work / "configuration_dsr.py").read_bytes() == (ROOT / "configuration_dsr.py").read_bytes()
+        for path in work.glob("*.py"):
+            assert path.read_bytes() == (ROOT / "modeling_dsr" / path.name).read_bytes()
         assert check_remote_code(work) == []
         auto_map = json.loads((work / "config.json").read_text())["auto_map"]
         for reference in auto_map.values():
@@ -541,7 +542,7 @@ class ModelChecks:
         )
         model, info = self.load(tmp_path / "trained")
         assert info == {}
-        assert (tmp_path / "trained" / "configuration_dsr.py").exists()
+        assert (tmp_path / "trained" / f"configuration_{model.config.model_type}.py").exists()
         changed = [not torch.equal(a, b) for a, b in zip(model.state_dict().values(), self.model.state_dict().values())]
         assert any(changed)
         assert torch.isfinite(self.loss(self.forward(model, self.training_inputs(1))))

@@ -162,7 +162,7 @@ def processor():
     first.save_pretrained(WORK / "processor")
     again = transformers.AutoProcessor.from_pretrained(WORK / "processor", trust_remote_code=True)
     again.save_pretrained(WORK / "processor_twice")
-    for name in ("processor_config.json", "chat_template.jinja", "processing_dsr.py"):
+    for name in ("processor_config.json", "chat_template.jinja", f"{type(first).__module__.rpartition('.')[2]}.py"):
         files = [folder / name for folder in (REPOSITORY, WORK / "processor", WORK / "processor_twice")]
         texts = {file.read_text() for file in files if file.exists()}
         assert len(texts) <= 1 and len({file.exists() for file in files}) == 1, f"{name} changes when saved again"

@@ -9,16 +9,9 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from dsr_toolkit.tiny import build
-from processing_dsr import (
-    VIEW_DIRECTIONS,
-    TriangleMesh,
-    answer_labels,
-    compose_views,
-    farthest_point_sample,
-    load_mesh,
-    render_mesh,
-    sample_surface,
-)
+from modeling_dsr.cad_solids import TriangleMesh, farthest_point_sample, load_mesh, sample_surface
+from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, render_mesh
+from modeling_dsr.processing_cadrille import answer_labels
 
 PROGRAM = "import cadquery as cq\nr = cq.Workplane().box(1, 1, 1)"
 CORNERS = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)

@@ -5,16 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from configuration_dsr import pi3_image_size
 from dsr_toolkit.demo.clip import CLIP
-from processing_dsr import (
-    GeometryProcessor,
-    depth_edge,
-    depth_normal_edge,
-    invert_poses,
-    read_frames,
-    recover_intrinsics,
-)
+from modeling_dsr.frame_sizes import pi3_image_size
+from modeling_dsr.frames import read_frames
+from modeling_dsr.point_maps import depth_edge, depth_normal_edge, recover_intrinsics
+from modeling_dsr.pose import invert_poses
+from processing_dsr import GeometryProcessor
 from tests.modeling_dsr.pi3_samples import intrinsics, poses
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from configuration_dsr import page4d_image_size
+from modeling_dsr.frame_sizes import page4d_image_size
 from modeling_dsr.modeling_page4d import Page4DOutput
 from modeling_dsr.pose import decode_pose, encode_pose, transform_points, unproject_depth
 from processing_dsr import GeometryProcessor

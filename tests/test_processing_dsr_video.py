@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsr_toolkit.demo.clip import CLIP, FPS, FRAMES, HEIGHT, WIDTH
-from processing_dsr import decode_video, sample_frame_indices
+from modeling_dsr.frames import decode_video, sample_frame_indices
 
 IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 QUARTER_TURN = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # clockwise, as phones write it

@@ -14,13 +14,10 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from dsr_toolkit.tiny.tokenizer import write_tokenizer
-from processing_dsr import (
-    PUBLISHED_REFERRING_INSTRUCTION,
-    FrozenQwenSAMProcessor,
-    find_phrases,
-    mask_to_rle,
-    rle_to_mask,
-)
+from modeling_dsr.frozen_qwen_sam_phrases import find_phrases
+from modeling_dsr.pictures import mask_to_rle, rle_to_mask
+from modeling_dsr.processing_frozen_qwen_sam import PUBLISHED_REFERRING_INSTRUCTION
+from processing_dsr import FrozenQwenSAMProcessor
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +190,7 @@ REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "froz
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the reference cases are not beside the package")
 def test_published_samples_are_rebuilt(tmp_path):
     """Token by token: prompts and phrases of the stored training samples, from images, instruction and pieces."""
-    from convert_weights import frozen_qwen_sam
+    from convert_weights.architectures import frozen_qwen_sam
     from convert_weights.sources import open_source
 
     tiny, cases = REFERENCE / "tiny", json.loads((REFERENCE / "cases.json").read_text())

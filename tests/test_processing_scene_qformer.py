@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from configuration_dsr import SCENE_CAMERAS
 from dsr_toolkit.tiny.tokenizer import write_tokenizer
+from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
 from processing_dsr import SceneQFormerProcessor
 from tests.modeling_dsr.scene_samples import extrinsics, intrinsics, pictures
 

@@ -1,62 +1,63 @@
-"""The files that ship to the Hub: what the loader accepts, and that the source tree and the Hub hold the same text."""
+"""The files that ship to the Hub, what the loader accepts, and the doors that lead to them."""
 
-import ast
-import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedConfig, ProcessorMixin
 
 import configuration_dsr
 import processing_dsr
+from modeling_dsr import ARCHITECTURES
 from tests.model_checks import ROOT, check_remote_code
 
-ALIAS = ROOT / "modeling_dsr" / "configuration_dsr.py"
-
-
-def defined_in(module, base) -> list[type]:
-    """Public subclasses of `base`: a base class of our own with an underscore is never saved itself."""
-    classes = {value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, base)}
-    return sorted(
-        (c for c in classes if c.__module__ == module.__name__ and c.__name__[0] != "_"), key=lambda c: c.__name__
-    )
-
-
-CONFIGS = defined_in(configuration_dsr, PreTrainedConfig)
-PROCESSORS = defined_in(processing_dsr, ProcessorMixin)
+CONFIGS = [getattr(configuration_dsr, name) for name in configuration_dsr.__all__]
+PROCESSORS = [getattr(processing_dsr, name) for name in processing_dsr.__all__]
 
 
 def shipped() -> list[Path]:
-    package = [path for path in (ROOT / "modeling_dsr").glob("*.py") if path.name != "__init__.py" and path != ALIAS]
-    return [ROOT / "configuration_dsr.py", ROOT / "processing_dsr.py", *sorted(package)]
+    return sorted(path for path in (ROOT / "modeling_dsr").glob("*.py") if path.name != "__init__.py")
 
 
-def test_there_are_configs_and_processors():
-    assert CONFIGS and PROCESSORS
+def defined_in_package(ending: str) -> set[str]:
+    """Names of the classes of the package that are called so and come with a line that lets them be saved."""
+    texts = [path.read_text() for path in shipped()]
+    return {name for text in texts for name in re.findall(rf"^(\w+{ending})\.register_for_auto_class", text, re.M)}
+
+
+def test_the_doors_lead_to_every_config_and_processor():
+    assert set(configuration_dsr.__all__) == defined_in_package("Config")
+    assert set(processing_dsr.__all__) == defined_in_package("Processor")
+    for door in (configuration_dsr, processing_dsr):
+        assert {getattr(door, name).__module__.split(".")[0] for name in door.__all__} == {"modeling_dsr"}
+        with pytest.raises(AttributeError, match="no attribute 'absent'"):
+            door.absent
+
+
+@pytest.mark.parametrize("door", ["configuration_dsr", "processing_dsr"])
+def test_a_door_costs_nothing_until_somebody_enters(door):
+    code = f"import sys, {door}; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("model_type", list(ARCHITECTURES))
+def test_the_registry_says_what_a_saved_configuration_says(model_type):
+    architecture = ARCHITECTURES[model_type]
+    auto_map = getattr(configuration_dsr, architecture.config)().auto_map
+    models = {auto: f"modeling_{model_type}.{name}" for auto, name in architecture.models.items()}
+    assert auto_map == {"AutoConfig": f"configuration_{model_type}.{architecture.config}"} | models
 
 
 @pytest.mark.parametrize("config_class", CONFIGS, ids=lambda c: c.__name__)
 def test_every_config_ships_with_what_is_saved(config_class):
-    """Without this the alias file of the package, not the real configuration, would be in a saved folder."""
     assert config_class._auto_class == "AutoConfig"
 
 
 @pytest.mark.parametrize("processor_class", PROCESSORS, ids=lambda c: c.__name__)
 def test_every_processor_ships_with_what_is_saved(processor_class):
     assert processor_class._auto_class == "AutoProcessor"
-
-
-def test_the_alias_is_one_import_of_every_config():
-    tree = ast.parse(ALIAS.read_text())
-    (statement,) = tree.body
-    assert isinstance(statement, ast.ImportFrom) and statement.module == "configuration_dsr" and statement.level == 0
-    assert {config.__name__ for config in CONFIGS} <= {alias.name for alias in statement.names}
-
-
-def test_no_two_shipped_files_share_a_name():
-    names = [path.name for path in shipped()]
-    assert sorted(set(names)) == sorted(names)
 
 
 def test_no_class_or_file_name_looks_like_a_tokenizer():

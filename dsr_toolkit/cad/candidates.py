@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from processing_dsr import TriangleMesh, sample_surface
+from modeling_dsr.cad_solids import TriangleMesh, sample_surface
 
 from .metrics import SURFACE_SAMPLES, chamfer_distance, normalize_prediction
 from .sandbox import Execution, Sandbox

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from processing_dsr import TriangleMesh, sample_surface
+from modeling_dsr.cad_solids import TriangleMesh, sample_surface
 
 SURFACE_SAMPLES = 8192
 MERGE_TOLERANCE = 1e-7  # of the largest extent: corners closer than this are one

@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from processing_dsr import TriangleMesh, render_mesh
+from modeling_dsr.cad_solids import TriangleMesh
+from modeling_dsr.cad_views import render_mesh
 
 PAPER, INK, FAINT, BAR = (255, 255, 255), (25, 25, 30), (110, 110, 118), (72, 105, 160)
 INPUT_COLOR, RESULT_COLOR = (170, 190, 215), (240, 205, 120)

@@ -73,7 +73,7 @@ def read_media(videos: list[str], images: list[str], num_frames: int) -> list[di
     """Decode images, then videos, in the order they will stand in the prompt."""
     from PIL import Image, ImageOps
 
-    from processing_dsr import decode_video
+    from modeling_dsr.frames import decode_video
 
     media = []
     for path in images:

@@ -101,7 +101,8 @@ def read_input(paths: list[str]) -> tuple[str, object]:
     import numpy as np
     from PIL import Image
 
-    from processing_dsr import compose_views, load_mesh
+    from modeling_dsr.cad_solids import load_mesh
+    from modeling_dsr.cad_views import compose_views
 
     files = [Path(path) for path in paths]
     for path in files:
@@ -189,7 +190,7 @@ def generate(args, kind: str, part) -> tuple[list[str], str | None, str]:
 
 def write_outputs(output: Path, sandbox, candidates, best, kind, part, label, source) -> list[Path]:
     """STEP, STL and program of the best candidate in the input's place and size, a picture and a report of all."""
-    from processing_dsr import TriangleMesh
+    from modeling_dsr.cad_solids import TriangleMesh
 
     from ..cad.candidates import placement_onto, unit_points
     from ..cad.metrics import normalize_prediction

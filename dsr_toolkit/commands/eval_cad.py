@@ -46,7 +46,7 @@ def run(args) -> None:
         from tqdm.auto import tqdm
 
         from ..cad import Sandbox, SandboxLimits
-        from ..cad.evaluation import evaluate, pair_files, summarize
+        from ..evaluation.cad import evaluate, pair_files, summarize
 
     pairs, without_program = pair_files(predictions, ground_truth)
     allow = "all" if "all" in args.allow_missing else args.allow_missing

@@ -31,7 +31,7 @@ MAX_FRAMES = 120  # of a sequence, as published
 
 
 def add_arguments(parser, task: str) -> None:
-    from ..reconstruction.sequences import LAYOUTS
+    from ..datasets.geometry import LAYOUTS
 
     parser.add_argument("folder", metavar="FOLDER", help="sequences with truth")
     parser.add_argument(
@@ -90,9 +90,9 @@ def run(args) -> None:
         from tqdm.auto import tqdm
         from transformers import AutoConfig
 
+        from ..datasets.geometry import find_sequences
+        from ..evaluation.geometry import published_predict
         from ..loading import load, resolve
-        from ..reconstruction.evaluation import published_predict
-        from ..reconstruction.sequences import find_sequences
     sequences = choose(find_sequences(args.folder, args.layout), args.task, args.sequences)
 
     named = args.model in ("pi3", "page4d") and not Path(args.model).is_dir()
@@ -129,7 +129,7 @@ def run(args) -> None:
 
 def choose(sequences: list, task: str, wanted: list[str] | None) -> list:
     """Those that have what the task needs and that the protocol scores."""
-    from ..reconstruction.sequences import SINTEL_DEPTH_SKIPPED, SINTEL_POSE
+    from ..datasets.geometry import SINTEL_DEPTH_SKIPPED, SINTEL_POSE
 
     if wanted:
         unknown = sorted(set(wanted) - {sequence.name for sequence in sequences})
@@ -156,9 +156,10 @@ def choose(sequences: list, task: str, wanted: list[str] | None) -> list:
 
 def score(args, sequence, predict, window: int | None):
     """Metrics of one sequence, and its picture."""
-    from processing_dsr import read_frames
+    from modeling_dsr.frames import read_frames
 
-    from ..reconstruction import evaluation, pictures
+    from ..evaluation import geometry as evaluation
+    from ..reconstruction import pictures
     from ..reconstruction.windows import reconstruct_windows
 
     frames = read_frames(sequence.images)
@@ -202,7 +203,7 @@ class Results:
 
 def report(done: Results, task: str, output: Path, about: dict) -> list[str]:
     """metrics.json, sequences.csv and report.md; returns the lines to print."""
-    from ..geometry_metrics import average_depth_metrics
+    from ..evaluation.geometry_metrics import average_depth_metrics
 
     names = TASKS[task][1]
     rows = list(done.metrics.values())

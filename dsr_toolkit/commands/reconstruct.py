@@ -81,7 +81,7 @@ def run(args) -> None:
     with step("Loading libraries"):
         from transformers import AutoConfig
 
-        from processing_dsr import read_frames
+        from modeling_dsr.frames import read_frames
 
         from ..loading import load, resolve
         from ..reconstruction.inputs import count_frames, is_multiview, multiview_files, multiview_frames

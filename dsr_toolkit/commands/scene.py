@@ -56,7 +56,7 @@ def read_scene(folder: Path, sample: str | None = None) -> dict:
     if not folder.is_dir():
         raise ValueError(f"there is no folder at {str(folder)!r}.")
     if any(folder.glob("v1.0-*/sample.json")):
-        from ..nuscenes import NuScenes
+        from ..datasets.nuscenes import NuScenes
 
         dataset = NuScenes(folder)
         if sample is None:

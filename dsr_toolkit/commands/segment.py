@@ -97,7 +97,7 @@ def segment(model, processor, job: dict, folder: Path, args, is_random: bool) ->
     """One image: run, write pictures, return what segment.json records."""
     from PIL import Image, ImageOps
 
-    from ..grounding import grounded_answer, second_look, segment_phrases
+    from modeling_dsr.frozen_qwen_sam_grounding import grounded_answer, second_look, segment_phrases
 
     try:
         image = ImageOps.exif_transpose(Image.open(job["image"])).convert("RGB")
@@ -141,7 +141,7 @@ def write_result(processor, image, result: dict, folder: Path) -> list[dict]:
     """overlay.png, mask-N.png; a record per phrase."""
     from PIL import Image
 
-    from processing_dsr import mask_to_rle
+    from modeling_dsr.pictures import mask_to_rle
 
     processor.draw_masks(image, result).save(folder / "overlay.png")
     records = []

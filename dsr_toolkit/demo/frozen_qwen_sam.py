@@ -14,10 +14,10 @@ def run(folder: Path, model: str | None = None) -> dict:
     """Convert, load, segment two phrases at once, draw attention, coarse and refined masks."""
     from PIL import Image
 
-    from processing_dsr import decode_video
+    from modeling_dsr.frames import decode_video
+    from modeling_dsr.frozen_qwen_sam_grounding import segment_phrases
 
     from ..commands.segment import debug_sheet, tensor_table, write_result
-    from ..grounding import segment_phrases
     from ..loading import load
 
     random_weights = model is None

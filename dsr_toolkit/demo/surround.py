@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from configuration_dsr import SCENE_CAMERAS
+from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
 
 WIDTH, HEIGHT, FOCAL = 800, 448, 520.0
 # Degrees to the left of forward, in the order of SCENE_CAMERAS.

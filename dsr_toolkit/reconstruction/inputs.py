@@ -11,7 +11,7 @@ TIME_FOLDER, VIEW_FILE = re.compile(r"time_?(\d+)", re.I), re.compile(r"view_?(\
 
 def count_frames(source: Path, interval: int | None, fps: float | None, num_frames: int | None) -> int:
     """How many frames `read_frames` will give."""
-    from processing_dsr import IMAGE_SUFFIXES, VIDEO_INTERVAL, choose_frames, count_video_frames
+    from modeling_dsr.frames import IMAGE_SUFFIXES, VIDEO_INTERVAL, choose_frames, count_video_frames
 
     if source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES:
         files = (
@@ -53,7 +53,7 @@ def multiview_files(source: Path) -> dict[str, list[Path]]:
 
 def multiview_frames(times: dict[str, list[Path]]) -> Iterator:
     """The frames of [`multiview_files`], time by time; `time` counts the times."""
-    from processing_dsr import Frame, read_frames
+    from modeling_dsr.frames import Frame, read_frames
 
     for number, (name, files) in enumerate(times.items()):
         for path in files:

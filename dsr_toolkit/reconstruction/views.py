@@ -130,7 +130,7 @@ def run_model(
     """Views of `pixel_values` `[1, N, 3, H, W]` or `[1, T, V, 3, H, W]`; arguments as in [`predict`], `sizes` and `boxes` as in the processor."""
     import torch
 
-    from processing_dsr import resize_image
+    from modeling_dsr.frames import resize_image
 
     with torch.inference_mode(), _described(model) as descriptors:
         outputs = model(pixel_values.to(model.device))

@@ -150,16 +150,12 @@ def _kept(name: str, make: Callable[[Path], Path]) -> Path:
 
 
 def _fingerprint() -> str:
-    import configuration_dsr
     import convert_weights
     import modeling_dsr
-    import processing_dsr
 
     packages = [Path(module.__file__).parent for module in (modeling_dsr, convert_weights)] + [Path(__file__).parent]
-    files = [Path(configuration_dsr.__file__), Path(processing_dsr.__file__)]
-    files += sorted((Path(__file__).parents[2] / "hub").glob("*.py"))
-    files += sorted(file for package in packages for file in package.glob("*.py"))
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
+    for package in [*packages, Path(__file__).parents[2] / "hub"]:
+        for file in sorted(package.rglob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:12]

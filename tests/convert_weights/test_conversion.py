@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from convert_weights import Report, convert
 from convert_weights.recipe import rename, resolve
-from convert_weights.remote_code import code_files
 from convert_weights.sources import SafetensorsFile, open_source
 from tests.convert_weights import toy
 
@@ -147,17 +146,6 @@ def test_scalars_and_empty_tensors_pass(tmp_path):
     save_file({"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4)}, tmp_path / "odd.safetensors")
     file = SafetensorsFile(tmp_path / "odd.safetensors")
     assert file.read("scalar").item() == 3.5 and file.read("empty").shape == (0, 4)
-
-
-def test_the_code_is_copied_flat_and_real(run, output):
-    run()
-    copied = sorted(path.name for path in output.glob("*.py"))
-    assert copied == sorted(code_files())
-    assert {"configuration_dsr.py", "processing_dsr.py", "modeling_dsr.py"} <= set(copied)
-    assert "__init__.py" not in copied
-    for name, path in code_files().items():
-        assert (output / name).read_bytes() == path.read_bytes()
-    assert "class DSRConfig" in (output / "configuration_dsr.py").read_text()  # not the alias
 
 
 def test_the_report_accounts_for_every_tensor_of_both_sides(run, output, state):

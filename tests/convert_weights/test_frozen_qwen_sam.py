@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, SamConfig, SamModel
 
-from convert_weights import convert, frozen_qwen_sam
+from convert_weights import convert
+from convert_weights.architectures import frozen_qwen_sam
 from convert_weights.recipe import resolve
 from convert_weights.sources import open_source
 from dsr_toolkit.tiny.qwen2_5_vl import TEXT, write_qwen2_5_vl

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convert_weights.licences import Terms, hub_id, of_the_whole, terms
+from convert_weights.repository.licences import Terms, hub_id, of_the_whole, terms
 
 
 def license_of(location, source="qwen", architecture="dsr", given=None):

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import ModelCard, snapshot_download
 
 from convert_weights import HubReport, assemble, verify
-from convert_weights.publish import publish
-from convert_weights.repository import try_out
+from convert_weights.repository.publish import publish
+from convert_weights.repository.verification import try_out
 from tests.convert_weights.repositories import folders, report, repository
 from tests.hub_stand_in import TOKEN, HubStandIn
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert_weights import HubReport, assemble, verify
-from convert_weights.repository import try_out
+from convert_weights.repository.verification import try_out
 from tests.convert_weights.repositories import folders, report, repository
 
 main = importlib.import_module("convert_weights.__main__").main

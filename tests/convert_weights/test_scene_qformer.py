@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from configuration_dsr import SceneQFormerConfig
 from convert_weights import convert
-from convert_weights.scene_qformer import PUBLISHED_LORA_SCALE
+from convert_weights.architectures.scene_qformer import PUBLISHED_LORA_SCALE
 from dsr_toolkit.tiny.scene_qformer import CONSTRAINED, HEADS, QUERIES, qformer_shapes, write_llama, write_scene_qformer
 from dsr_toolkit.tiny.weights import random_tensor
 from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel

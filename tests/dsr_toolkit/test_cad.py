@@ -15,7 +15,6 @@ cq = pytest.importorskip("cadquery")
 
 from dsr_toolkit.cad import Sandbox  # noqa: E402
 from dsr_toolkit.cad.candidates import best_candidate, judge_programs  # noqa: E402
-from dsr_toolkit.cad.evaluation import Sample, pair_files, summarize  # noqa: E402
 from dsr_toolkit.cad.metrics import (  # noqa: E402
     chamfer_distance,
     intersection_over_union,
@@ -24,7 +23,8 @@ from dsr_toolkit.cad.metrics import (  # noqa: E402
     solid_body,
 )
 from dsr_toolkit.cli import main  # noqa: E402
-from processing_dsr import TriangleMesh, load_mesh  # noqa: E402
+from dsr_toolkit.evaluation.cad import Sample, pair_files, summarize  # noqa: E402
+from modeling_dsr.cad_solids import TriangleMesh, load_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 # The programs here are harmless: they may run on a machine that lacks a confinement.
@@ -188,7 +188,7 @@ def test_given_programs_make_a_part_in_the_inputs_place(parts, part, tmp_path, c
 
 
 def test_a_cloud_is_an_input(parts, tmp_path):
-    from processing_dsr import sample_surface
+    from modeling_dsr.cad_solids import sample_surface
 
     points, _ = sample_surface(load_mesh(parts / "bracket.stl"), 3000, np.random.default_rng(0))
     np.save(tmp_path / "cloud.npy", points)

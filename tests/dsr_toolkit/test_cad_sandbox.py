@@ -247,7 +247,7 @@ def test_a_solid_comes_back_as_arrays(checked):
 
 
 def test_step_is_placed_where_it_was_asked_for(checked, tmp_path):
-    from processing_dsr import load_mesh
+    from modeling_dsr.cad_solids import load_mesh
 
     (tmp_path / "part.step").write_bytes(checked.run(BOX, step=True, scale=2.0, offset=(10, 0, 0)).step)
     np.testing.assert_allclose(load_mesh(tmp_path / "part.step").bounds, [[8, -3, -4], [12, 3, 4]], atol=1e-6)

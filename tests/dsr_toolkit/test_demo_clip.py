@@ -3,7 +3,7 @@
 import numpy as np
 
 from dsr_toolkit.demo.clip import CLIP, FRAMES, render, write_clip
-from processing_dsr import decode_video
+from modeling_dsr.frames import decode_video
 
 
 def test_it_is_small():

@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from dsr_toolkit.cli import main
 from dsr_toolkit.commands.eval_geometry import NEEDS, choose
-from dsr_toolkit.reconstruction import View
-from dsr_toolkit.reconstruction.evaluation import (
+from dsr_toolkit.datasets.geometry import LAYOUTS, SINTEL_POSE, SINTEL_TAG, find_sequences, read_sintel_depth
+from dsr_toolkit.evaluation.geometry import (
     compare_clouds,
     icp,
     published_frames,
@@ -21,8 +21,8 @@ from dsr_toolkit.reconstruction.evaluation import (
     score_points,
     score_poses,
     true_points,
-)  # fmt: skip
-from dsr_toolkit.reconstruction.sequences import LAYOUTS, SINTEL_POSE, SINTEL_TAG, find_sequences, read_sintel_depth
+)
+from dsr_toolkit.reconstruction import View
 from dsr_toolkit.reconstruction.similarity import Similarity
 from processing_dsr import GeometryProcessor
 
@@ -347,7 +347,7 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path, capsys):
 def test_predictions_come_at_the_size_that_the_model_saw(tmp_path):
     from dsr_toolkit.loading import load
     from dsr_toolkit.tiny import hub_folder
-    from processing_dsr import read_frames
+    from modeling_dsr.frames import read_frames
 
     write_room(tmp_path)
     model, processor = load(hub_folder("pi3"), "pi3", device="cpu")

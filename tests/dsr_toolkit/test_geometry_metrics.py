@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsr_toolkit.geometry_metrics import (
+from dsr_toolkit.evaluation.geometry_metrics import (
     ALIGNMENTS,
     average_depth_metrics,
     depth_metrics,

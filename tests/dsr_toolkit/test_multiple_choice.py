@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dsr_toolkit.multiple_choice import (
+from dsr_toolkit.evaluation.multiple_choice import (
     accuracy,
     extract_letter_dsr_bench,
     extract_letter_sti,

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from dsr_toolkit.cli import main
 from dsr_toolkit.demo.clip import CLIP
-from dsr_toolkit.geometry_metrics import trajectory_metrics
+from dsr_toolkit.evaluation.geometry_metrics import trajectory_metrics
 from dsr_toolkit.loading import load
 from dsr_toolkit.reconstruction import View, predict
 from dsr_toolkit.reconstruction.inputs import count_frames, multiview_files
@@ -21,7 +21,7 @@ from dsr_toolkit.reconstruction.similarity import Similarity, robust_similarity,
 from dsr_toolkit.reconstruction.windows import reconstruct_windows, windows
 from dsr_toolkit.reconstruction.writers import FORMATS, PointSample, open_writers
 from dsr_toolkit.tiny import hub_folder
-from processing_dsr import read_frames
+from modeling_dsr.frames import read_frames
 
 HEIGHT, WIDTH = 6, 8
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from configuration_dsr import SCENE_CAMERAS
 from dsr_toolkit.cli import main
 from dsr_toolkit.commands.scene import read_scene
+from dsr_toolkit.datasets.nuscenes import NuScenes, rotation_matrix
 from dsr_toolkit.demo import surround
-from dsr_toolkit.nuscenes import NuScenes, rotation_matrix
-from dsr_toolkit.scene_training import begin_stage, jitter, mirror_scene
+from dsr_toolkit.training.scene_qformer import begin_stage, jitter, mirror_scene
+from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
 from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
 from modeling_dsr.scene_position import frustum_points
 from tests.modeling_dsr.scene_samples import (

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from dsr_toolkit.cli import main
-from dsr_toolkit.grounding import ask_for_phrases, grounded_answer, second_look, segment_phrases
 from dsr_toolkit.loading import load
 from dsr_toolkit.tiny import build
+from modeling_dsr.frozen_qwen_sam_grounding import ask_for_phrases, grounded_answer, second_look, segment_phrases
 from processing_dsr import FrozenQwenSAMProcessor
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dsr_toolkit.segmentation_data import collate, load_plain_pickle, read_png, read_refcoco, read_refcoco_dataset
-from dsr_toolkit.segmentation_metrics import SegmentationMetrics, average_recall, masks_from_logits
+from dsr_toolkit.datasets.segmentation import collate, load_plain_pickle, read_png, read_refcoco, read_refcoco_dataset
+from dsr_toolkit.evaluation.segmentation_metrics import SegmentationMetrics, average_recall, masks_from_logits
 
 SQUARE = [2, 2, 12, 2, 12, 10, 2, 10]  # polygon: x 2…12, y 2…10
 

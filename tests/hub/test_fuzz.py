@@ -1,5 +1,6 @@
 """Anything may come: the handler answers it or raises a `RequestError`, processors return or raise `ValueError`."""
 
+import base64
 import json
 import warnings
 
@@ -54,7 +55,7 @@ def mutated(draw, value):
     if isinstance(value, list) and len(value) < 10:
         return [mutated(draw, one) for one in value]
     if isinstance(value, str) and len(value) > 100:  # a file
-        content = bytearray(handler_module().base64.b64decode(value))
+        content = bytearray(base64.b64decode(value))
         for _ in range(draw(st.integers(0, 6))):
             content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
         return samples.encoded(bytes(content[: draw(st.integers(1, len(content)))] if draw(st.booleans()) else content))

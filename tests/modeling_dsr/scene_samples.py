@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from configuration_dsr import SCENE_CAMERAS, SceneQFormerConfig
+from configuration_dsr import SceneQFormerConfig
+from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
 
 IMAGE_SIZE = (64, 96)
 IMAGE_TOKEN_ID = 511

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import set_seed
 
-from modeling_dsr.geometry_selection import renormalize
+from modeling_dsr.dsr_geometry_selection import renormalize
 from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 from tests.model_checks import assert_same, randomize
 from tests.modeling_dsr.dsr_samples import IMAGE, NUM_GEOMETRY_TOKENS, VIDEO, collate, sample, tiny_config

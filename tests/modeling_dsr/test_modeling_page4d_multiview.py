@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configuration_dsr import Page4DConfig
 from modeling_dsr.modeling_page4d import Page4DModel
-from modeling_dsr.multiview_attention import (
+from modeling_dsr.page4d_multiview_attention import (
     dilated_neighbours,
     epipolar_distance,
     fundamental_matrices,

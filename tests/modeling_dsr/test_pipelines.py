@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, pipeline
 
-from processing_dsr import TriangleMesh
+from modeling_dsr.cad_solids import TriangleMesh
 from tests.hub import samples
 
 

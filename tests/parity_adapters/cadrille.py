@@ -142,7 +142,7 @@ def encoder_case(case, model) -> Result:
 
 
 def labels(case, models) -> Result:
-    answer_labels = models.module("processing_dsr", "answer_labels")
+    answer_labels = models.module("processing_cadrille", "answer_labels")
     values = [
         Value(f"cases.{name}", entry["labels"], answer_labels(entry["input_ids"], **SPECIAL_IDS))
         for name, entry in case.meta["content"]["cases"].items()
@@ -154,10 +154,10 @@ def picture_case(case, models) -> Result:
     from PIL import Image
     from transformers import Qwen2VLImageProcessor
 
-    encode_views = models.module("processing_dsr", "encode_views")
+    encode_views = models.module("cad_views", "encode_views")
     picture = Image.fromarray(case.inputs["image_uint8"].numpy())
     patches, grid = encode_views(picture, Qwen2VLImageProcessor())
-    first = models.module("processing_dsr", "resize_to_multiple")(picture, 28)
+    first = models.module("cad_views", "resize_to_multiple")(picture, 28)
     found = {
         "output.video_grid_thw": torch.tensor([grid]),
         "output.selected_patches": patches[case.expected["output.selected_patch_index"]],
@@ -170,7 +170,7 @@ def picture_case(case, models) -> Result:
 
 
 def sampling_case(case, models) -> Result:
-    sample = models.module("processing_dsr", "farthest_point_sample")
+    sample = models.module("cad_solids", "farthest_point_sample")
     found = {}
     for name, count in case.expected.items():
         if name.startswith("output.k_"):
@@ -206,7 +206,7 @@ def execution(content) -> Result:
     """Programs run in the sandbox, their meshes measured. Without the policy check: the published code has none."""
     from dsr_toolkit.cad import Sandbox, SandboxLimits
     from dsr_toolkit.cad.metrics import intersection_over_union, mesh_chamfer_distance, normalize_prediction, solid_body
-    from processing_dsr import TriangleMesh
+    from modeling_dsr.cad_solids import TriangleMesh
 
     values, meshes = [], {}
     with Sandbox(workers=2, limits=SandboxLimits(seconds=3.0), policy=False, allow_missing="all") as sandbox:

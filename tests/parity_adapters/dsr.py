@@ -242,7 +242,7 @@ def run_vectors(content, models) -> Result:
     if not {"frame_sampling", "smart_resize"} & content.keys():
         return Result(values=values)
     processor = video_only_processor(models)
-    sample = models.module("processing_dsr", "sample_frame_indices")
+    sample = models.module("frames", "sample_frame_indices")
     for index, one in enumerate(content.get("frame_sampling", ())):
         for phase, rule in (("train", "training"), ("eval", "inference")):
             indices = sample(one["total_frames"], rule=rule)

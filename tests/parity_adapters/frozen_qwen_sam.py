@@ -199,7 +199,7 @@ KIND_OF_GRADIENT = {
 
 def our_name(published: str) -> str:
     """The parameter that a key of the published checkpoint becomes, by the converter's own rules."""
-    from convert_weights.frozen_qwen_sam import TRAINED_RULES
+    from convert_weights.architectures.frozen_qwen_sam import TRAINED_RULES
 
     for rule in TRAINED_RULES:
         match = re.fullmatch(rule.pattern, published)

@@ -477,7 +477,7 @@ def run_function_case(case: Case) -> Result | None:
         return Result()  # its numbers are in the file of results
     if not case.is_json:
         return preprocess(case, SourceTree()) if "runs" in case.meta else components(case, SourceTree())
-    from dsr_toolkit.geometry_metrics import THRESHOLDS, depth_metrics, trajectory_metrics
+    from dsr_toolkit.evaluation.geometry_metrics import THRESHOLDS, depth_metrics, trajectory_metrics
 
     source = next(c for c in case.suite.cases if c.meta.get("expected") == case.path.name)
     truth, prediction = source.inputs["gt_depth"], source.inputs["pred_depth"]
@@ -508,7 +508,7 @@ def preprocess(case: Case, models: Models) -> Result:
     """Every run through the processor that the converter wrote; whole results by their hash, stored ones by a grid."""
     from PIL import Image
 
-    from dsr_toolkit.geometry_metrics import evaluation_frames
+    from dsr_toolkit.evaluation.geometry_metrics import evaluation_frames
 
     processor, tensors, values = models.load(AutoProcessor), {}, []
     for name, run in case.meta["runs"].items():

@@ -188,7 +188,7 @@ def run_function_case(case: Case) -> Result | None:
 
     from configuration_dsr import Page4DConfig
     from convert_weights import convert
-    from convert_weights.page4d import multiview_rules
+    from convert_weights.architectures.page4d import multiview_rules
 
     folder, published = case.suite.folder, content["config"]
     overrides = settings(published, {"enable_dual_stream": True, "enable_sparse_global": True})
@@ -324,7 +324,7 @@ def epipolar(case: Case, models: Models) -> dict:
     model, inputs, kwargs = models.load(AutoModel, case.name), case.inputs, case.meta["kwargs"]
     grid, new, tokens = (kwargs["h"], kwargs["w"]), model.multiview, inputs["tokens"]
     fundamental, distance = (
-        models.module("multiview_attention", n, case.name) for n in ("fundamental_matrices", "epipolar_distance")
+        models.module("page4d_multiview_attention", n, case.name) for n in ("fundamental_matrices", "epipolar_distance")
     )
     prior = fundamental(*(inputs[name].flatten(0, 1) for name in ("intrinsics", "extrinsics")))
     matrices, known = (part.unflatten(0, tokens.shape[:2]) for part in prior)
@@ -359,7 +359,7 @@ def landmark(case: Case, models: Models) -> dict:
     tokens, confidence = case.inputs["tokens"], case.inputs["confidence"]
     keypoints = case.inputs["keypoints"].squeeze(-1)
     model = models.load(AutoModel, case.name)
-    choose = models.module("multiview_attention", "landmarks", case.name)
+    choose = models.module("page4d_multiview_attention", "landmarks", case.name)
     length = tokens.shape[3]
 
     def chosen(scores) -> torch.Tensor:
@@ -377,7 +377,7 @@ def landmark(case: Case, models: Models) -> dict:
 
 def dilated(case: Case, models: Models) -> dict:
     tokens = case.inputs["tokens"]
-    near = models.module("multiview_attention", "dilated_neighbours", case.name)(
+    near = models.module("page4d_multiview_attention", "dilated_neighbours", case.name)(
         *tokens.shape[1:3], tuple(case.meta["kwargs"]["levels"])
     )
     adjacency = torch.zeros(len(near), len(near), dtype=torch.uint8)

@@ -184,7 +184,7 @@ def _encoder(case: Case, models: Models) -> Result:
 
 
 def _target_sizes(case: Case, models: Models) -> Result:
-    image_size = models.module("configuration_dsr", "pi3_image_size")
+    image_size = models.module("frame_sizes", "pi3_image_size")
     values = [
         Value(
             f"{entry['width']}x{entry['height']} below {entry['pixel_limit']}",
@@ -198,7 +198,7 @@ def _target_sizes(case: Case, models: Models) -> Result:
 
 def _preprocess(case: Case, models: Models) -> Result:
     settings = dict(case.meta.get("kwargs") or {})
-    processor = models.module("processing_dsr", "GeometryProcessor")(pixel_limit=settings.pop("pixel_limit"))
+    processor = models.module("processing_geometry", "GeometryProcessor")(pixel_limit=settings.pop("pixel_limit"))
     names = sorted((name for name in case.inputs if name.startswith("image_")), key=lambda name: int(name[6:]))
     given = {name: value for name, value in case.inputs.items() if name not in names}
     found = processor([case.inputs[name].numpy() for name in names], **given, **settings)
@@ -208,7 +208,7 @@ def _preprocess(case: Case, models: Models) -> Result:
 
 
 def _intrinsics(case: Case, models: Models) -> Result:
-    recover, rays = models.module("processing_dsr", "recover_intrinsics"), case.inputs["rays_d"]
+    recover, rays = models.module("point_maps", "recover_intrinsics"), case.inputs["rays_d"]
     return Result(
         {
             "output.K_free": recover(rays, method="regression"),
@@ -220,7 +220,7 @@ def _intrinsics(case: Case, models: Models) -> Result:
 
 def _edges(case: Case, models: Models) -> Result:
     depth_edge, points_to_normals, normal_edge, depth_normal_edge = (
-        models.module("processing_dsr", name)
+        models.module("point_maps", name)
         for name in ("depth_edge", "points_to_normals", "normal_edge", "depth_normal_edge")
     )
     points, mask = case.inputs["points"], case.inputs["mask"]
@@ -252,7 +252,7 @@ def _loss(case: Case, models: Models) -> Result:
         sky=case.inputs.get("sky_mask"),
     )
     with_confidence = "output.local_conf_loss" in case.expected
-    config = models.module("configuration_dsr", "Pi3Config")(confidence_loss_weight=0.05 if with_confidence else 0.0)
+    config = models.module("configuration_pi3", "Pi3Config")(confidence_loss_weight=0.05 if with_confidence else 0.0)
     total, losses = loss(*given.values(), targets, config)
     total.backward()
     aligned = align(given["local_points"].detach(), given["camera_poses"].detach(), targets)

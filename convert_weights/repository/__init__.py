@@ -1,0 +1,1 @@
+"""The one Hub repository of all models: assembled, verified, published."""

@@ -1,0 +1,1 @@
+"""Scores: of geometry, masks, programs and answers."""

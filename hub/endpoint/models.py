@@ -1,0 +1,215 @@
+"""The repository behind an endpoint: its models, loaded when first asked for, and the steps of a request."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import threading
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+from .ask import Ask
+from .cad import Cad
+from .files_out import finite
+from .reconstruct import Reconstruct
+from .request import Limits, RequestError, read_fields, shown_value
+from .scene import Scene
+from .segment import Segment
+from .task import Job, Task
+
+logger = logging.getLogger(__name__)
+
+
+TASKS = {task.NAME: task for task in (Ask, Reconstruct, Segment, Cad, Scene)}
+
+
+# The Auto classes that open a model, by preference: with a language model's head where it has one.
+AUTO_CLASSES = {
+    "AutoModelForImageTextToText": AutoModelForImageTextToText,
+    "AutoModelForCausalLM": AutoModelForCausalLM,
+    "AutoModel": AutoModel,
+}
+
+
+# Switches of a PAGE-4D configuration that are on only in models for synchronised views.
+VIEW_PARTS = ("enable_dual_stream", "enable_dynamic_mask", "enable_sparse_global", "enable_epipolar")
+
+
+class EndpointHandler:
+    """
+    Every model of a repository folder, loaded when it is first asked for.
+
+    Args:
+        path: folder of the repository: a model at the root, more in subfolders.
+        limits: of requests; default: [`Limits`], with what the environment says.
+        device: default a GPU if there is one. dtype: "auto" (as stored) or one of torch.
+        allow_missing: confinements of the CAD sandbox that this machine may lack.
+    """
+
+    def __init__(
+        self, path: str = "", limits: Limits | None = None, device=None, dtype: str = "auto", allow_missing=()
+    ):
+        self.path = Path(path)
+        self.limits = limits or Limits.from_environment()
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype, self.allow_missing = dtype, allow_missing
+        self.models, self._subfolders, self._facts = self._find_models()
+        self.tasks = {name: task(self) for name, task in TASKS.items() if self._answering(task)}
+        if not self.tasks:
+            raise ValueError(
+                f"{str(self.path)!r} holds no model of {sorted({t for c in TASKS.values() for t in c.MODEL_TYPES})}."
+            )
+        self._loaded, self._processors, self._sandbox = {}, {}, None
+        self._lock, self._locks = threading.RLock(), {name: threading.RLock() for name in self.models}
+
+    def _find_models(self) -> tuple[dict[str, str], dict[str, str], dict[str, dict]]:
+        """Model type, subfolder and what it can do, by name: the subfolder's, or of the root its type."""
+        types, subfolders, facts = {}, {}, {}
+        for file in [self.path / "config.json", *sorted(self.path.glob("*/config.json"))]:
+            if not file.is_file():
+                continue
+            config = json.loads(file.read_text(encoding="utf-8"))
+            at_root = file.parent == self.path
+            name = config.get("model_type") if at_root else file.parent.name
+            types[name], subfolders[name] = config.get("model_type"), "" if at_root else file.parent.name
+            known = config.get("auto_map") or {}
+            language = config.get("text_config") is not None or "AutoModelForCausalLM" in known
+            facts[name] = {
+                "language": config.get("text_config") is not None,
+                "auto_class": next((auto for auto in AUTO_CLASSES if auto in known and language), "AutoModel"),
+                "views": any(config.get(part) for part in VIEW_PARTS),
+            }
+        return types, subfolders, facts
+
+    def _answering(self, task) -> list[str]:
+        """Names of the models that can do a task, best first."""
+        return [name for wanted in task.MODEL_TYPES for name, kind in self.models.items() if kind == wanted]
+
+    # ---- a request, step by step ---------------------------------------------------------
+
+    def __call__(self, data: dict) -> dict:
+        job = self.prepare(data)
+        return self.finish(job, self.run([job])[0])
+
+    def prepare(self, data: dict) -> Job:
+        """Read, check and process a request; whatever is wrong with it is found here."""
+        if not isinstance(data, dict):
+            raise RequestError("bad_request", f"a request must be a JSON object, got {shown_value(data)}.")
+        unknown = sorted(str(key)[:80] for key in data if key not in ("task", "inputs", "parameters"))
+        if unknown:
+            raise RequestError(
+                "bad_request", f"unknown fields {unknown[:5]}; a request has task, inputs and parameters."
+            )
+        name = data.get("task")
+        if not isinstance(name, str):
+            raise RequestError(
+                "bad_request", f"`task` must be one of {', '.join(self.tasks)}, got {shown_value(name)}."
+            )
+        if name not in self.tasks:
+            raise RequestError("unknown_task", f"`task` must be one of {', '.join(self.tasks)}, got {name[:80]!r}.")
+        task = self.tasks[name]
+        inputs = read_fields("inputs", data.get("inputs"), task.INPUTS, self.limits)
+        parameters = read_fields("parameters", data.get("parameters"), task.PARAMETERS, self.limits)
+        model = self._choose(task, parameters["model"])
+        try:
+            return task.prepare(model, inputs, parameters)
+        except RequestError:
+            raise
+        except ValueError as error:  # the processors' own checks
+            raise RequestError("invalid_input", str(error)) from error
+
+    def run(self, jobs: list[Job]) -> list:
+        """Results of jobs of one key, in their order. One thread at a time."""
+        return self.tasks[jobs[0].task].run(jobs)
+
+    def finish(self, job: Job, result) -> dict:
+        """The answer as JSON; numbers that are not finite, which JSON does not know, are null."""
+        return finite({"task": job.task, "model": job.model, **self.tasks[job.task].finish(job, result)})
+
+    def _choose(self, task: Task, wanted: str | None) -> str:
+        able = self._answering(task)
+        if wanted is None:
+            return able[0]
+        if wanted not in able:
+            raise RequestError(
+                "bad_request", f"`parameters.model` must be one of {', '.join(able)}, got {wanted[:80]!r}."
+            )
+        return wanted
+
+    # ---- models --------------------------------------------------------------------------
+
+    def has_language_model(self, name: str) -> bool:
+        return self._facts[name]["language"]
+
+    def knows_views(self, name: str) -> bool:
+        """Whether a reconstruction model was made for synchronised views."""
+        return self._facts[name]["views"]
+
+    @property
+    def loaded(self) -> int:
+        """How many models are in memory."""
+        return len(self._loaded)
+
+    def processing(self, name: str) -> threading.RLock:
+        """Held while a processor works: fast tokenizers do not share their state between threads."""
+        return self._locks[name]
+
+    def processor(self, name: str):
+        if name not in self._processors:
+            with self._lock:
+                if name not in self._processors:
+                    self._processors[name] = self._load(AutoProcessor, name)
+        return self._processors[name]
+
+    def model(self, name: str):
+        if name not in self._loaded:
+            with self._lock:
+                if name not in self._loaded:
+                    auto = AUTO_CLASSES[self._facts[name]["auto_class"]]
+                    logger.info("loading %s", name)
+                    self._loaded[name] = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
+        return self._loaded[name]
+
+    def _load(self, auto, name: str, **options):
+        return auto.from_pretrained(self.path, subfolder=self._subfolders[name], trust_remote_code=True, **options)
+
+    # ---- CAD programs --------------------------------------------------------------------
+
+    def sandbox(self):
+        """The sandbox of this library's toolkit, started when it is first needed."""
+        with self._lock:
+            if self._sandbox is None:
+                try:
+                    cad = importlib.import_module("dsr_toolkit.cad")
+                except ImportError as error:
+                    raise RequestError(
+                        "not_available",
+                        f"`execute` needs this library's toolkit with its extra [cad] on the server ({error}).",
+                    ) from error
+                try:
+                    self._sandbox = cad.Sandbox(allow_missing=self.allow_missing)
+                except OSError as error:
+                    raise RequestError("not_available", str(error)) from error
+            return self._sandbox
+
+    def close(self) -> None:
+        """End what runs beside this process."""
+        with self._lock:
+            if self._sandbox is not None:
+                self._sandbox.close()
+                self._sandbox = None
+
+    # ---- for people and programs ---------------------------------------------------------
+
+    def describe(self) -> dict:
+        """Tasks with their models, and the JSON schemas of their inputs and parameters."""
+        described = {}
+        for name, task in self.tasks.items():
+            described[name] = {"about": task.ABOUT, "models": self._answering(task)}
+            for part, known in (("inputs", task.INPUTS), ("parameters", task.PARAMETERS)):
+                properties = {key: one.schema(self.limits) for key, one in known.items()}
+                described[name][part] = {"type": "object", "properties": properties, "additionalProperties": False}
+        return described

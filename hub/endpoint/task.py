@@ -1,0 +1,109 @@
+"""What a task is, and what several tasks do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .generation import Sampling
+from .request import Field, RequestError
+
+
+@dataclass
+class Job:
+    """
+    A request that is ready for the model.
+
+    Args:
+        task, model: who answers it. key: jobs with the same one can run together; None runs alone.
+        inputs: of the model, for this request alone. parameters: as the request gave them, with defaults.
+        media: what is needed once the model has run.
+        cost: rows that it adds to a batch.
+    """
+
+    task: str
+    model: str
+    key: tuple | None
+    inputs: dict
+    parameters: dict
+    media: dict = field(default_factory=dict)
+    cost: int = 1
+
+
+SEED = Field("integer", "of the random numbers; the same request with the same seed gets the same answer", 0, 0, 2**53)
+MODEL = Field("text", "subfolder of the model, where several can do it")
+TEMPERATURE = Field("number", "0: always the likeliest token; above: sampled", 0.0, 0, 10)
+TOP_P = Field("number", "sample among the likeliest tokens that together have this probability", 1.0, 1e-6, 1)
+
+
+def new_tokens_field(default: int) -> Field:
+    return Field("integer", "longest answer, in tokens", default, 1, "new_tokens")
+
+
+class Task:
+    """One entry of `TASKS`. `prepare` and `finish` may run in several threads, `run` in one."""
+
+    NAME: str
+    ABOUT: str
+    MODEL_TYPES: tuple[str, ...]
+    INPUTS: dict[str, Field]
+    PARAMETERS: dict[str, Field]
+
+    def __init__(self, endpoint):
+        self.endpoint, self.limits = endpoint, endpoint.limits
+
+    def prepare(self, model: str, inputs: dict, parameters: dict) -> Job:
+        raise NotImplementedError
+
+    def run(self, jobs: list[Job]) -> list:
+        raise NotImplementedError
+
+    def finish(self, job: Job, result) -> dict:
+        raise NotImplementedError
+
+    # ---- what several tasks do -----------------------------------------------------------
+
+    def sampling(self, parameters: dict, candidate: int = 0) -> Sampling:
+        return Sampling(
+            parameters["max_new_tokens"],
+            parameters["temperature"],
+            parameters["top_p"],
+            (parameters["seed"], candidate),
+        )
+
+    @staticmethod
+    def pace(parameters: dict) -> int:
+        """Requests for few tokens do not share a batch with those for many, which would keep their answers back."""
+        return parameters["max_new_tokens"].bit_length() // 3
+
+    def check_prompt(self, inputs: dict) -> None:
+        length = inputs["input_ids"].shape[1]
+        if length > self.limits.prompt_tokens:
+            raise RequestError(
+                "too_large",
+                f"the prompt with its images has {length} tokens; at most {self.limits.prompt_tokens} are read. Send less or "
+                "smaller media.",
+            )
+
+    def one_of(self, given: dict, names: tuple[str, ...]) -> str:
+        """The one of several inputs that is there."""
+        there = [name for name in names if given[name] is not None]
+        if len(there) != 1:
+            raise RequestError(
+                "bad_request",
+                f"`inputs` must hold one of {', '.join(names)}; got {' and '.join(there) or 'none of them'}.",
+            )
+        return there[0]
+
+    @staticmethod
+    def check_words(processor, *texts: str) -> None:
+        """Refuse texts that hold special tokens: placeholders of images, ends of turns."""
+        for token in [*processor.tokenizer.all_special_tokens, "<image>"]:
+            if any(token and token in text for text in texts):
+                raise RequestError(
+                    "invalid_input", f"a text holds {token!r}, which stands for something else than these letters."
+                )
+
+    def question(self, given: dict) -> str:
+        if given["question"] is None or not given["question"].strip():
+            raise RequestError("bad_request", "`inputs.question` is missing or empty.")
+        return given["question"]

@@ -1,0 +1,71 @@
+"""What the processors of the CAD models share."""
+
+import os
+
+import numpy as np
+import torch
+from transformers import ProcessorMixin
+
+from .cad_solids import Placement, TriangleMesh, farthest_point_sample, fit_placement, load_mesh, sample_surface
+from .cad_views import VIEW_DIRECTIONS, render_mesh
+
+
+class SolidProcessor(ProcessorMixin):
+    """What the processors of Cadrille and CAD-Recode share: parts as clouds in the model's frame."""
+
+    as_mesh = TriangleMesh
+
+    @staticmethod
+    def draw_mesh(mesh: TriangleMesh, direction: int = 0, **options) -> np.ndarray:
+        """A picture `[pixels, pixels, 3]` uint8 from one of the published view directions; see [`render_mesh`]."""
+        return render_mesh(mesh, VIEW_DIRECTIONS[direction], **options)
+
+    def _cloud(
+        self, part, normalization: str, generator: np.random.Generator, noise_std: float, noise_probability: float
+    ):
+        """`[num_points, point_channels]` float32 of a mesh (file or object) or a cloud `[P, 3 or more]`."""
+        if isinstance(part, (str, os.PathLike, TriangleMesh)):
+            mesh = part if isinstance(part, TriangleMesh) else load_mesh(part)
+            mesh = self.place_mesh(mesh, normalization)
+            points, normals = sample_surface(mesh, self.num_surface_samples, generator)
+            cloud = np.concatenate([points, normals], axis=1)[:, : self.point_channels].astype(np.float32)
+        else:
+            cloud = np.array(part, np.float32)
+            if cloud.ndim != 2 or cloud.shape[1] < self.point_channels:
+                raise ValueError(f"A point cloud must be [points, {self.point_channels}], got {list(cloud.shape)}.")
+            if not np.isfinite(cloud).all():
+                raise ValueError("The point cloud holds NaN or infinite coordinates. Remove those points.")
+            if len(cloud) < self.num_points:
+                raise ValueError(
+                    f"The cloud has fewer points than placeholders: {len(cloud)}, but `num_points` is {self.num_points}. "
+                    "Sample the surface more densely."
+                )
+            placement = self._placement(cloud[:, :3].min(0), cloud[:, :3].max(0), normalization)
+            cloud = cloud[:, : self.point_channels].copy()
+            cloud[:, :3] = (cloud[:, :3] - placement.center) * placement.scale
+        if self.point_sampling == "farthest":
+            chosen = farthest_point_sample(torch.from_numpy(cloud[None, :, :3]), self.num_points)[0].numpy()
+            cloud = cloud[chosen]
+        else:  # a random choice in the order z, y, x
+            cloud = cloud[generator.permutation(len(cloud))[: self.num_points]]
+            cloud = cloud[np.lexsort((cloud[:, 0], cloud[:, 1], cloud[:, 2]))]
+        if noise_std and generator.random() < noise_probability:
+            cloud[:, :3] += noise_std * generator.standard_normal((len(cloud), 3)).astype(np.float32)
+        return torch.from_numpy(cloud)
+
+    def place_mesh(self, mesh: TriangleMesh, normalization: str = "fit") -> TriangleMesh:
+        """The mesh in the model's frame, about [-1, 1]³; see `__call__` for `normalization`."""
+        placement = self._placement(*mesh.bounds, normalization)
+        return mesh.moved(placement.scale, -placement.center * placement.scale)
+
+    def _placement(self, low: np.ndarray, high: np.ndarray, normalization: str) -> Placement:
+        if normalization == "fit":
+            return fit_placement(low, high)
+        fixed = {
+            "unit_cube": Placement(np.full(3, 0.5), 2.0),
+            "program": Placement(np.zeros(3), 1 / self.program_range),
+            "none": Placement(np.zeros(3), 1.0),
+        }
+        if normalization not in fixed:
+            raise ValueError(f"`normalization` must be one of {('fit', *fixed)}, got {normalization!r}.")
+        return fixed[normalization]

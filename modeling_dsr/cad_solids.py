@@ -1,0 +1,168 @@
+"""Solids as the CAD models see them: meshes, points on them, and their place in the model's frame."""
+
+import importlib
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+MESH_SUFFIXES = (".stl", ".ply", ".obj")
+STEP_SUFFIXES = (".step", ".stp")
+# Scaling by more than this to fit a part into the model's frame smells of metres taken for millimetres.
+UNUSUAL_SCALE = 100.0
+
+
+@dataclass
+class TriangleMesh:
+    """Vertices `[V, 3]` float64 and faces `[F, 3]` int64, counter-clockwise seen from outside."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+
+    def __post_init__(self):
+        self.vertices = np.ascontiguousarray(self.vertices, np.float64)
+        self.faces = np.ascontiguousarray(self.faces, np.int64)
+        if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or self.faces.ndim != 2 or self.faces.shape[1] != 3:
+            raise ValueError(
+                f"A mesh needs `vertices` [V, 3] and `faces` [F, 3], got {self.vertices.shape} and {self.faces.shape}."
+            )
+        if not len(self.vertices) or not len(self.faces):
+            raise ValueError(
+                f"The mesh is empty: {len(self.vertices)} vertices, {len(self.faces)} faces. Check the file in a viewer."
+            )
+        if not np.isfinite(self.vertices).all():
+            raise ValueError("The mesh has NaN or infinite vertices. Export it again.")
+        if self.faces.min() < 0 or self.faces.max() >= len(self.vertices):
+            raise ValueError(
+                f"`faces` refer to vertices {self.faces.min()} … {self.faces.max()}, the mesh has {len(self.vertices)}."
+            )
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """`[2, 3]`: lowest and highest corner of the bounding box."""
+        return np.stack([self.vertices.min(0), self.vertices.max(0)])
+
+    def face_normals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Unit normals `[F, 3]` (0 for degenerate faces) and areas `[F]`."""
+        a, b, c = self.vertices[self.faces].swapaxes(0, 1)
+        cross = np.cross(b - a, c - a)
+        length = np.linalg.norm(cross, axis=1)
+        return cross / np.maximum(length, 1e-300)[:, None], length / 2
+
+    def moved(self, scale: float, offset) -> "TriangleMesh":
+        """Vertices times `scale` plus `offset`."""
+        return TriangleMesh(self.vertices * scale + np.asarray(offset), self.faces)
+
+
+@dataclass
+class Placement:
+    """Where the model's frame lies in the file's: file = center + model / scale, with model units in [-1, 1]."""
+
+    center: np.ndarray
+    scale: float
+
+
+def load_mesh(path: str | os.PathLike) -> TriangleMesh:
+    """Triangles of an STL, PLY or OBJ file (trimesh) or of the solid of a STEP file (cadquery)."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise ValueError(f"There is no mesh file at {str(path)!r}.")
+    if suffix not in MESH_SUFFIXES + STEP_SUFFIXES:
+        raise ValueError(f"{path.name!r} is no mesh file: expected one of {', '.join(MESH_SUFFIXES + STEP_SUFFIXES)}.")
+    library = _optional_library("cadquery" if suffix in STEP_SUFFIXES else "trimesh")
+    try:
+        if suffix in STEP_SUFFIXES:
+            shape = library.importers.importStep(str(path)).combine().val()
+            size = shape.BoundingBox().DiagonalLength
+            vertices, faces = shape.tessellate(1e-5 * size, 0.1)
+            vertices = [vertex.toTuple() for vertex in vertices]
+        else:
+            loaded = library.load(path, force="mesh")
+            vertices, faces = loaded.vertices, loaded.faces
+    except Exception as error:  # every reader raises its own classes, all of them mean an unreadable file
+        raise ValueError(
+            f"{path.name!r} cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error}). Open it in a CAD "
+            "program and export it again."
+        ) from error
+    if not len(vertices) or not len(faces):
+        raise ValueError(f"{path.name!r} holds an empty mesh: {len(vertices)} vertices, {len(faces)} faces.")
+    return TriangleMesh(np.asarray(vertices), np.asarray(faces))
+
+
+def _optional_library(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"Reading this file needs {name}: install the extra `[cad]`.") from error
+
+
+def fit_placement(low: np.ndarray, high: np.ndarray) -> Placement:
+    """The placement that moves a bounding box to the origin and its longest side to [-1, 1]; warns if that is far off."""
+    extent = float((high - low).max())
+    if not extent > 0:
+        raise ValueError("The part has no extent: all its points are the same. Check the units and the export.")
+    placement = Placement((low + high) / 2, 2 / extent)
+    if placement.scale > UNUSUAL_SCALE or placement.scale < 1 / UNUSUAL_SCALE:
+        warnings.warn(
+            f"The part measures {extent:g} units and had to be scaled by {placement.scale:.3g} to fit the model's frame. If "
+            "the file is in metres or micrometres, its coordinates may not be what they seem.",
+            stacklevel=2,
+        )
+    return placement
+
+
+def sample_surface(mesh: TriangleMesh, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`count` points spread evenly over the surface, `[count, 3]`, and the normals there."""
+    normals, areas = mesh.face_normals()
+    total = areas.sum()
+    if not total > 0:
+        raise ValueError("The mesh has no area: all its faces are degenerate.")
+    chosen = np.searchsorted(areas.cumsum(), generator.random(count) * total, side="right").clip(max=len(areas) - 1)
+    a, b, c = mesh.vertices[mesh.faces[chosen]].swapaxes(0, 1)
+    u, v = generator.random((2, count, 1))
+    outside = u + v > 1  # the other half of the parallelogram, folded back
+    u, v = np.where(outside, 1 - u, u), np.where(outside, 1 - v, v)
+    return a + u * (b - a) + v * (c - a), normals[chosen]
+
+
+def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.LongTensor:
+    """
+    Indices of `num_points` points, each the farthest from those chosen before; the first is point 0, ties go to the lower
+    index (the rule of PyTorch3D).
+
+    Args:
+        points: `[B, P, 3]`, P ≥ num_points.
+
+    Returns:
+        `[B, num_points]`.
+    """
+    batch, count, _ = points.shape
+    if not 1 <= num_points <= count:
+        raise ValueError(f"`num_points` must be between 1 and the {count} points there are, got {num_points}.")
+    # Each coordinate in a row of its own is contiguous: three multiply-adds instead of a sum over a short last axis.
+    x, y, z = points.movedim(-1, 0).contiguous()
+    nearest = points.new_full((batch, count), float("inf"))
+    chosen = torch.zeros(batch, num_points, dtype=torch.long, device=points.device)
+    last = chosen[:, :1]
+    step, total = torch.empty_like(nearest), torch.empty_like(nearest)
+    for index in range(1, num_points):
+        torch.sub(x, x.gather(1, last), out=total).square_()
+        for axis in (y, z):
+            torch.sub(axis, axis.gather(1, last), out=step)
+            total.add_(step.square_())
+        torch.minimum(nearest, total, out=nearest)
+        last = nearest.argmax(1, keepdim=True)
+        chosen[:, index : index + 1] = last
+    return chosen
+
+
+def is_mesh(value) -> bool:
+    return isinstance(value, (str, os.PathLike, TriangleMesh))
+
+
+def is_cloud(value) -> bool:
+    return isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 2

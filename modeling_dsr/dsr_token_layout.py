@@ -1,0 +1,353 @@
+"""Where everything sits in a DSR prompt: samples, placeholders, positions and question text.
+
+Pure functions on integer tensors. They run on the CPU, once per prefill, so that a prompt which does not fit its videos
+is refused with a readable error before any network runs, and so that the forward pass itself needs no synchronisation.
+No function loops over samples or videos.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+IGNORE_INDEX = -100
+
+
+@dataclass
+class TokenLayout:
+    """
+    Index tensors of one prompt batch of `B` rows and `S` columns, all on the CPU.
+
+    A *medium* is one image or video, in order of appearance; a *group* is one set of geometry tokens.
+    Flat token indices point into the `B*S` tokens, row by row.
+
+    Attributes:
+        position_ids: `[3, B, S]`, rotary positions (time, row, column) of the language model; 0 on padding.
+        text_position_ids: `[B, S]`, index of each token in its sample.
+        rope_deltas: `[B, 1]`, next position minus number of tokens.
+        image_index, video_index: flat indices of the vision tokens, in feature order.
+        geometry_index: flat indices of the geometry tokens, `num_geometry_tokens` per group.
+        medium_is_video: `[M]` bool. medium_grid: `[M, 3]` patches. medium_group: `[M]`, -1 without geometry.
+        medium_seconds: `[M]` float32, seconds per temporal grid step.
+        group_sample: `[G]`, the sample (numbered over the batch) that asks the question of a group.
+        num_samples: number of samples in the batch.
+    """
+
+    position_ids: torch.Tensor
+    text_position_ids: torch.Tensor
+    rope_deltas: torch.Tensor
+    image_index: torch.Tensor
+    video_index: torch.Tensor
+    geometry_index: torch.Tensor
+    medium_is_video: torch.Tensor
+    medium_grid: torch.Tensor
+    medium_group: torch.Tensor
+    medium_seconds: torch.Tensor
+    group_sample: torch.Tensor
+    num_samples: int
+
+
+def sample_ids_from_mask(attention_mask: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
+    """
+    Number the samples of each row: 0 is padding, 1, 2, … are samples.
+
+    Args:
+        attention_mask: None (each row is one sample); `[B, S]` with 0 for padding and 1 for tokens, or with 1, 2, … for
+            the samples packed in a row; or the 1-D cumulative lengths `[0, L1, L1+L2, …]` of a single packed row.
+        input_ids: `[B, S]`.
+
+    Returns:
+        `[B, S]` int64 on the CPU.
+    """
+    batch, length = input_ids.shape
+    if attention_mask is None:
+        return torch.ones(batch, length, dtype=torch.long)
+    mask = attention_mask.cpu().long()
+    if mask.ndim == 1:
+        if batch != 1 or mask.numel() < 2 or mask[0] != 0 or mask[-1] != length or (mask.diff() <= 0).any():
+            raise ValueError(
+                f"`attention_mask` is one-dimensional, so it must hold the cumulative lengths [0, L1, L1+L2, …, {length}] "
+                f"of a single packed row; got {mask.tolist()} for `input_ids` of shape {tuple(input_ids.shape)}."
+            )
+        return (torch.bucketize(torch.arange(length), mask, right=True)).unsqueeze(0)
+    if mask.shape != (batch, length):
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_ids`, {(batch, length)}, or be one-dimensional for a packed "
+            f"row; got {tuple(mask.shape)}."
+        )
+    return mask
+
+
+def number_samples(sample_ids: torch.Tensor) -> torch.Tensor:
+    """Number the samples of all rows consecutively: `[B, S]` of 0, 1, …, and -1 on padding."""
+    numbers = torch.full_like(sample_ids, -1)
+    if sample_ids.numel():
+        key = torch.arange(len(sample_ids)).unsqueeze(1) * (sample_ids.max() + 1) + sample_ids
+        real = sample_ids > 0
+        numbers[real] = torch.unique(key[real], return_inverse=True)[1]
+    return numbers
+
+
+def build_token_layout(
+    input_ids: torch.Tensor,
+    sample_ids: torch.Tensor,
+    image_grid_thw: torch.Tensor | None,
+    video_grid_thw: torch.Tensor | None,
+    second_per_grid_ts: torch.Tensor | None,
+    config,
+) -> TokenLayout:
+    """
+    Locate vision and geometry tokens and compute rotary positions.
+
+    Positions follow the published model (transformers 4.51): a text token advances all three axes by one; a medium's
+    vision tokens span its (time, row, column) grid and the text goes on at the largest position plus one; geometry
+    placeholders are text tokens in this respect. Later transformers releases go on elsewhere after a video, which the
+    published weights never saw.
+
+    Args:
+        input_ids: `[B, S]`.
+        sample_ids: `[B, S]` from [`sample_ids_from_mask`].
+        image_grid_thw, video_grid_thw: `[n, 3]` patches (time, rows, columns).
+        second_per_grid_ts: `[n]`, one per video; None means 1.0.
+        config: a [`DSRConfig`].
+    """
+    merge = config.vision_config.spatial_merge_size
+    ids, numbers = input_ids.cpu(), number_samples(sample_ids.cpu())
+    batch, length = ids.shape
+    valid = numbers >= 0
+    flat = valid.flatten().nonzero().squeeze(1)  # [N] real tokens, row by row
+    token, sample, row = ids.flatten()[flat], numbers.flatten()[flat], flat // length
+    num_samples = int(sample.max()) + 1 if len(sample) else 0
+    order = torch.arange(len(flat))
+    first = torch.full((num_samples,), len(flat)).scatter_reduce(0, sample, order, "amin")  # first token of each sample
+
+    # Media: runs of equal placeholder ids.
+    is_video = token == config.video_token_id
+    is_pad = is_video | (token == config.image_token_id)
+    starts = is_pad.clone()
+    starts[1:] &= (token[1:] != token[:-1]) | (sample[1:] != sample[:-1])
+    medium = starts.cumsum(0) - 1  # meaningful on placeholders
+    run_start = order[starts]
+    medium_is_video = is_video[run_start]
+    medium_sample = sample[run_start]
+    num_media = len(run_start)
+    run_length = torch.bincount(medium[is_pad], minlength=num_media)
+
+    grid = torch.zeros(num_media, 3, dtype=torch.long)
+    seconds = torch.zeros(num_media)  # a still image spans no time
+    grid[~medium_is_video] = _checked_grid(image_grid_thw, "image", int((~medium_is_video).sum()), merge)
+    grid[medium_is_video] = _checked_grid(video_grid_thw, "video", int(medium_is_video.sum()), merge)
+    seconds[medium_is_video] = _checked_seconds(second_per_grid_ts, int(medium_is_video.sum()))
+    cells = torch.stack([grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge], dim=1)  # [M, 3] merged tokens
+    num_vision = cells.prod(1)
+
+    # Geometry tokens: after each such medium, or after a sample's last one.
+    has_geometry = medium_is_video | config.geometry_for_images
+    writes_geometry = has_geometry
+    if config.geometry_tokens_per == "sample":
+        last = torch.full((num_samples,), -1).scatter_reduce(
+            0, medium_sample[has_geometry], torch.arange(num_media)[has_geometry], "amax"
+        )
+        writes_geometry = has_geometry & (torch.arange(num_media) == last[medium_sample])
+    expected = num_vision + writes_geometry * config.num_geometry_tokens
+    _check_run_lengths(run_length, expected, num_vision, medium_is_video, row[run_start])
+
+    group_of_writer = writes_geometry.cumsum(0) - 1
+    if config.geometry_tokens_per == "sample":
+        sample_group = torch.full((num_samples,), -1)
+        sample_group[medium_sample[writes_geometry]] = group_of_writer[writes_geometry]
+        medium_group = torch.where(has_geometry, sample_group[medium_sample], -1)
+    else:
+        medium_group = torch.where(has_geometry, group_of_writer, -1)
+
+    # Rotary positions. The whole advance of a medium is booked on its last vision token, so that an exclusive sum
+    # gives every one of its tokens the medium's start.
+    if num_media:
+        in_run = order - run_start[medium.clamp_min(0)]
+        of_medium = cells[medium.clamp_min(0)]
+        is_vision = is_pad & (in_run < num_vision[medium.clamp_min(0)])
+    else:
+        in_run, of_medium, is_vision = torch.zeros_like(order), torch.ones(len(order), 3, dtype=torch.long), is_pad
+    advance = (~is_vision).long()
+    tokens_per_second = config.vision_config.tokens_per_second
+    if num_media:
+        duration = _temporal_positions(cells[:, 0] - 1, seconds, tokens_per_second) + 1
+        advance[run_start + num_vision - 1] = torch.stack([duration, cells[:, 1], cells[:, 2]]).amax(0)
+    before = advance.cumsum(0) - advance
+    before = before - before[first][sample] if num_samples else before
+    within = torch.stack(
+        [
+            in_run // (of_medium[:, 1] * of_medium[:, 2]),
+            in_run // of_medium[:, 2] % of_medium[:, 1],
+            in_run % of_medium[:, 2],
+        ]
+    )
+    if num_media:
+        within[0] = _temporal_positions(within[0], seconds[medium.clamp_min(0)], tokens_per_second)
+    positions = before + within * is_vision  # [3, N]
+
+    position_ids = torch.zeros(3, batch * length, dtype=torch.long)
+    position_ids[:, flat] = positions
+    text_positions = torch.zeros(batch * length, dtype=torch.long)
+    text_positions[flat] = order - first[sample] if num_samples else order
+    highest = torch.full((batch,), -1).scatter_reduce(0, row, positions.amax(0), "amax")
+    rope_deltas = (highest + 1 - valid.sum(1)).unsqueeze(1)
+
+    return TokenLayout(
+        position_ids=position_ids.view(3, batch, length),
+        text_position_ids=text_positions.view(batch, length),
+        rope_deltas=rope_deltas,
+        image_index=flat[is_vision & ~is_video],
+        video_index=flat[is_vision & is_video],
+        geometry_index=flat[is_pad & ~is_vision],
+        medium_is_video=medium_is_video,
+        medium_grid=grid,
+        medium_group=medium_group,
+        medium_seconds=seconds,
+        group_sample=medium_sample[writes_geometry],
+        num_samples=num_samples,
+    )
+
+
+def spatial_position_ids(layout: TokenLayout, config) -> torch.Tensor:
+    """
+    Positions of the keys of Q-Former 2, `[3, K]`: (time, row, column) of each merged token of every medium that has
+    geometry, in order of appearance. Each medium starts at 0: synchronised videos of one sample share a time axis.
+    """
+    chosen = layout.medium_group >= 0
+    grid, merge = layout.medium_grid[chosen], config.vision_config.spatial_merge_size
+    cells = torch.stack([grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge], dim=1)
+    count = cells.prod(1)
+    medium = torch.repeat_interleave(torch.arange(len(cells)), count)
+    inside = torch.arange(int(count.sum())) - (count.cumsum(0) - count)[medium]
+    of_medium = cells[medium]
+    time = _temporal_positions(
+        inside // (of_medium[:, 1] * of_medium[:, 2]),
+        layout.medium_seconds[chosen][medium],
+        config.geometry_tokens_per_second,
+    )
+    return torch.stack([time, inside // of_medium[:, 2] % of_medium[:, 1], inside % of_medium[:, 2]])
+
+
+def select_question_tokens(
+    input_ids: torch.Tensor, sample_ids: torch.Tensor, labels: torch.Tensor | None, config
+) -> torch.Tensor:
+    """
+    The text that conditions the learned queries, as a bool mask `[B, S]` on the CPU.
+
+    Special tokens never count. `question_scope="question"` leaves out every turn of the role that speaks last (the
+    answering one: its header ends a prompt at inference and opens the answer in training), so the same conversation
+    selects the same text with and without labels. `"published"` keeps all text at inference, and in training the
+    unsupervised text less the last unsupervised token and the two before it (the header of the answer), as the published
+    model was trained and run.
+
+    Args:
+        input_ids: `[B, S]`. sample_ids: `[B, S]` from [`sample_ids_from_mask`]. labels: `[B, S]`, -100 where unsupervised.
+        config: a [`DSRConfig`].
+    """
+    ids, numbers = input_ids.cpu(), number_samples(sample_ids.cpu())
+    batch, length = ids.shape
+    flat = (numbers >= 0).flatten().nonzero().squeeze(1)
+    token, sample = ids.flatten()[flat], numbers.flatten()[flat]
+    num_samples = int(sample.max()) + 1 if len(sample) else 0
+    order = torch.arange(len(flat))
+    special = [
+        config.vision_start_token_id,
+        config.vision_end_token_id,
+        config.vision_pad_token_id,
+        config.image_token_id,
+        config.video_token_id,
+        config.im_start_token_id,
+        config.im_end_token_id,
+        *_as_list(config.text_config.bos_token_id),  # <|endoftext|>
+    ]
+    keep = torch.ones(len(flat), dtype=torch.bool)
+    if config.question_scope == "published":
+        if labels is not None:
+            keep &= labels.cpu().flatten()[flat] == IGNORE_INDEX
+            last = torch.full((num_samples,), -1).scatter_reduce(0, sample[keep], order[keep], "amax")
+            keep &= order < last[sample] - 2
+    elif len(flat):
+        opens = token == config.im_start_token_id
+        header = torch.where(opens, order, -1).cummax(0).values  # index of the token that opened this turn
+        first = torch.full((num_samples,), len(flat)).scatter_reduce(0, sample, order, "amin")
+        in_turn = header >= first[sample]
+        role = token[(header + 1).clamp(0, len(flat) - 1)]
+        last = torch.full((num_samples,), -1).scatter_reduce(0, sample, torch.where(in_turn, header, -1), "amax")
+        answering = token[(last + 1).clamp(0, len(flat) - 1)]
+        keep &= ~in_turn | (role != answering[sample])
+        if labels is not None:
+            keep &= labels.cpu().flatten()[flat] == IGNORE_INDEX
+    keep &= ~torch.isin(token, torch.tensor(special))
+    mask = torch.zeros(batch * length, dtype=torch.bool)
+    mask[flat[keep]] = True
+    return mask.view(batch, length)
+
+
+def _temporal_positions(step: torch.Tensor, seconds: torch.Tensor, tokens_per_second: int) -> torch.Tensor:
+    """`trunc(step · seconds · tokens_per_second)` with the product in float32, as the published code rounds it."""
+    return (step.float() * seconds * tokens_per_second).long()
+
+
+def _as_list(value) -> list[int]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _checked_grid(grid_thw: torch.Tensor | None, kind: str, count: int, merge: int) -> torch.Tensor:
+    given = 0 if grid_thw is None else len(grid_thw)
+    if given != count:
+        raise ValueError(
+            f"`input_ids` hold {count} {kind}(s) but `{kind}_grid_thw` describes {given}. Prepare text and {kind}s in one "
+            f"call of the processor; two {kind}s need a separator such as <|vision_end|> between their placeholders."
+        )
+    if not count:
+        return torch.zeros(0, 3, dtype=torch.long)
+    return check_grid(grid_thw, f"{kind}_grid_thw", merge)
+
+
+def check_grid(grid_thw: torch.Tensor, name: str, merge: int) -> torch.Tensor:
+    """Refuse a grid that no processor writes: `[n, 3]`, positive, rows and columns multiples of `merge`."""
+    grid = torch.as_tensor(grid_thw).cpu().long()
+    if grid.ndim != 2 or grid.shape[1] != 3:
+        raise ValueError(f"`{name}` must have shape [n, 3] (time, rows, columns in patches), got {tuple(grid.shape)}.")
+    if (grid < 1).any():
+        raise ValueError(
+            f"`{name}` has an empty axis: {grid.tolist()}. A video needs at least one frame and each frame {merge}×{merge} "
+            "patches; decode the file again or drop it."
+        )
+    if (grid[:, 1:] % merge).any():
+        raise ValueError(
+            f"`{name}` rows and columns must be multiples of {merge} (tokens merge {merge}×{merge} patches), got "
+            f"{grid.tolist()}. Let the processor resize frames to multiples of {14 * merge} pixels."
+        )
+    return grid
+
+
+def _checked_seconds(second_per_grid_ts, count: int) -> torch.Tensor:
+    if second_per_grid_ts is None:
+        return torch.ones(count)
+    seconds = torch.as_tensor(second_per_grid_ts).cpu().float().flatten()
+    if len(seconds) != count:
+        raise ValueError(f"`second_per_grid_ts` must hold one number per video ({count}), got {len(seconds)}.")
+    if not torch.isfinite(seconds).all() or (seconds < 0).any():
+        raise ValueError(f"`second_per_grid_ts` must be finite and not negative, got {seconds.tolist()}.")
+    return seconds
+
+
+def _check_run_lengths(found, expected, num_vision, is_video, row) -> None:
+    wrong = (found != expected).nonzero().flatten()
+    if not len(wrong):
+        return
+    i = int(wrong[0])
+    kind = "video" if is_video[i] else "image"
+    advice = f"Write the prompt with DSRProcessor, which places one <|{kind}_pad|> per token."
+    if found[i] == num_vision[i]:
+        advice = (
+            "The placeholders of the geometry tokens are missing: DSRProcessor adds them, Qwen2.5-VL's processor does not; "
+            "processor and model must also agree on `geometry_tokens_per` and `geometry_for_images`."
+        )
+    raise ValueError(
+        f"Row {int(row[i])} of `input_ids` has {int(found[i])} placeholders for {kind} {i} of the batch, but its grid needs "
+        f"{int(num_vision[i])} vision tokens and {int(expected[i] - num_vision[i])} geometry tokens. {advice}"
+    )

@@ -1,0 +1,230 @@
+"""Processor of Cadrille: points, views or text of a part, and its program."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from .cad_processor import SolidProcessor
+from .cad_solids import TriangleMesh, is_cloud, is_mesh, load_mesh
+from .cad_views import VIEW_DIRECTIONS, compose_views, encode_views, render_mesh, stack_views
+from .frames import as_picture, image_of_part, is_image
+from .processing_arguments import pad_tokens, per_sample, refuses_unreadable
+
+
+def answer_labels(input_ids: list[int], im_start: int, header: list[int], im_end: int) -> list[int]:
+    """
+    Labels of a chat: each assistant turn from behind its header to its `<|im_end|>`, -100 elsewhere.
+
+    Args:
+        input_ids: one row. header: the tokens of the word "assistant". A turn without an end is not supervised.
+    """
+    labels = [-100] * len(input_ids)
+    for start in range(len(input_ids)):
+        first = start + 1 + len(header)
+        if input_ids[start] == im_start and list(input_ids[start + 1 : first]) == list(header):
+            if im_end in input_ids[first:]:
+                stop = input_ids.index(im_end, first) + 1
+                labels[first:stop] = input_ids[first:stop]
+    return labels
+
+
+class CadrilleProcessor(SolidProcessor):
+    r"""
+    Meshes, point clouds, views or texts to the inputs of [`CadrilleForConditionalGeneration`], and its answers to programs.
+
+    Args:
+        num_points (`int`, *optional*, defaults to 256): Points of a cloud, as in [`CadrilleConfig`].
+        num_surface_samples (`int`, *optional*, defaults to 8192): Points on a mesh among which they are chosen.
+        num_views (`int`, *optional*, defaults to 4): Views of a mesh when it is shown instead of sampled.
+        prompt (`str`, *optional*): What is asked when a sample has no text.
+        program_range (`float`, *optional*, defaults to 100): Half the range of a program's coordinates.
+    """
+
+    point_channels = 3
+    point_sampling = "farthest"
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        num_points: int = 256,
+        num_surface_samples: int = 8192,
+        num_views: int = 4,
+        prompt: str = "Generate cadquery code",
+        program_range: float = 100.0,
+        **kwargs,
+    ):
+        if num_views not in (1, 2, 4):
+            raise ValueError(f"`num_views` must be 1, 2 or 4, got {num_views}.")
+        if num_surface_samples < num_points:
+            raise ValueError(
+                f"`num_surface_samples` ({num_surface_samples}) must be at least `num_points` ({num_points})."
+            )
+        self.num_points = num_points
+        self.num_surface_samples = num_surface_samples
+        self.num_views = num_views
+        self.prompt = prompt
+        self.program_range = program_range
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+        self.point_token, self.video_token = "<|endoftext|>", "<|video_pad|>"
+
+    @property
+    def model_input_names(self):
+        return [
+            "input_ids", "attention_mask", "point_clouds", "is_pc", "pixel_values_videos", "video_grid_thw", "is_img"
+        ]  # fmt: skip
+
+    @refuses_unreadable
+    def __call__(
+        self,
+        images=None,
+        text=None,
+        point_clouds=None,
+        meshes=None,
+        programs=None,
+        modality: str = "points",
+        normalization: str = "fit",
+        noise_std: float = 0.0,
+        noise_probability: float = 0.5,
+        seed: int | None = 0,
+        padding_side: str | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """
+        Every argument holds one entry per sample (None where it has none) or a single sample. A sample has a mesh, a
+        cloud, views or nothing but text.
+
+        Args:
+            images: a picture of composed views, or a list of 1, 2 or 4 views, per sample.
+            text: what is asked; `self.prompt` by default.
+            point_clouds: arrays `[P, 3]`, P ≥ `num_points`.
+            meshes: files (stl, ply, obj, step) or [`TriangleMesh`]es.
+            programs: answers to learn; adds `labels`.
+            modality: "points" or "views": how meshes are shown.
+            normalization: how meshes and clouds get into the model's frame [-1, 1]³. "fit": bounding box to the origin,
+                longest side to [-1, 1]. "unit_cube": they lie in [0, 1]³ (published test meshes). "program": they have
+                the coordinates of a program (published training meshes). "none": they are in the frame already.
+            noise_std, noise_probability: Gaussian noise on clouds in units of the model's frame, for training.
+            seed: of surface sampling and noise; None for a new one each time.
+            padding_side: "left" (default, for generation) or "right".
+
+        Returns:
+            `input_ids`, `attention_mask` `[B, S]`, `is_pc`, `is_img` `[B]`; `point_clouds` `[B, num_points, 3]` if a
+            sample has points; `pixel_values_videos` `[B, L, 1176]` and `video_grid_thw` `[B, 3]` if one has views;
+            `labels` `[B, S]` with programs.
+        """
+        given = {
+            "images": (images, is_image), "text": (text, lambda v: isinstance(v, str)),
+            "point_clouds": (point_clouds, is_cloud), "meshes": (meshes, is_mesh),
+            "programs": (programs, lambda v: isinstance(v, str)),
+        }  # fmt: skip
+        first = next(((n, v, single) for n, (v, single) in given.items() if v is not None), None)
+        if first is None:
+            raise ValueError("Nothing was given: pass `meshes`, `point_clouds`, `images` or `text`.")
+        if modality not in ("points", "views"):
+            raise ValueError(f'`modality` must be "points" or "views", got {modality!r}.')
+        count = len(per_sample(first[1], first[2], None, first[0]))
+        images, text, point_clouds, meshes, programs = (
+            per_sample(value, single, count, name) for name, (value, single) in given.items()
+        )
+        generator = np.random.default_rng(seed)
+
+        clouds, pictures = [None] * count, [None] * count
+        for i in range(count):
+            shown = [
+                name for name, entries in (("images", images), ("point_clouds", point_clouds), ("meshes", meshes))
+                if entries[i] is not None
+            ]  # fmt: skip
+            if len(shown) > 1:
+                raise ValueError(f"Sample {i} has {' and '.join(shown)}; Cadrille reads one of them at a time.")
+            if images[i] is not None:
+                pictures[i] = (
+                    compose_views(images[i]) if isinstance(images[i], (list, tuple)) else as_picture(images[i])
+                )
+            elif meshes[i] is not None and modality == "views":
+                pictures[i] = self.render_views(meshes[i], normalization)
+            elif shown:
+                part = meshes[i] if meshes[i] is not None else point_clouds[i]
+                clouds[i] = self._cloud(part, normalization, generator, noise_std, noise_probability)
+
+        data, views = {}, self._encode_views(pictures)
+        rows = [
+            self._tokenize(text[i] or self.prompt, clouds[i] is not None, views[i], programs[i]) for i in range(count)
+        ]
+        side = padding_side or "left"
+        data["input_ids"] = pad_tokens(rows, self.tokenizer.convert_tokens_to_ids(self.point_token), side)
+        data["attention_mask"] = pad_tokens([[1] * len(row) for row in rows], 0, side)
+        data["is_pc"] = torch.tensor([cloud is not None for cloud in clouds])
+        data["is_img"] = torch.tensor([view is not None for view in views])
+        if data["is_pc"].any():
+            data["point_clouds"] = torch.stack(
+                [torch.zeros(self.num_points, 3) if cloud is None else cloud for cloud in clouds]
+            )
+        if data["is_img"].any():
+            data["pixel_values_videos"], data["video_grid_thw"] = stack_views(views)
+        if any(program is not None for program in programs):
+            ids = self.tokenizer.convert_tokens_to_ids
+            header = self.tokenizer.encode("assistant", add_special_tokens=False)
+            labels = [answer_labels(row, ids("<|im_start|>"), header, ids("<|im_end|>")) for row in rows]
+            data["labels"] = pad_tokens(labels, -100, side)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _tokenize(self, question: str, has_points: bool, view: tuple | None, program: str | None) -> list[int]:
+        media = ""
+        if view is not None:
+            pads = int(np.prod(view[1])) // self.image_processor.merge_size**2
+            media = "<|vision_start|>" + self.video_token * pads + "<|vision_end|>"
+        prompt = (
+            f"{self.point_token * self.num_points if has_points else ''}<|im_start|>system\nYou are a helpful assistant."
+            f"<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
+        )
+        if program is not None:
+            prompt += f"{program}<|im_end|>\n"
+        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+    def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
+        """
+        As of every processor. With `tokenize`, a conversation is one user turn that shows a part's views and may say what is
+        asked, and what is returned are the inputs that `__call__` makes of them: the published prompt has no other turns.
+        """
+        if not tokenize:
+            return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)
+        single = isinstance(conversation[0], dict)
+        images, texts = [], []
+        for turns in [conversation] if single else [getattr(turns, "messages", turns) for turns in conversation]:
+            content = turns[-1]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else None
+            if content is None:
+                roles = [turn["role"] for turn in turns]
+                raise ValueError(
+                    f"Cadrille answers one turn of the user, with no other before or behind it, got {roles}."
+                )
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            views = [image_of_part(part) for part in parts if part["type"] in ("image", "image_url")]
+            images.append(None if not views else views[0] if len(views) == 1 else views)
+            texts.append(" ".join(part["text"] for part in parts if part["type"] == "text") or None)
+        return self(images=images, text=texts, return_tensors=kwargs.get("return_tensors", "pt"))
+
+    # ---- views ---------------------------------------------------------------------------
+
+    def render_views(self, mesh, normalization: str = "fit") -> Image.Image:
+        """The views of a mesh (file or object) as one picture: 268 × 268 pixels for four of them."""
+        mesh = mesh if isinstance(mesh, TriangleMesh) else load_mesh(mesh)
+        mesh = self.place_mesh(mesh, normalization).moved(0.5, 0.5)
+        return compose_views([render_mesh(mesh, direction) for direction in VIEW_DIRECTIONS[: self.num_views]])
+
+    def _encode_views(self, pictures: list) -> list:
+        return [None if picture is None else encode_views(picture, self.image_processor) for picture in pictures]
+
+    # ---- back ----------------------------------------------------------------------------
+
+    def decode_programs(self, sequences: torch.Tensor, prompt_length: int = 0) -> list[str]:
+        """Programs of generated `sequences` `[B, S]` that begin with a prompt of `prompt_length` tokens."""
+        return [
+            text.strip("\n")
+            for text in self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
+        ]
+
+
+CadrilleProcessor.register_for_auto_class()
