@@ -49,32 +49,9 @@ def grounded_answer(
     question = question.strip() or "Describe this image."
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     inputs = processor(images=image, text=[*(history or []), turn]).to(model.device)
-    state = model.answer(**inputs, max_new_tokens=max_new_tokens, **generate_kwargs)
-    text = processor.tokenizer.decode(state.output_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    if phrases is None:
-        phrases = ask_for_phrases(model, processor, text)
-    answered = {"answer": text, "state": state, "phrases": phrases, "inputs": inputs, "output": None, "result": None}
-    if phrases:
-        with torch.no_grad():
-            answered["output"] = model.ground(state, processor.token_spans(state.output_ids, phrases))
-        answered["result"] = processor.post_process_masks(answered["output"], [phrases])[0]
-    return answered
-
-
-def ask_for_phrases(model, processor, text: str, max_new_tokens: int = 128) -> list[str]:
-    """
-    The noun phrases of a text, in its own words: the language model lists them.
-
-    What it lists and the text does not hold is left out, as is what lies within a longer phrase.
-    """
-    if not text.strip():
-        return []
-    ids = processor.noun_phrase_prompt(text).to(model.device)
-    with torch.no_grad():
-        reply = model.vlm.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)[
-            0, ids["input_ids"].shape[1] :
-        ]
-    return processor.noun_phrases(processor.tokenizer.decode(reply, skip_special_tokens=True), text)
+    found = model.answer_and_ground(processor, inputs, phrases, max_new_tokens=max_new_tokens, **generate_kwargs)
+    result = found.output and processor.post_process_masks(found.output, [found.phrases])[0]
+    return {**vars(found), "inputs": inputs, "result": result}
 
 
 def second_look(

@@ -99,19 +99,9 @@ class PhraseSegmentationPipeline(_SpatialPipeline):
         phrases = inputs["phrases"]
         if not inputs["asked"]:
             return {"masks": self.model(**inputs["encoded"]).sam_pred_masks, "phrases": phrases, "answer": None}
-        tokenizer, length = self.processor.tokenizer, {"max_new_tokens": max_new_tokens}
-        state = self.model.answer(**inputs["encoded"], **length)
-        answer = tokenizer.decode(state.output_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if phrases is None:
-            phrases = []
-            if answer.strip():
-                prompt = self.processor.noun_phrase_prompt(answer).to(self.model.device)
-                reply = self.model.vlm.generate(**prompt, **length, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-                phrases = self.processor.noun_phrases(tokenizer.decode(reply, skip_special_tokens=True), answer)
-        masks = None
-        if phrases:
-            masks = self.model.ground(state, self.processor.token_spans(state.output_ids, phrases)).sam_pred_masks
-        return {"masks": masks, "phrases": phrases, "answer": answer}
+        found = self.model.answer_and_ground(self.processor, inputs["encoded"], phrases, max_new_tokens=max_new_tokens)
+        masks = found.output and found.output.sam_pred_masks
+        return {"masks": masks, "phrases": found.phrases, "answer": found.answer}
 
     def postprocess(self, result, **options):
         found = {

@@ -16,7 +16,7 @@ import yaml
 
 from .licences import Terms, hub_id, of_the_whole
 
-SOURCE = Path(__file__).parents[1] / "model_card.md"
+SOURCE = Path(__file__).parents[2] / "model_card.md"
 PLACEHOLDER = "OWNER/dsr"
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 

@@ -86,28 +86,14 @@ class Segment(Task):
             name: value.to(model.device) if isinstance(value, torch.Tensor) else value
             for name, value in job.inputs.items()
         }
-        state = model.answer(**inputs, **options)
-        text = processor.tokenizer.decode(
-            state.output_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        phrases = job.media["phrases"]
-        if phrases is None:
-            phrases = []
-            if text.strip():
-                prompt = processor.noun_phrase_prompt(text).to(model.device)
-                with torch.inference_mode():
-                    reply = model.vlm.generate(**prompt, **options, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-                phrases = processor.noun_phrases(processor.tokenizer.decode(reply, skip_special_tokens=True), text)
-            phrases = phrases[: self.limits.phrases]
-        found = {"answer": text, "tokens": state.output_ids.tolist(), "phrases": phrases, "logits": None}
-        if phrases:
-            try:
-                spans = processor.token_spans(state.output_ids, phrases)
-            except ValueError as error:
-                raise RequestError("invalid_input", f"`inputs.phrases`: {error}") from error
+        try:
             with torch.inference_mode():
-                found["logits"] = model.ground(state, spans).sam_pred_masks[0]
-        return found
+                found = model.answer_and_ground(processor, inputs, job.media["phrases"], self.limits.phrases, **options)
+        except ValueError as error:
+            raise RequestError("invalid_input", f"`inputs.phrases`: {error}") from error
+        logits = found.output and found.output.sam_pred_masks[0]
+        tokens = found.state.output_ids.tolist()
+        return {"answer": found.answer, "tokens": tokens, "phrases": found.phrases, "logits": logits}
 
     def finish(self, job, result):
         processor, media = self.endpoint.processor(job.model), job.media

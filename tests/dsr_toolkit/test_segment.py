@@ -9,7 +9,7 @@ from PIL import Image
 from dsr_toolkit.cli import main
 from dsr_toolkit.loading import load
 from dsr_toolkit.tiny import build
-from modeling_dsr.frozen_qwen_sam_grounding import ask_for_phrases, grounded_answer, second_look, segment_phrases
+from modeling_dsr.frozen_qwen_sam_grounding import grounded_answer, second_look, segment_phrases
 from processing_dsr import FrozenQwenSAMProcessor
 
 
@@ -144,8 +144,9 @@ def test_chinese_phrases_are_read_too():
 
 def test_the_model_itself_is_asked_for_phrases(model_and_processor):
     text = "a man and a brown dog"
-    assert all(phrase in text for phrase in ask_for_phrases(*model_and_processor, text, max_new_tokens=8))
-    assert ask_for_phrases(*model_and_processor, " ") == []
+    model, processor = model_and_processor
+    assert all(phrase in text for phrase in model.list_phrases(processor, text, max_new_tokens=8))
+    assert model.list_phrases(processor, " ") == []
 
 
 def test_a_second_look_needs_a_region(model_and_processor, picture):

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SamModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
-from modeling_dsr.modeling_frozen_qwen_sam import FrozenQwenSAMModel, crop_padding, region_cells
+from modeling_dsr.frozen_qwen_sam_answers import region_cells
+from modeling_dsr.modeling_frozen_qwen_sam import FrozenQwenSAMModel, crop_padding
 from tests.model_checks import randomize
 from tests.modeling_dsr.frozen_qwen_sam_samples import IMAGE_TOKEN, collate, sample, tiny_config
 
