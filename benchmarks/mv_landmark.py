@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from benchmarks.harness import alternate, assert_agreement, device, row
-from modeling_dsr.page4d_multiview_attention import attend_hubs, landmarks
+from modeling_dsr.page4d_multiview_attention import hub_attention, landmarks
 from modeling_dsr.vision_blocks import VisionAttention
 
 NAME = "mv.landmark"
@@ -23,9 +23,9 @@ def run() -> list[dict]:
 
     def sparse(k: int):
         # Choosing them is part of it.
-        return attend_hubs(attention, *heads, landmarks(tokens.norm(dim=-1), k))
+        return hub_attention(attention, *heads, landmarks(tokens.norm(dim=-1), k))
 
     few = [x[:, :, : 2 * TOKENS] for x in heads]
     every = landmarks(tokens[:, :2].norm(dim=-1), TOKENS)
-    assert_agreement(attend_hubs(attention, *few, every), attention.attend(*few), atol=1e-4)
+    assert_agreement(hub_attention(attention, *few, every), attention.attend(*few), atol=1e-4)
     return [row(NAME, "time", *alternate(lambda: attention.attend(*heads), lambda: sparse(LANDMARKS), 3), TARGET)]

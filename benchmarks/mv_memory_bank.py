@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from benchmarks.harness import device, row, timed
-from modeling_dsr.page4d_multiview_attention import attend_hubs
+from modeling_dsr.page4d_multiview_attention import hub_attention
 from modeling_dsr.vision_blocks import VisionAttention
 
 NAME = "mv.memory_bank"
@@ -35,7 +35,7 @@ def run() -> list[dict]:
     for images in IMAGES:
         length = MEMORY + images * TOKENS
         heads = torch.randn(3, 1, length, HEADS, HEAD_DIM).transpose(2, 3).to(device()).unbind(0)
-        calls.append(lambda heads=heads: attend_hubs(attention, *heads, hubs))
+        calls.append(lambda heads=heads: hub_attention(attention, *heads, hubs))
     for call in calls:
         call()
     rounds = [[timed(call) for call in calls] for _ in range(7)]  # in turn, so that a busy machine hits all alike

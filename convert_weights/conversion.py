@@ -165,7 +165,7 @@ def _describe(arch: str, plan: Plan, resolution: Resolution, sources: dict[str, 
 
 def _fingerprint(arch, module, plan, resolution, sources, shards) -> str:
     """Of all that determines the weight files: an interrupted run is continued only if nothing of it changed."""
-    converter = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    converter = [path.read_text() for path in sorted(Path(__file__).parent.rglob("*.py"))]
     content = {
         "arch": arch,
         "recipe": [inspect.getsource(module), *converter],

@@ -2,7 +2,6 @@
 
 import torch
 
-
 FOCAL_ESTIMATES = ("median", "regression")
 
 

@@ -180,6 +180,6 @@ def as_frame(view: View):
     """The frame that a view was made of, at the size of its maps."""
     from PIL import Image
 
-    from processing_dsr import Frame
+    from modeling_dsr.frames import Frame
 
     return Frame(Image.fromarray(view.image), view.name, view.time)

@@ -44,7 +44,8 @@ class PartSample:
 
     def views(self, count: int = 4):
         """The published views as one PIL picture, as `CadrilleProcessor.render_views` makes it of the mesh."""
-        from processing_dsr import VIEW_DIRECTIONS, TriangleMesh, compose_views, render_mesh
+        from modeling_dsr.cad_solids import TriangleMesh
+        from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, render_mesh
 
         mesh = TriangleMesh(*self.mesh()).moved(1 / 200, 0.5)
         return compose_views([render_mesh(mesh, direction) for direction in VIEW_DIRECTIONS[:count]])
@@ -81,7 +82,7 @@ def contact_sheet(sample: PartSample):
     """The part's text, views, points and program as one PIL picture."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from processing_dsr import TriangleMesh
+    from modeling_dsr.cad_solids import TriangleMesh
 
     from ..cad.pictures import FAINT, INK, PAPER, part_sheet
 

@@ -57,7 +57,7 @@ def test_the_code_at_the_root_is_the_library_s():
 
 
 def test_the_endpoint_s_files_lie_beside_the_weights():
-    for name in ("handler.py", "requirements.txt"):
+    for name in ("handler.py", "endpoint/ask.py", "requirements.txt"):
         assert (repository() / name).read_bytes() == (BESIDE / name).read_bytes()
         assert name in report().files
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from convert_weights import verify
+from tests.convert_weights import repositories
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_no_report(folder):
         problems(folder)
 
 
-@pytest.mark.parametrize("pattern", ["model-00001-*", "config.json", "vocab.txt", "modeling_dsr.py"])
+@pytest.mark.parametrize("pattern", ["model-00001-*", "config.json", "vocab.txt"])
 def test_a_missing_file(folder, pattern):
     (path,) = folder.glob(pattern)
     path.unlink()
@@ -124,11 +126,28 @@ def test_a_configuration_that_makes_no_model(folder):
     assert any("does not make a ToyModel" in problem for problem in problems(folder))
 
 
-def test_changed_code_even_with_a_fitting_hash(folder):
-    path = folder / "modeling_dsr.py"
+@pytest.fixture
+def converted(tmp_path):
+    """A π³ folder, with the code of its model."""
+    return shutil.copytree(repositories.folders()["pi3"], tmp_path / "pi3")
+
+
+def test_changed_code_even_with_a_fitting_hash(converted):
+    path = converted / "modeling_pi3.py"
     path.write_text(path.read_text() + "\nimport os\n")
-    rehash(folder, path.name)
-    assert problems(folder) == [f"{path}: differs from this library's."]
+    rehash(converted, path.name)
+    assert problems(converted) == [f"{path}: differs from this library's."]
+
+
+def test_missing_code(converted):
+    (converted / "configuration_pi3.py").unlink()
+    assert f"{converted / 'configuration_pi3.py'}: missing." in problems(converted)
+
+
+def test_a_folder_holds_the_code_of_its_model_alone(converted):
+    names = {path.name for path in converted.glob("*.py")}
+    assert {"configuration_pi3.py", "modeling_pi3.py", "processing_geometry.py"} <= names
+    assert not [name for name in names if any(part in name for part in ("cadrille", "qwen", "scene_", "page4d_dpt"))]
 
 
 @pytest.mark.parametrize("name", ["extra.py", "extra.safetensors", "pytorch_model.bin", "deep/inside.py"])

@@ -279,7 +279,7 @@ def test_bad_input_is_explained(parts, arguments, message, capsys, monkeypatch):
 
 def test_rendering_needs_no_display(parts, tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from processing_dsr import load_mesh; from dsr_toolkit.cad.metrics import "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from modeling_dsr.cad_solids import load_mesh; from dsr_toolkit.cad.metrics import "
         "normalize_prediction; from dsr_toolkit.cad.pictures import part_sheet; mesh = normalize_prediction(load_mesh(sys.argv[1])); "
         "part_sheet(mesh, mesh, 'part').save(sys.argv[2]); assert 'vtk' not in sys.modules and 'vtkmodules' not in sys.modules"
     )

@@ -282,7 +282,7 @@ def test_the_command_scores_writes_and_goes_on(tmp_path, capsys, monkeypatch):
     del kept["metrics"]["cave_2"]
     (tmp_path / "out" / "sequences.json").write_text(json.dumps(kept))
     scored = []
-    import dsr_toolkit.reconstruction.evaluation as evaluation
+    import dsr_toolkit.evaluation.geometry as evaluation
 
     measure = evaluation.score_poses
     monkeypatch.setattr(evaluation, "score_poses", lambda s, views: scored.append(s.name) or measure(s, views))

@@ -277,7 +277,7 @@ LETTERS = {
 
 
 def extract(function: str, text: str):
-    import dsr_toolkit.multiple_choice as rules
+    import dsr_toolkit.evaluation.multiple_choice as rules
 
     return getattr(rules, function)(text)
 

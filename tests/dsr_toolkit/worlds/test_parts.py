@@ -87,7 +87,7 @@ def test_points_are_spread_evenly(samples, executed):
     """Chamfer distance to samples of CadQuery's mesh is what two samples of one surface have, and no face is left out."""
     pytest.importorskip("scipy")
     from dsr_toolkit.cad.metrics import chamfer_distance
-    from processing_dsr import TriangleMesh, sample_surface
+    from modeling_dsr.cad_solids import TriangleMesh, sample_surface
 
     for sample, shape in list(zip(samples, executed))[::5]:
         vertices, faces = shape.tessellate(0.01, 0.05)
@@ -139,7 +139,8 @@ def test_triangles_of_a_square_with_four_holes_cover_what_is_left():
 
 
 def test_views_are_the_processors(samples):
-    from processing_dsr import CadrilleProcessor, TriangleMesh
+    from modeling_dsr.cad_solids import TriangleMesh
+    from processing_dsr import CadrilleProcessor
 
     sample = next(s for s in samples if s.family == "pocket")
     rendered = CadrilleProcessor.__new__(CadrilleProcessor)
@@ -157,7 +158,7 @@ def test_the_text_tells_parts_apart():
 
 
 def test_export_in_the_published_layouts(tmp_path):
-    from processing_dsr import load_mesh
+    from modeling_dsr.cad_solids import load_mesh
 
     pytest.importorskip("trimesh")
     world = make_world("parts", SEED)

@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from configuration_dsr import SCENE_CAMERAS, SceneMapConfig
-from dsr_toolkit.nuscenes import NuScenes
+from dsr_toolkit.datasets.nuscenes import NuScenes
 from dsr_toolkit.worlds import contact_sheet, make_world
 from dsr_toolkit.worlds.surround import SurroundWorld, project
 from dsr_toolkit.worlds.surround_export import write_nuscenes, write_scene
@@ -20,6 +19,7 @@ from dsr_toolkit.worlds.surround_scene import (
     POINT_RANGE,
     draw_surroundings,
 )
+from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS, SceneMapConfig
 
 
 @pytest.fixture(scope="module")
