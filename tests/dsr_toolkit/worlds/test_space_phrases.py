@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dsr_toolkit.reconstruction.sequences import find_sequences
-from dsr_toolkit.segmentation_data import read_refcoco
+from dsr_toolkit.datasets.geometry import find_sequences
+from dsr_toolkit.datasets.segmentation import read_refcoco
 from dsr_toolkit.worlds import contact_sheet, make_world
 from dsr_toolkit.worlds.space.export import (
     run_lengths,
@@ -16,7 +16,7 @@ from dsr_toolkit.worlds.space.export import (
     write_posed_images,
     write_refcoco,
 )
-from processing_dsr import read_frames
+from modeling_dsr.frames import read_frames
 
 
 @pytest.fixture(scope="module")
