@@ -23,7 +23,6 @@ def code_files(model_types: Iterable[str] = ARCHITECTURES) -> dict[str, Path]:
     for model_type in ARCHITECTURES.keys() & set(model_types):
         architecture = ARCHITECTURES[model_type]
         wanted += [f"configuration_{model_type}", f"modeling_{model_type}", architecture.processor.split(".")[0]]
-        wanted += ["pipelines"] if architecture.pipeline else []
     found = set()
     while wanted:
         name = wanted.pop()

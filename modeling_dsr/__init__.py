@@ -19,13 +19,11 @@ class Architecture:
         config: class in `configuration_TYPE.py`.
         models: class in `modeling_TYPE.py` by Auto class; the last one is what a converted folder holds.
         processor: "file.class".
-        pipeline: whether `pipelines.py` has a pipeline of its own for it.
     """
 
     config: str
     models: dict[str, str]
     processor: str
-    pipeline: bool = False
 
     @property
     def auto_class(self) -> str:
@@ -39,8 +37,8 @@ ARCHITECTURES = {
         {"AutoModel": "DSRModel", "AutoModelForImageTextToText": "DSRForConditionalGeneration"},
         "processing_dsr.DSRProcessor",
     ),
-    "pi3": Architecture("Pi3Config", {"AutoModel": "Pi3Model"}, "processing_geometry.GeometryProcessor", True),
-    "page4d": Architecture("Page4DConfig", {"AutoModel": "Page4DModel"}, "processing_geometry.GeometryProcessor", True),
+    "pi3": Architecture("Pi3Config", {"AutoModel": "Pi3Model"}, "processing_geometry.GeometryProcessor"),
+    "page4d": Architecture("Page4DConfig", {"AutoModel": "Page4DModel"}, "processing_geometry.GeometryProcessor"),
     "scene_qformer": Architecture(
         "SceneQFormerConfig",
         {
@@ -53,19 +51,16 @@ ARCHITECTURES = {
         "CadrilleConfig",
         {"AutoModel": "CadrilleModel", "AutoModelForImageTextToText": "CadrilleForConditionalGeneration"},
         "processing_cadrille.CadrilleProcessor",
-        True,
     ),
     "cad_recode": Architecture(
         "CADRecodeConfig",
         {"AutoModel": "CADRecodeModel", "AutoModelForCausalLM": "CADRecodeForCausalLM"},
         "processing_cad_recode.CADRecodeProcessor",
-        True,
     ),
     "frozen_qwen_sam": Architecture(
         "FrozenQwenSAMConfig",
         {"AutoModel": "FrozenQwenSAMModel"},
         "processing_frozen_qwen_sam.FrozenQwenSAMProcessor",
-        True,
     ),
 }
 

@@ -56,7 +56,7 @@ class CADRecodeConfig(Qwen2Config):
                 "AutoModelForCausalLM": "modeling_cad_recode.CADRecodeForCausalLM",
             },
         )
-        default_pipeline(self, "cad-generation", "CadGenerationPipeline", "AutoModelForCausalLM")
+        default_pipeline(self, "cad-generation", "cad_pipeline.CadGenerationPipeline", "AutoModelForCausalLM")
 
 
 CADRecodeConfig.register_for_auto_class()

@@ -71,7 +71,7 @@ class CadrilleConfig(Qwen2VLConfig):
                 "AutoModelForImageTextToText": "modeling_cadrille.CadrilleForConditionalGeneration",
             },
         )
-        default_pipeline(self, "cad-generation", "CadGenerationPipeline", "AutoModelForImageTextToText")
+        default_pipeline(self, "cad-generation", "cad_pipeline.CadGenerationPipeline", "AutoModelForImageTextToText")
 
 
 CadrilleConfig.register_for_auto_class()

@@ -116,7 +116,9 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
                 "AutoModel": "modeling_frozen_qwen_sam.FrozenQwenSAMModel",
             },
         )
-        default_pipeline(self, "phrase-segmentation", "PhraseSegmentationPipeline", "AutoModel")
+        default_pipeline(
+            self, "phrase-segmentation", "frozen_qwen_sam_pipeline.PhraseSegmentationPipeline", "AutoModel"
+        )
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """That of the vision-language model."""

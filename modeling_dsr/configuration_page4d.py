@@ -255,6 +255,13 @@ class Page4DConfig(PreTrainedConfig):
     consistency_loss_weight: float | int = 1.0
     separation_loss_weight: float | int = 0.1
 
+    @property
+    def is_multiview(self) -> bool:
+        """Whether the model was made for synchronised cameras: it has parts that a video alone never uses."""
+        return bool(
+            self.enable_dual_stream or self.enable_dynamic_mask or self.enable_sparse_global or self.enable_epipolar
+        )
+
     def __post_init__(self, **kwargs):
         encoder = self.encoder_config if isinstance(self.encoder_config, dict) else {}
         if self.encoder_config is None or isinstance(self.encoder_config, dict):
@@ -321,7 +328,7 @@ class Page4DConfig(PreTrainedConfig):
             self,
             {"AutoConfig": "configuration_page4d.Page4DConfig", "AutoModel": "modeling_page4d.Page4DModel"},
         )
-        default_pipeline(self, "scene-reconstruction", "SceneReconstructionPipeline", "AutoModel")
+        default_pipeline(self, "scene-reconstruction", "geometry_pipeline.SceneReconstructionPipeline", "AutoModel")
 
     def _resolve_multiview(self) -> None:
         """Synonyms, defaults that follow from other fields, and the errors that only these fields can have."""

@@ -132,7 +132,7 @@ class Pi3Config(PreTrainedConfig):
             self.encoder_config = pi3_encoder_config(**self.encoder_config)
         super().__post_init__(**kwargs)
         default_auto_map(self, {"AutoConfig": "configuration_pi3.Pi3Config", "AutoModel": "modeling_pi3.Pi3Model"})
-        default_pipeline(self, "scene-reconstruction", "SceneReconstructionPipeline", "AutoModel")
+        default_pipeline(self, "scene-reconstruction", "geometry_pipeline.SceneReconstructionPipeline", "AutoModel")
 
     @property
     def patch_size(self) -> int:

@@ -16,11 +16,14 @@ def default_auto_map(config: PreTrainedConfig, auto_map: dict[str, str]) -> None
 
 
 def default_pipeline(config: PreTrainedConfig, task: str, implementation: str, auto_class: str) -> None:
-    """Name the pipeline of `pipelines.py` that `transformers.pipeline(task, …)` finds for the model."""
-    if getattr(config, "custom_pipelines", None) is None:
-        config.custom_pipelines = {
-            task: {"impl": f"pipelines.{implementation}", "pt": [auto_class], "type": "multimodal"}
-        }
+    """
+    Name the pipeline ("file.class") that `transformers.pipeline(task, …)` finds for the model.
+
+    What an earlier version of this library recorded under another file's name is replaced: the code that is saved beside
+    the configuration is this version's.
+    """
+    entry = {"impl": implementation, "pt": [auto_class], "type": "multimodal"}
+    config.custom_pipelines = {**(getattr(config, "custom_pipelines", None) or {}), task: entry}
 
 
 def check_point_fields(config: PreTrainedConfig) -> None:

@@ -179,6 +179,12 @@ class CADRecodeForCausalLM(OwnGenerationSettings, Qwen2ForCausalLM):
             model_inputs["point_token_mask"] = nn.functional.pad(model_inputs["point_token_mask"], (0, grown))
         return model_inputs
 
+    def as_pipeline(self, processor, **options):
+        """This model and its processor as a [`CadGenerationPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        from .cad_pipeline import CadGenerationPipeline
+
+        return CadGenerationPipeline(model=self, processor=processor, **options)
+
 
 for _model_class, _auto_class in ((CADRecodeModel, "AutoModel"), (CADRecodeForCausalLM, "AutoModelForCausalLM")):
     _model_class.register_for_auto_class(_auto_class)

@@ -331,6 +331,12 @@ class CadrilleForConditionalGeneration(OwnGenerationSettings, Qwen2VLForConditio
             model_inputs["point_token_mask"] = nn.functional.pad(model_inputs["point_token_mask"], (0, grown))
         return model_inputs
 
+    def as_pipeline(self, processor, **options):
+        """This model and its processor as a [`CadGenerationPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        from .cad_pipeline import CadGenerationPipeline
+
+        return CadGenerationPipeline(model=self, processor=processor, **options)
+
 
 def compact_videos(
     pixel_values_videos: torch.Tensor | None, video_grid_thw: torch.Tensor | None, is_img: torch.Tensor | None

@@ -467,6 +467,12 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
                 "`caption_ids` that begin at the same place."
             )
 
+    def as_pipeline(self, processor, **options):
+        """This model and its processor as a [`PhraseSegmentationPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        from .frozen_qwen_sam_pipeline import PhraseSegmentationPipeline
+
+        return PhraseSegmentationPipeline(model=self, processor=processor, **options)
+
 
 def crop_padding(masks: torch.Tensor, meta: dict) -> torch.Tensor:
     """Coarse masks `[n, h', w']` of a padded image without its padding. Qwen does not pad: nothing changes then."""

@@ -16,7 +16,6 @@ times of each view, and everything that `page4d_multiview` adds can be switched 
 """
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,96 +23,22 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_page4d import Page4DConfig
-from .frame_sizes import page4d_image_size
 from .geometry_encoder import GeometryEncoder
 from .page4d_dpt import DPTHead, KeptLayers, activate_dense
-from .page4d_dynamic_mask import DynamicMaskHead, pool_mask
+from .page4d_dynamic_mask import DynamicMaskHead
 from .page4d_heads import CameraHead, GlobalBlock, MultiviewSpatialMaskHead, SpatialMaskHead
-from .page4d_losses import multiview_losses, page4d_losses, scene_targets
-from .page4d_multiview import MultiviewInputs, Page4DMultiview
+from .page4d_inputs import check_alpha, check_pixels, check_queries, check_targets
+from .page4d_losses import page4d_losses
+from .page4d_multiview import Page4DMultiview
+from .page4d_multiview_forward import forward_multiview
+from .page4d_outputs import AggregatedTokens, Page4DOutput
 from .page4d_track_head import Tracker, TrackHead, UpdateTransformer
-from .pose import check_cameras, decode_matrix_pose, decode_pose
+from .pose import decode_matrix_pose, decode_pose
 from .vision_blocks import VisionBlock, in_chunks, init_layer_scale
 from .vision_rope import axial_rope_tables, patch_positions
-
-
-@dataclass
-class Page4DOutput(ModelOutput):
-    """
-    Output of [`Page4DModel`]. World coordinates are those of the first camera, in a scale of their own; OpenCV axes.
-    For images `[B, T, V, 3, H, W]` the axes `(B, S, …)` are `(B, T, V, …)`.
-
-    Args:
-        loss (`torch.FloatTensor`, *optional*): weighted sum of `losses`, when targets were given.
-        losses (`dict[str, torch.FloatTensor]`, *optional*): the terms.
-        pose_enc (`torch.FloatTensor` of shape `(B, S, 9)`): cameras as translation (3) and quaternion (x, y, z, w; any
-            length) of the camera-from-world transform, vertical and horizontal field of view in radians.
-        pose_enc_list (`tuple[torch.FloatTensor]`): the same after each refinement; the last is `pose_enc`.
-        extrinsics (`torch.FloatTensor` of shape `(B, S, 3, 4)`): camera-from-world transforms of `pose_enc`.
-        intrinsics (`torch.FloatTensor` of shape `(B, S, 3, 3)`): of `pose_enc`, in pixels of the input, principal point in the
-            middle. A field of view of 0, which the head can give, makes the focal length infinite.
-        depth (`torch.FloatTensor` of shape `(B, S, H, W, 1)`): along the viewing axis.
-        depth_conf (`torch.FloatTensor` of shape `(B, S, H, W)`): above 1, larger is surer.
-        world_points (`torch.FloatTensor` of shape `(B, S, H, W, 3)`): of every pixel.
-        world_points_conf (`torch.FloatTensor` of shape `(B, S, H, W)`): above 1.
-        mask_bias (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): raw mask, -0.5 … 0.5 per patch; positive
-            draws the camera's attention. None when the mask is off.
-        dynamic_mask (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): 0.5 - `mask_bias`; 1 = dynamic. Of
-            several views `(B, T, V, P, 1)`, of the dynamic mask head.
-        dynamic_mask_logit (`torch.FloatTensor` of shape `(B, T, V, P, 1)`, *optional*): of the head alone, before it is joined
-            with an external mask.
-        memory_state (`torch.FloatTensor` of shape `(B, M, C)`, *optional*): of the memory bank, for the next window; of two
-            streams a pair (pose, geometry).
-        dual_stream_outputs (`dict[str, tuple[torch.FloatTensor]]`, *optional*): with `output_hidden_states=True` and several
-            views, "pose" and "geo": every layer's `(B, T, V, N, 2C)`, time and view side by side.
-        tracks (`torch.FloatTensor` of shape `(B, S, Q, 2)`, *optional*): (x, y) in pixels of the query points in every frame.
-        tracks_list (`tuple[torch.FloatTensor]`, *optional*): the same after each iteration.
-        track_visibility, track_confidence (`torch.FloatTensor` of shape `(B, S, Q)`, *optional*): in 0 … 1.
-        hidden_states (`tuple[torch.FloatTensor]`, *optional*): with `output_hidden_states=True` every layer's frame and
-            global outputs side by side, `(B, S, 5 + H/14·W/14, 2·embed_dim)`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    losses: dict[str, torch.FloatTensor] | None = None
-    pose_enc: torch.FloatTensor | None = None
-    pose_enc_list: tuple[torch.FloatTensor, ...] | None = None
-    extrinsics: torch.FloatTensor | None = None
-    intrinsics: torch.FloatTensor | None = None
-    depth: torch.FloatTensor | None = None
-    depth_conf: torch.FloatTensor | None = None
-    world_points: torch.FloatTensor | None = None
-    world_points_conf: torch.FloatTensor | None = None
-    mask_bias: torch.FloatTensor | None = None
-    dynamic_mask: torch.FloatTensor | None = None
-    tracks: torch.FloatTensor | None = None
-    tracks_list: tuple[torch.FloatTensor, ...] | None = None
-    track_visibility: torch.FloatTensor | None = None
-    track_confidence: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    dynamic_mask_logit: torch.FloatTensor | None = None
-    memory_state: torch.FloatTensor | tuple[torch.FloatTensor, torch.FloatTensor] | None = None
-    dual_stream_outputs: dict[str, tuple[torch.FloatTensor, ...]] | None = None
-
-
-@dataclass
-class AggregatedTokens:
-    """What leaves the trunk.
-
-    Args:
-        camera_tokens: `[B, S, 2C]` of the last layer.
-        patch_tokens: `[B·S, K, h·w, 2C]` of the K layers that the dense heads read.
-        mask_bias: `[B, S, h, w]`, None when the mask is off.
-        hidden_states: every layer's `[B, S, N, 2C]`, on request.
-    """
-
-    camera_tokens: torch.Tensor
-    patch_tokens: torch.Tensor
-    mask_bias: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class Page4DAggregator(nn.Module):
@@ -395,7 +320,7 @@ class Page4DModel(PreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = getattr(config, "return_dict", True) if return_dict is None else return_dict
         mask_alpha = config.mask_alpha if mask_alpha is None else mask_alpha
-        pixel_values, grid = self._check_pixels(pixel_values)
+        pixel_values, grid = check_pixels(pixel_values, config)
         given = {
             "ext_mask": ext_mask,
             "keypoint_map": keypoint_map,
@@ -405,15 +330,15 @@ class Page4DModel(PreTrainedModel):
         }
         if pixel_values.ndim == 6:
             targets = (depths, extrinsics, intrinsics, world_points, point_masks)
-            outputs = self._forward_multiview(
-                pixel_values, grid, given, targets, query_points, bool(output_hidden_states)
+            outputs = forward_multiview(
+                self, pixel_values, grid, given, targets, query_points, bool(output_hidden_states)
             )
             return outputs if return_dict else outputs.to_tuple()
         if unfit := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"`{unfit[0]}` goes with images [B, T, V, 3, H, W]; `pixel_values` are one video.")
-        query_points = self._check_queries(query_points, len(pixel_values))
-        self._check_alpha(mask_alpha)
-        targets = self._check_targets(pixel_values, depths, extrinsics, intrinsics, world_points, point_masks)
+        query_points = check_queries(query_points, len(pixel_values), config)
+        check_alpha(mask_alpha, config)
+        targets = check_targets(pixel_values, depths, extrinsics, intrinsics, world_points, point_masks)
 
         tokens = self.aggregator(self.encode_frames(pixel_values), grid, mask_alpha, bool(output_hidden_states))
         outputs = self.run_heads(tokens, pixel_values.shape, query_points)
@@ -422,67 +347,6 @@ class Page4DModel(PreTrainedModel):
                 losses = page4d_losses(outputs, targets, config)
             outputs.loss, outputs.losses = losses.pop("loss"), losses
         return outputs if return_dict else outputs.to_tuple()
-
-    def _forward_multiview(
-        self, pixel_values, grid, given, targets, query_points, output_hidden_states
-    ) -> Page4DOutput:
-        """[`forward`] of images `[B, T, V, 3, H, W]`; heads and geometric losses see T·V frames."""
-        batch, times, views = pixel_values.shape[:3]
-        flat = pixel_values.flatten(1, 2)
-        if query_points is not None:
-            raise ValueError("`query_points` are tracked through one video; pass `pixel_values` [B, S, 3, H, W].")
-        depths, extrinsics, intrinsics, *others = (
-            x.flatten(1, 2) if isinstance(x, torch.Tensor) and x.shape[:3] == (batch, times, views) else x
-            for x in targets
-        )
-        known = extrinsics is not None and intrinsics is not None
-        if depths is None and known and all(x is None for x in others):  # cameras alone are no targets
-            check_cameras(extrinsics, intrinsics)
-            targets = None
-        else:
-            targets = self._check_targets(flat, depths, extrinsics, intrinsics, *others)
-        cameras = (
-            (x.view(batch, times, views, *x.shape[2:]) for x in (intrinsics, extrinsics)) if known else (None, None)
-        )
-        labels = given["mask_labels"]
-        if labels is not None:
-            labels = pool_mask(labels, (batch, times, views), grid, self.config.patch_size, "mask_labels")
-            if self.multiview.dynamic_mask_head is None:
-                raise ValueError(
-                    "`mask_labels` train the dynamic mask head, but `config.enable_dynamic_mask` is False."
-                )
-        inputs = MultiviewInputs(
-            given["ext_mask"],
-            self._check_patches("keypoint_map", given["keypoint_map"], (batch, times, views), grid),
-            self._check_patches("confidence", given["confidence"], (batch, times, views), grid),
-            *cameras,
-            memory=self._check_memory(given["memory_state"], batch),
-        )
-        patches = self.encode_frames(flat).unflatten(1, (times, views))
-        train = targets is not None or labels is not None
-        tokens = self.multiview(self.aggregator, patches, grid, inputs, output_hidden_states, keep_last=train)
-        outputs = self.run_heads(AggregatedTokens(tokens.camera_tokens, tokens.patch_tokens), flat.shape)
-        outputs.dynamic_mask, outputs.dynamic_mask_logit = tokens.dynamic_mask, tokens.dynamic_mask_logit
-        outputs.memory_state, outputs.dual_stream_outputs = tokens.memory, tokens.streams
-        outputs.hidden_states = tokens.streams["geo"] if output_hidden_states else None
-        if train:
-            with maybe_autocast(pixel_values.device.type, enabled=False):
-                losses = multiview_losses(outputs, targets, labels, tokens.last, self.config)
-            outputs.loss, outputs.losses = losses.pop("loss"), losses
-        for name in (
-            "pose_enc",
-            "extrinsics",
-            "intrinsics",
-            "depth",
-            "depth_conf",
-            "world_points",
-            "world_points_conf",
-        ):
-            if name in outputs:
-                outputs[name] = outputs[name].unflatten(1, (times, views))
-        if outputs.pose_enc_list is not None:
-            outputs.pose_enc_list = tuple(x.unflatten(1, (times, views)) for x in outputs.pose_enc_list)
-        return outputs
 
     def run_heads(self, tokens: AggregatedTokens, shape, query_points: torch.Tensor | None = None) -> Page4DOutput:
         """
@@ -539,126 +403,11 @@ class Page4DModel(PreTrainedModel):
         outputs.tracks, outputs.tracks_list = tracks[-1], tuple(tracks)
         outputs.track_visibility, outputs.track_confidence = visibility.sigmoid(), confidence.sigmoid()
 
-    # ---- input checks --------------------------------------------------------------------
+    def as_pipeline(self, processor, **options):
+        """This model and its processor as a [`SceneReconstructionPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        from .geometry_pipeline import SceneReconstructionPipeline
 
-    def _check_pixels(self, pixel_values) -> tuple[torch.Tensor, tuple[int, int]]:
-        if not isinstance(pixel_values, torch.Tensor):
-            raise ValueError(
-                f"`pixel_values` must be one tensor [B, S, 3, H, W], got {type(pixel_values).__name__}. Frames of different "
-                "sizes do not stack; GeometryProcessor brings them to one size."
-            )
-        if pixel_values.ndim == 4:
-            pixel_values = pixel_values.unsqueeze(0)
-        if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3 or 0 in pixel_values.shape:
-            raise ValueError(
-                "`pixel_values` must be [B, S, 3, H, W], [S, 3, H, W] or, of synchronised cameras, [B, T, V, 3, H, W], with at "
-                f"least one frame, got {tuple(pixel_values.shape)}."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"`pixel_values` must be floating point in [0, 1], got {pixel_values.dtype}. Divide 8-bit images by 255."
-            )
-        patch = self.config.patch_size
-        height, width = pixel_values.shape[-2:]
-        if height % patch or width % patch:
-            chosen = page4d_image_size(width, height, self.config.img_size, patch)
-            raise ValueError(
-                f"`pixel_values` are {height}×{width} (height × width), but both sides must be multiples of {patch}. "
-                f"GeometryProcessor would choose {min(chosen[1], self.config.img_size)}×{chosen[0]} for them."
-            )
-        return pixel_values, (height // patch, width // patch)
-
-    @staticmethod
-    def _check_patches(name: str, value, images: tuple[int, int, int], grid) -> torch.Tensor | None:
-        """`[B, T, V, P]` of a value per patch."""
-        if value is None:
-            return None
-        shape = (*images, grid[0] * grid[1])
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            raise ValueError(
-                f"`{name}` must be a tensor of floating-point numbers {list(shape)}, got {type(value).__name__}."
-            )
-        if tuple(value.shape) not in (shape, (*shape, 1)):
-            raise ValueError(f"`{name}` must hold one value per patch, {list(shape)}, got {list(value.shape)}.")
-        return value.reshape(shape)
-
-    def _check_memory(self, memory, batch: int):
-        config = self.config
-        if memory is None:
-            return None
-        if not config.enable_sparse_global or config.sparse_strategy != "memory_bank":
-            raise ValueError('`memory_state` belongs to `sparse_strategy="memory_bank"` with `enable_sparse_global`.')
-        pair = isinstance(memory, (tuple, list))
-        shape = (batch, config.memory_tokens_num, config.embed_dim)
-        found = [tuple(x.shape) for x in (memory if pair else [memory])]
-        if pair != config.enable_dual_stream or found != [shape] * (2 if pair else 1):
-            wanted = f"a pair (pose, geometry) of {list(shape)}" if config.enable_dual_stream else str(list(shape))
-            raise ValueError(f"`memory_state` must be {wanted}, got {found}: pass what the window before returned.")
-        return memory
-
-    def _check_queries(self, query_points, batch: int):
-        if query_points is None:
-            return None
-        if self.track_head is None:
-            raise ValueError(
-                "`query_points` need a track head, but `config.enable_track` is False. Load weights that have one."
-            )
-        if query_points.ndim == 2:
-            query_points = query_points.unsqueeze(0).expand(batch, -1, -1)
-        if (
-            query_points.ndim != 3
-            or query_points.shape[-1] != 2
-            or len(query_points) != batch
-            or not query_points.shape[1]
-        ):
-            raise ValueError(
-                f"`query_points` must be [{batch}, Q, 2] or [Q, 2] (x, y), got {tuple(query_points.shape)}."
-            )
-        return query_points
-
-    def _check_alpha(self, mask_alpha) -> None:
-        if isinstance(mask_alpha, torch.Tensor) or not 0 <= mask_alpha <= 1:
-            raise ValueError(f"`mask_alpha` must be a number in 0…1, got {mask_alpha!r}.")
-        if mask_alpha > 0 and self.aggregator.spatial_mask_head is None:
-            raise ValueError(
-                "`mask_alpha` > 0 needs a mask head, but `config.spatial_mask_variant` is None (VGGT weights)."
-            )
-
-    def _check_targets(self, pixel_values, depths, extrinsics, intrinsics, world_points, point_masks):
-        given = {
-            "depths": depths,
-            "extrinsics": extrinsics,
-            "intrinsics": intrinsics,
-            "world_points": world_points,
-            "point_masks": point_masks,
-        }
-        if all(value is None for value in given.values()):
-            return None
-        batch, frames, _, height, width = pixel_values.shape
-        missing = [name for name in ("depths", "extrinsics", "intrinsics") if given[name] is None]
-        if missing:
-            raise ValueError(
-                f"The loss needs `depths`, `extrinsics` and `intrinsics` together; `{missing[0]}` is missing."
-            )
-        shapes = {
-            "depths": [(height, width)],
-            "extrinsics": [(3, 4), (4, 4)],
-            "intrinsics": [(3, 3)],
-            "world_points": [(height, width, 3)],
-            "point_masks": [(height, width)],
-        }
-        for name, value in given.items():
-            if value is None:
-                continue
-            if value.ndim == 2 + len(shapes[name][0]) - 1:  # one scene without the axis of scenes
-                given[name] = value = value.unsqueeze(0)
-            allowed = [(batch, frames, *shape) for shape in shapes[name]]
-            if tuple(value.shape) not in allowed:
-                raise ValueError(
-                    f"`{name}` must be {list(allowed[0])} to match `pixel_values`, got {list(value.shape)}."
-                )
-        check_cameras(given["extrinsics"], given["intrinsics"])
-        return scene_targets(**given)
+        return SceneReconstructionPipeline(model=self, processor=processor, **options)
 
 
 Page4DModel.register_for_auto_class("AutoModel")

@@ -488,5 +488,11 @@ class Pi3Model(PreTrainedModel):
                 raise ValueError(f"`target_{name}` must be {list(expected[name])}, got {list(value.shape)}.")
         return Pi3Targets(**named)
 
+    def as_pipeline(self, processor, **options):
+        """This model and its processor as a [`SceneReconstructionPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        from .geometry_pipeline import SceneReconstructionPipeline
+
+        return SceneReconstructionPipeline(model=self, processor=processor, **options)
+
 
 Pi3Model.register_for_auto_class("AutoModel")

@@ -49,7 +49,7 @@ def dsr(processor, model):
 
 def geometry(processor, model):
     pixel_values = processor(pictures(4))["pixel_values"]
-    if getattr(model.config, "enable_dual_stream", False):  # made for synchronised views: two times of two
+    if getattr(model.config, "is_multiview", False):  # made for synchronised views: two times of two
         pixel_values = pixel_values.unflatten(1, (2, 2))
     return {"pixel_values": pixel_values}
 

@@ -236,7 +236,7 @@ def _multiview(model, processor, times: dict, frames: list, folder: Path, format
     each, reports = len(frames) // len(times), {}
     say(f"Looking at {len(times)} times × {each} views together …")
     # A model that was not made for views sees them as one sequence.
-    knows_views = getattr(model.config, "enable_dynamic_mask", False)
+    knows_views = getattr(model.config, "is_multiview", False)
     views = _predict(model, processor, frames, args, each if knows_views else None)
     if views[0].dynamic is None:
         say("This model has no dynamic mask: what moves is not coloured apart.")

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from .ask import Ask
 from .cad import Cad
@@ -32,10 +32,6 @@ AUTO_CLASSES = {
     "AutoModelForCausalLM": AutoModelForCausalLM,
     "AutoModel": AutoModel,
 }
-
-
-# Switches of a PAGE-4D configuration that are on only in models for synchronised views.
-VIEW_PARTS = ("enable_dual_stream", "enable_dynamic_mask", "enable_sparse_global", "enable_epipolar")
 
 
 class EndpointHandler:
@@ -62,7 +58,7 @@ class EndpointHandler:
             raise ValueError(
                 f"{str(self.path)!r} holds no model of {sorted({t for c in TASKS.values() for t in c.MODEL_TYPES})}."
             )
-        self._loaded, self._processors, self._sandbox = {}, {}, None
+        self._loaded, self._processors, self._configs, self._sandbox = {}, {}, {}, None
         self._lock, self._locks = threading.RLock(), {name: threading.RLock() for name in self.models}
 
     def _find_models(self) -> tuple[dict[str, str], dict[str, str], dict[str, dict]]:
@@ -80,7 +76,6 @@ class EndpointHandler:
             facts[name] = {
                 "language": config.get("text_config") is not None,
                 "auto_class": next((auto for auto in AUTO_CLASSES if auto in known and language), "AutoModel"),
-                "views": any(config.get(part) for part in VIEW_PARTS),
             }
         return types, subfolders, facts
 
@@ -146,7 +141,7 @@ class EndpointHandler:
 
     def knows_views(self, name: str) -> bool:
         """Whether a reconstruction model was made for synchronised views."""
-        return self._facts[name]["views"]
+        return getattr(self.config(name), "is_multiview", False)
 
     @property
     def loaded(self) -> int:
@@ -156,6 +151,11 @@ class EndpointHandler:
     def processing(self, name: str) -> threading.RLock:
         """Held while a processor works: fast tokenizers do not share their state between threads."""
         return self._locks[name]
+
+    def config(self, name: str):
+        if name not in self._configs:
+            self._configs[name] = self._load(AutoConfig, name)
+        return self._configs[name]
 
     def processor(self, name: str):
         if name not in self._processors:

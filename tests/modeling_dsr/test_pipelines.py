@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, pipeline
 
+from dsr_toolkit.loading import load
 from modeling_dsr.cad_solids import TriangleMesh
+from tests.convert_weights import repositories
 from tests.hub import samples
 
 
@@ -111,12 +113,34 @@ def test_cad_generation(repository, name):
         pipe(points=points, text="A plate")
 
 
+PIPELINES = {
+    "pi3": ("scene-reconstruction", "geometry_pipeline.SceneReconstructionPipeline"),
+    "page4d": ("scene-reconstruction", "geometry_pipeline.SceneReconstructionPipeline"),
+    "frozen_qwen_sam": ("phrase-segmentation", "frozen_qwen_sam_pipeline.PhraseSegmentationPipeline"),
+    "cadrille": ("cad-generation", "cad_pipeline.CadGenerationPipeline"),
+    "cad_recode": ("cad-generation", "cad_pipeline.CadGenerationPipeline"),
+}
+
+
+@pytest.mark.parametrize("name", list(PIPELINES))
+def test_a_saved_model_gives_its_pipeline_as_the_original_does(name, tmp_path):
+    """`save_pretrained` of model and processor alone, as `Trainer` does it."""
+    task, implementation = PIPELINES[name]
+    folder = repositories.folders()[name]
+    model, processor = load(str(folder), name)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["custom_pipelines"][task]["impl"] == implementation
+    again = pipeline(task, model=str(tmp_path), trust_remote_code=True)
+    original = pipeline(task, model=str(folder), trust_remote_code=True)
+    assert type(again).__name__ == type(original).__name__ == implementation.split(".")[1]
+    assert type(model.as_pipeline(processor)).__name__ == type(again).__name__
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), original.model.parameters()))
+
+
 def test_a_pipeline_travels_with_what_it_saves(repository, tmp_path):
     pipe = build(repository, "scene-reconstruction", "pi3")
     pipe.save_pretrained(tmp_path)
-    assert (tmp_path / "pipelines.py").is_file()
-    entry = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]["scene-reconstruction"]
-    assert entry["impl"] == "pipelines.SceneReconstructionPipeline"
     again = pipeline("scene-reconstruction", model=str(tmp_path), trust_remote_code=True)
     images = [picture()]
     expected = pipe(images).depth
