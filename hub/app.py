@@ -270,7 +270,11 @@ class Space:
         if outcome["best"] is None:
             return note, None, None
         picture = Image.open(io.BytesIO(base64.b64decode(outcome["picture"])))
-        return f"{note}\n\nvolume {outcome['volume']:.4g}", picture, self.save("part.step", outcome["step"])
+        return (
+            f"{note}\n\nvolume {outcome['volume']:.4g}",
+            picture,
+            outcome["step"] and self.save("part.step", outcome["step"]),
+        )
 
     def _scene_tab(self) -> None:
         names = list(self.examples.CAMERAS)

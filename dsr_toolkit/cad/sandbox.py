@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import queue
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -16,17 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from .answers import CODES, Execution, judge, judge_step
 from .confinement import CONFINEMENTS
+from .messages import receive_message, send_descriptor, send_message
 from .policy import PolicyViolation, check_program
-from .server import receive_message, send_message
+
+__all__ = ["CODES", "ConfinementError", "Execution", "Sandbox", "SandboxLimits"]
 
 ROOT = Path(__file__).resolve().parents[2]
-CODES = (
-    "ok", "syntax", "policy", "runtime", "timeout", "memory", "no_result", "empty_mesh", "invalid_solid", "crash"
-)  # fmt: skip
-MAX_VERTICES, MAX_FACES, MAX_STEP, MAX_HEADER = 2_000_000, 4_000_000, 32 * 2**20, 64 * 1024
 STARTUP_SECONDS, GRACE_SECONDS = 180, 30
 
 
@@ -62,37 +57,6 @@ class SandboxLimits:
             raise ValueError(f"`memory` must be at least 1 GiB, which the libraries take, got {self.memory}.")
 
 
-@dataclass
-class Execution:
-    """
-    What came of a program.
-
-    Args:
-        code: one of `CODES`.
-        message: why, in words; for "crash" with the signal.
-        seconds: wall clock.
-        signal: that ended it, 0 if none.
-        vertices: `[V, 3]` float64 in the program's units. faces: `[F, 3]` int32.
-        solids: `[F]` int32, the number of the solid that a face belongs to.
-        volume: of the exact solid.
-        step: STEP file, if it was asked for.
-    """
-
-    code: str
-    message: str = ""
-    seconds: float = 0.0
-    signal: int = 0
-    vertices: np.ndarray | None = None
-    faces: np.ndarray | None = None
-    solids: np.ndarray | None = None
-    volume: float | None = None
-    step: bytes | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.code == "ok"
-
-
 class Sandbox:
     """
     A warm fork server for generated CadQuery programs.
@@ -102,7 +66,8 @@ class Sandbox:
                 ...
 
     A program is first held against `check_program`. It then runs in a confined process of its own: no files but a private
-    folder, no network, no other process, limited time and memory, and everything that it started ends with it.
+    folder, no network, no other process, limited time and memory, and everything that it started ends with it. Its solid is
+    read back and measured by another confined process, which has run no program.
 
     Args:
         workers: programs at a time; default one per core.
@@ -134,25 +99,22 @@ class Sandbox:
         for name in {*self.skip, *self.allow_missing} - set(CONFINEMENTS):
             raise ValueError(f"there is no confinement {name!r}; there are {', '.join(CONFINEMENTS)}.")
         self.missing: dict[str, str] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._idle: queue.Queue[int] = queue.Queue()  # numbers of workers that wait for a program
+        self._ends: list[socket.socket | None] = [None] * self.workers
+        self._process, self._control, self._closed = None, None, False
         self._start()
+        for worker in range(self.workers):
+            self._idle.put(worker)
 
     # ---- programs ------------------------------------------------------------------------
 
-    def run(
-        self,
-        program: str,
-        step: bool = False,
-        scale: float = 1.0,
-        offset=(0.0, 0.0, 0.0),
-        check_solid: bool = True,
-    ) -> Execution:
+    def run(self, program: str, check_solid: bool = True) -> Execution:
         """
         Run one program; safe to call from several threads.
 
         Args:
-            program: source text; the result is what it leaves in `r`.
-            step: also return the solid as a STEP file, times `scale` plus `offset`.
+            program: source text; the result is what it shows last with `show_object`, or else leaves in `r`.
             check_solid: "invalid_solid" unless the geometry kernel finds the solid valid. False is the published rule,
                 for which more than two triangles are enough.
         """
@@ -163,48 +125,58 @@ class Sandbox:
                 return Execution("syntax", str(error))
             except PolicyViolation as error:
                 return Execution("policy", str(error))
-        request = {
-            "program": program,
-            "limited": self.policy,
-            "confined": self.confined,
-            "seconds": self.limits.seconds,
-            "memory": self.limits.memory,
-            "step": step,
-            "scale": float(scale),
-            "offset": [float(value) for value in offset],
-            "check_solid": check_solid,
-        }
-        keeper = self._idle.get()
-        try:
-            seen, payload = self._exchange(keeper, request)
-        except (OSError, ValueError) as error:
-            keeper = self._restart(keeper)
-            return Execution("crash", f"the server failed and was restarted ({error})")
-        finally:
-            if keeper is not None:
-                self._idle.put(keeper)
-        return _judge(seen, payload, self.limits)
+        request = {"job": "program", "program": program, "limited": self.policy, "check_solid": check_solid}
+        answer = self._ask(request)
+        return answer if isinstance(answer, Execution) else judge(*answer, self.limits.seconds)
+
+    def step(self, solid: Execution, scale: float = 1.0, offset=(0.0, 0.0, 0.0)) -> tuple[Execution, bytes | None]:
+        """
+        The solid of a program as a STEP file in millimetres, times `scale` plus `offset`, without running it again.
+
+        Returns:
+            How the export went, with a code as of a program, and the file, or None if it failed.
+        """
+        if solid.brep is None:
+            raise ValueError(f"`solid` must be an execution that is ok, got one with {solid.code!r}.")
+        request = {"job": "step", "scale": float(scale), "offset": [float(value) for value in offset]}
+        answer = self._ask(request, solid.brep)
+        return (answer, None) if isinstance(answer, Execution) else judge_step(*answer, self.limits.seconds)
 
     def map(self, programs: Iterable[str], **options) -> Iterator[Execution]:
-        """`run` of many programs, `workers` at a time, in their order."""
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox") as pool:
+        """`run` of many programs, `workers` at a time, in their order. Whoever stops asking waits for none of the others."""
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
+        try:
             yield from pool.map(lambda program: self.run(program, **options), programs)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _exchange(self, keeper: socket.socket, request: dict) -> tuple[dict, bytes]:
-        send_message(keeper, request)
-        seen, payload = receive_message(keeper)
-        if seen is None:
-            raise OSError("its process is gone")
-        return seen, payload
+    def _ask(self, request: dict, payload: bytes = b"") -> tuple[dict, bytes] | Execution:
+        """What the keeper says, or the execution of a server that broke down."""
+        limits = {"confined": self.confined, "seconds": self.limits.seconds, "memory": self.limits.memory}
+        worker = self._idle.get()
+        end = self._ends[worker]
+        try:
+            if self._closed:
+                raise RuntimeError("the sandbox is closed")
+            send_message(end, {**request, **limits}, payload)
+            seen, answer = receive_message(end)
+            if seen is None:
+                raise OSError("its process is gone")
+            return seen, answer
+        except (OSError, ValueError) as error:
+            if self._closed:
+                raise RuntimeError("the sandbox was closed while a program ran") from error
+            self._replace(worker, end)
+            return Execution("crash", f"the server failed and was restarted ({error})")
+        finally:
+            self._idle.put(worker)
 
     # ---- server --------------------------------------------------------------------------
 
     def _start(self) -> None:
-        pairs = [socket.socketpair() for _ in range(self.workers + 1)]
-        ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        settings = {
-            "control": theirs[0].fileno(), "keepers": [end.fileno() for end in theirs[1:]], "skip": self.skip
-        }  # fmt: skip
+        """A zygote, and a keeper for every worker."""
+        ours, theirs = socket.socketpair()
+        settings = {"control": theirs.fileno(), "skip": self.skip}
         code = (
             f"import json, sys; sys.path.insert(0, {str(ROOT)!r}); from dsr_toolkit.cad.server import main; "
             "main(json.loads(sys.argv[1]))"
@@ -214,111 +186,71 @@ class Sandbox:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", code, json.dumps(settings)],
             env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            pass_fds=[end.fileno() for end in theirs], cwd="/",
+            pass_fds=[theirs.fileno()], cwd="/", start_new_session=True,
         )  # fmt: skip
-        for end in theirs:
-            end.close()
-        self._control, self._keepers = ours[0], ours[1:]
-        self._control.settimeout(STARTUP_SECONDS)
-        hello, _ = receive_message(self._control)
-        if hello is None or "error" in hello:
-            reason = hello["error"] if hello else self._process.stderr.read().decode(errors="replace")[-2000:]
-            self.close()
-            raise ImportError(reason) if hello else RuntimeError(f"the sandbox server did not start: {reason}")
-        self.missing = {name: reason for name, reason in hello["missing"]}
-        refused = {name: reason for name, reason in self.missing.items() if name not in self.allow_missing}
-        if refused:
-            self.close()
-            raise ConfinementError(refused)
-        send_message(self._control, {"go": True})
-        receive_message(self._control)
-        self._idle: queue.Queue[socket.socket] = queue.Queue()
-        for keeper in self._keepers:
-            keeper.settimeout(self.limits.seconds + GRACE_SECONDS)
-            self._idle.put(keeper)
+        theirs.close()
+        self._control = ours
+        try:
+            ours.settimeout(STARTUP_SECONDS)
+            hello, _ = receive_message(ours)
+            if hello is None or "error" in hello:
+                reason = hello["error"] if hello else self._process.stderr.read().decode(errors="replace")[-2000:]
+                raise ImportError(reason) if hello else RuntimeError(f"the sandbox server did not start: {reason}")
+            self.missing = {name: reason for name, reason in hello["missing"]}
+            refused = {name: reason for name, reason in self.missing.items() if name not in self.allow_missing}
+            if refused:
+                raise ConfinementError(refused)
+            for worker in range(self.workers):
+                self._add_keeper(worker)
+        except BaseException:
+            self._stop()
+            raise
 
-    def _restart(self, keeper: socket.socket) -> socket.socket | None:
-        """A new server in place of a broken one; the other keepers fail in turn and take theirs from it."""
+    def _add_keeper(self, worker: int) -> None:
+        ours, theirs = socket.socketpair()
+        send_descriptor(self._control, theirs.fileno())
+        theirs.close()
+        ours.settimeout(self.limits.seconds + GRACE_SECONDS)
+        self._ends[worker] = ours
+
+    def _replace(self, worker: int, broken: socket.socket) -> None:
+        """A new keeper in place of a broken one, or a new server where that is gone as well."""
         with self._lock:
-            if keeper in self._keepers:
-                self.close()
+            if self._closed or self._ends[worker] is not broken:  # replaced with the server
+                return
+            try:
+                if self._process.poll() is not None:
+                    raise OSError("the server is gone")
+                self._add_keeper(worker)
+                broken.close()
+            except OSError:
+                self._stop()
                 self._start()
-        return None
 
-    def close(self) -> None:
-        """End the server and everything that it runs."""
-        for end in (self._control, *self._keepers):
+    def _stop(self) -> None:
+        for end in (self._control, *self._ends):
+            if end is None:
+                continue
+            try:
+                end.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for its answer
+            except OSError:
+                pass
             end.close()
         try:
-            self._process.wait(5)
+            self._process.wait(1)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process.stderr.close()
+
+    def close(self) -> None:
+        """End the server and everything that it runs, at once."""
+        self._closed = True
+        with self._lock:
+            self._stop()
 
     def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
-
-
-# --------------------------------------------------------------------------------------
-# Answers
-# --------------------------------------------------------------------------------------
-
-
-def _judge(seen: dict, payload: bytes, limits: SandboxLimits) -> Execution:
-    """What the keeper saw and the child said, checked: the child may be lying."""
-    facts = {"seconds": seen["seconds"], "signal": seen["signal"]}
-    if seen["timeout"]:
-        return Execution("timeout", f"it was stopped after {limits.seconds:g} s", **facts)
-    if seen["oversize"]:
-        return Execution("memory", "its answer is larger than any mesh may be", **facts)
-    if not seen["genuine"]:
-        if seen["signal"]:
-            return Execution("crash", f"it was ended by signal {seen['signal']}", **facts)
-        return Execution("no_result", "it ended its process without an answer", **facts)
-    try:
-        return _parse(payload, facts)
-    except (ValueError, KeyError, TypeError, struct.error, UnicodeDecodeError, RecursionError) as error:
-        return Execution("crash", f"its answer is damaged: {error}", **facts)
-
-
-def _parse(payload: bytes, facts: dict) -> Execution:
-    (length,) = struct.unpack_from("<I", payload)
-    if length > MAX_HEADER:
-        raise ValueError(f"a header of {length} bytes")
-    header = json.loads(payload[4 : 4 + length].decode())
-    code, message = header["code"], str(header["message"])[:500]
-    if code not in CODES:
-        raise ValueError(f"no code {code!r}")
-    if code != "ok":
-        return Execution(code, message, **facts)
-    count, total, step_size = (int(header[name]) for name in ("vertices", "faces", "step"))
-    if not (0 < count <= MAX_VERTICES and 0 < total <= MAX_FACES and 0 <= step_size <= MAX_STEP):
-        raise ValueError(f"{count} vertices, {total} faces, {step_size} bytes of STEP")
-    volume = float(header["volume"])
-    sizes = (24 * count, 12 * total, 4 * total, step_size)
-    body = memoryview(payload)[4 + length :]
-    if len(body) != sum(sizes) or not math.isfinite(volume):
-        raise ValueError(f"{len(body)} bytes where {sum(sizes)} were announced")
-    vertices, faces, solids, step = (body[start : start + size] for start, size in zip(_starts(sizes), sizes))
-    vertices = np.frombuffer(vertices, np.float64).reshape(count, 3).copy()
-    faces = np.frombuffer(faces, np.int32).reshape(total, 3).copy()
-    solids = np.frombuffer(solids, np.int32).copy()
-    if not np.isfinite(vertices).all():
-        return Execution("invalid_solid", "its mesh has vertices that are not finite", **facts)
-    if faces.min() < 0 or faces.max() >= count or solids.min() < 0:
-        raise ValueError("faces refer to vertices that are not there")
-    step = bytes(step)
-    if step and not step.startswith(b"ISO-10303-21"):
-        raise ValueError("the STEP file does not begin like one")
-    return Execution("ok", "", vertices=vertices, faces=faces, solids=solids, volume=volume, step=step or None, **facts)
-
-
-def _starts(sizes: tuple[int, ...]) -> list[int]:
-    starts = [0]
-    for size in sizes[:-1]:
-        starts.append(starts[-1] + size)
-    return starts

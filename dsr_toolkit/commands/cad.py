@@ -213,16 +213,14 @@ def write_outputs(output: Path, sandbox, candidates, best, kind, part, label, so
         if kind in ("mesh", "cloud"):
             low, high = part.bounds if kind == "mesh" else (part.min(0), part.max(0))
             scale, offset = placement_onto(chosen.execution, low, high)
-        again = sandbox.run(chosen.program, step=True, scale=scale, offset=offset)
-        if not again.ok:
-            raise ValueError(
-                f"the chosen program gave a solid once and then {again.code}: {again.message}. Raise --timeout."
-            )
+        exported, step_file = sandbox.step(chosen.execution, scale, offset)
+        if step_file is None:
+            raise ValueError(f"the STEP file could not be written ({exported.code}): {exported.message}.")
         solid = chosen.mesh
-        placed = TriangleMesh(again.vertices, again.faces).moved(scale, offset)
-        report |= {"scale": scale, "offset": list(map(float, offset)), "volume": again.volume * scale**3}
+        placed = TriangleMesh(chosen.execution.vertices, chosen.execution.faces).moved(scale, offset)
+        report |= {"scale": scale, "offset": list(map(float, offset)), "volume": chosen.execution.volume * scale**3}
         files += [output, output.with_suffix(".stl"), output.with_suffix(".py")]
-        files[0].write_bytes(labelled_step(again.step, label))
+        files[0].write_bytes(labelled_step(step_file, label))
         files[1].write_bytes(stl_bytes(placed, label))
         files[2].write_text((f"# {label}\n" if label else "") + chosen.program.rstrip() + "\n", encoding="utf-8")
         if chosen.chamfer is not None:

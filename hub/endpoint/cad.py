@@ -134,16 +134,14 @@ class Cad(Task):
         if target is not None:
             low, high = target.bounds if hasattr(target, "bounds") else (target.min(0), target.max(0))
             scale, offset = toolkit.placement_onto(candidates[best].execution, low, high)
-        again = sandbox.run(programs[best], step=True, scale=scale, offset=offset)
-        if not again.ok:
-            return outcome | {
-                "best": None,
-                "message": f"the best program ended with {again.code} when it was run again",
-            }
+        found = candidates[best].execution
+        exported, step = sandbox.step(found, scale, offset)
+        if step is None:
+            outcome["message"] = f"no STEP file could be made: {exported.code} {exported.message}"
         processor = self.endpoint.processor(job.model)
-        solid = processor.as_mesh(again.vertices, again.faces).moved(scale, offset)
+        solid = processor.as_mesh(found.vertices, found.faces).moved(scale, offset)
         view = processor.draw_mesh(candidates[best].mesh, pixels=384, smooth=False, oversampling=2)
         return outcome | {
-            "step": as_base64(again.step), "stl": as_base64(as_stl(solid)), "picture": as_png(Image.fromarray(view)),
-            "volume": again.volume * scale**3,
+            "step": step and as_base64(step), "stl": as_base64(as_stl(solid)), "picture": as_png(Image.fromarray(view)),
+            "volume": found.volume * scale**3,
         }  # fmt: skip

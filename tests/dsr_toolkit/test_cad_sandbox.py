@@ -1,14 +1,16 @@
-"""Malicious, runaway and broken programs, each with the policy check and, to prove the confinement itself, without it."""
+"""The sandbox: attacks with the policy check and without it, as this user and as an ordinary one; answers; confinements."""
 
 import json
 import os
+import shutil
+import signal
 import socket
+import stat
 import subprocess
 import sys
 import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ import pytest
 
 pytest.importorskip("cadquery")
 
-from dsr_toolkit.cad import ConfinementError, Execution, Sandbox, SandboxLimits, check_program  # noqa: E402
-from dsr_toolkit.cad.confinement import CONFINEMENTS  # noqa: E402
-from dsr_toolkit.cad.sandbox import _judge, _parse  # noqa: E402
+from dsr_toolkit.cad import ConfinementError, Sandbox, SandboxLimits, check_program  # noqa: E402
+from dsr_toolkit.cad.answers import judge  # noqa: E402
+from dsr_toolkit.cad.confinement import CONFINEMENTS, NOBODY  # noqa: E402
+from tests.dsr_toolkit.cad_attacks import ATTACKS, BOX, LIMITS, VALID_R, Outcome, attack, descendants, settled  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,114 +35,6 @@ def confinements():
         pytest.skip(str(error))
 
 
-LIMITS = SandboxLimits(seconds=1.5)
-BOX = "import cadquery as cq\nr = cq.Workplane('XY').box(2, 3, 4)"
-VALID_R = "\nimport cadquery as cq\nr = cq.Workplane('XY').box(1, 1, 1)"
-
-# name: (program, code with the policy check, codes without it). "ok" without it: what it tried did nothing, and the
-# solid is the true one. `{folder}` is a folder outside with the file secret.stl; PWNED must never appear there.
-ATTACKS = {
-    "os.system": ("import os; os.system('touch {folder}/PWNED')" + VALID_R, "policy", {"ok"}),
-    "subprocess": ("__import__('subprocess').run(['touch', '{folder}/PWNED'])" + VALID_R, "policy", {"runtime"}),
-    "open": ("open('{folder}/PWNED', 'w').write('x')" + VALID_R, "policy", {"runtime"}),
-    "open in the working folder": ("open('PWNED', 'w').write('x')" + VALID_R, "policy", {"ok"}),
-    "subclass walk": (
-        "p = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen']\n"
-        "import subprocess\np = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Popen']\n"
-        "p[0](['touch', '{folder}/PWNED']).wait()", "policy", {"runtime"},
-    ),
-    "builtins of a module": (
-        "import cadquery as cq\ncq.occ_impl.shapes.__builtins__['open']('{folder}/PWNED', 'w')", "policy", {"runtime"}
-    ),
-    "globals of a method": (
-        "import cadquery as cq\ncq.Workplane.__init__.__globals__['__builtins__']['open']('{folder}/PWNED', 'w')", "policy",
-        {"runtime"},
-    ),
-    "exporter": (BOX + "\ncq.exporters.export(r, '{folder}/PWNED.step')", "policy", {"ok", "runtime"}),
-    "importer": ("import cadquery as cq\nr = cq.importers.importStep('/etc/passwd')", "policy", {"runtime", "no_result"}),
-    "reading the ground truth": (
-        "data = open('{folder}/secret.stl', 'rb').read()" + VALID_R, "policy", {"runtime"}
-    ),
-    "listing files": ("import os\nassert not any(n for n in os.listdir('/') if n != 'work')\nos.listdir('{folder}')", "policy", {"runtime"}),
-    "endless loop": ("while True: pass", "policy", {"timeout"}),
-    "ignored SIGTERM": (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", "policy", {"timeout"}
-    ),
-    "detached grandchild": (
-        "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(3); open('{folder}/PWNED', 'w')" + VALID_R, "policy",
-        {"runtime"},
-    ),
-    "fork bomb": ("import os\nwhile True: os.fork()", "policy", {"runtime"}),
-    "thread bomb": (
-        "import threading, time\nfor i in range(100000): threading.Thread(target=time.sleep, args=(60,)).start()", "policy",
-        {"runtime", "timeout", "memory", "crash"},
-    ),
-    "huge list": ("x = [0] * 10**10" + VALID_R, "policy", {"memory"}),
-    "long loop": ("import cadquery as cq\nfor i in range(10**9): r = cq.Workplane('XY').box(1, 1, 1)", "policy", {"timeout"}),
-    "long loop, written out": (
-        "import cadquery as cq\nfor i in range(1000000000): r = cq.Workplane('XY').box(1, 1, 1)", "timeout", {"timeout"}
-    ),
-    "huge text": ("x = '9' * 10**10" + VALID_R, "policy", {"memory"}),
-    "deep recursion": ("def f(): return f()\nf()", "policy", {"runtime"}),
-    "deep recursion of lambdas": ("f = lambda g: g(g)\nf(f)", "runtime", {"runtime"}),
-    "huge power": ("x = 10**10**8" + VALID_R, "policy", {"timeout", "memory"}),
-    "array of cut cylinders": (
-        "import cadquery as cq\nr = cq.Workplane().box(1000, 1000, 5).faces('>Z').workplane().rarray(4, 4, 200, 200).hole(1)",
-        "timeout", {"timeout"},
-    ),
-    "twist of many turns": (
-        "import cadquery as cq\nr = cq.Workplane().polyline([(i % 7, i % 11) for i in range(3000)]).close().twistExtrude(100, 36000000)",
-        "timeout", {"timeout", "runtime", "memory", "crash"},
-    ),
-    "many spheres": (
-        "import cadquery as cq\nr = cq.Workplane().rarray(3, 3, 60, 60).sphere(2)", "timeout", {"timeout"}
-    ),
-    "boolean of thousands": (
-        "import cadquery as cq\nr = cq.Workplane().box(1, 1, 1)\nfor i in range(5000): r = r.union(cq.Workplane().box(1, 1, 1).translate((i * 0.3, i % 7, 0)))",
-        "timeout", {"timeout"},
-    ),
-    "degenerate arc": ("import cadquery as cq\nr = cq.Workplane().threePointArc((1, 0), (2, 0)).close().extrude(1)", "runtime", {"runtime"}),
-    "self-intersecting sweep": (
-        "import cadquery as cq\np = cq.Workplane('XZ').spline([(0, 0), (5, 5), (0, 5), (5, 0)])\nr = cq.Workplane().circle(3).sweep(p)",
-        None, None,  # whatever the kernel makes of it, it must come back
-    ),
-    "segmentation fault": ("import ctypes; ctypes.string_at(0)", "policy", {"crash"}),
-    "abort": ("import os; os.abort()", "policy", {"crash"}),
-    "helper names": ("def compound_to_mesh(c): return 1" + VALID_R, "policy", {"ok"}),
-    "class with val": ("class C:\n    def val(self): return 1\nr = C()", "policy", {"no_result"}),
-    "patched tessellate": (
-        "import cadquery as cq\ncq.Shape.tessellate = lambda *a: ([], [])\ncq.Shape.Volume = lambda s: 7.0" + VALID_R, "policy", {"ok"}
-    ),
-    "sys.exit": ("import sys; sys.exit(0)" + VALID_R, "policy", {"runtime"}),
-    "SystemExit": ("raise SystemExit" + VALID_R, "policy", {"runtime"}),
-    "os._exit": (BOX + "\nimport os; os._exit(0)", "policy", {"no_result"}),
-    "imitated result channel": (
-        "import os\nfor d in (1, 2, *range(3, 40)):\n    try: os.write(d, b'{{\"code\": \"ok\"}}' * 9)\n    except OSError: pass\nos._exit(0)",
-        "policy", {"no_result"},
-    ),
-    "imitated standard output": ("print('{{\"code\": \"ok\"}}')", "no_result", {"no_result"}),
-    "a gigabyte of prints": ("for i in range(1024): print('x' * 1048576)", "policy", {"no_result", "timeout"}),
-    "network": ("import socket; socket.create_connection(('1.1.1.1', 80), 1)", "policy", {"runtime"}),
-    "listening": ("import socket; s = socket.socket(); s.bind(('', 45678)); s.listen()", "policy", {"runtime"}),
-    "local socket": ("import socket; socket.socketpair()", "policy", {"runtime"}),
-    "environment": ("import os\nif not os.environ: raise ValueError('empty')" + VALID_R, "policy", {"runtime"}),
-    "killing everything": ("import os; os.kill(-1, 9)" + VALID_R, "policy", {"runtime"}),
-    "tracing": ("import ctypes\nif ctypes.CDLL(None).ptrace(16, 2, 0, 0) < 0: raise OSError('refused')", "policy", {"runtime"}),
-    "mounting": (
-        "import ctypes\nif ctypes.CDLL(None).mount(b'none', b'/work', b'tmpfs', 0, 0) < 0: raise OSError('refused')", "policy", {"runtime"}
-    ),
-    "new namespace": ("import ctypes\nif ctypes.CDLL(None).unshare(0x10000000) < 0: raise OSError('refused')", "policy", {"runtime"}),
-    "filling the disk": (
-        "for i in range(9):\n    with open(f'f{{i}}', 'wb') as f:\n        for j in range(40): f.write(bytes(1 << 20))", "policy", {"runtime"}
-    ),
-    "one large file": ("with open('f', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", "policy", {"runtime", "crash"}),
-    "many open files": ("files = [open('f', 'w') for i in range(1000)]", "policy", {"runtime"}),
-    "patched box": ("import cadquery as cq\ncq.Workplane.box = None", "policy", {"no_result"}),
-    "null byte": ("x = '\0'", "syntax", {"syntax"}),
-    "deep nesting": ("x = " + "(" * 5000 + ")" * 5000, "syntax", {"syntax", "memory", "runtime"}),
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def checked():
     with Sandbox(workers=2, limits=LIMITS) as sandbox:
@@ -150,40 +45,6 @@ def checked():
 def unchecked():
     with Sandbox(workers=2, limits=LIMITS, policy=False) as sandbox:
         yield sandbox
-
-
-def descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children] + [d for child in children for d in descendants(int(child))]
-
-
-@dataclass
-class Outcome:
-    found: Execution
-    following: Execution  # of an ordinary program right after the attack, on a sandbox with a single worker
-    files: list[str]  # in the folder outside
-    processes: int  # of the sandbox's server
-
-
-def attack(policy: bool, folder: Path) -> dict[str, Outcome]:
-    """Every attack, each followed by an ordinary program; two halves side by side, on a worker each."""
-
-    def half(names: list[str]) -> dict[str, Outcome]:
-        outcomes = {}
-        with Sandbox(workers=1, limits=LIMITS, policy=policy) as sandbox:
-            for name in names:
-                outside = folder / name.replace(" ", "_")
-                outside.mkdir(parents=True)
-                (outside / "secret.stl").write_text("solid")
-                found = sandbox.run(ATTACKS[name][0].format(folder=outside))
-                following = sandbox.run(BOX)
-                files = sorted(path.name for path in outside.iterdir())
-                outcomes[name] = Outcome(found, following, files, len(descendants(sandbox._process.pid)))
-        return outcomes
-
-    names = list(ATTACKS)
-    with ThreadPoolExecutor(2) as pool:
-        return {name: o for part in pool.map(half, (names[::2], names[1::2])) for name, o in part.items()}
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +61,8 @@ def assert_unharmed(outcome: Outcome) -> None:
     """No file outside, no process or socket left, and the next program runs as ever."""
     assert outcome.files == ["secret.stl"]
     assert outcome.processes == 1  # the worker
-    assert outcome.following.ok and outcome.following.seconds < LIMITS.seconds
-    assert np.ptp(outcome.following.vertices, axis=0).tolist() == [2, 3, 4]
+    assert outcome.following == "ok" and outcome.following_extents == [2, 3, 4]
+    assert outcome.message.isprintable() and stat.S_IMODE(os.stat("/dev/null").st_mode) == 0o666
     with socket.socket() as free:
         free.bind(("", 45678))
 
@@ -209,17 +70,72 @@ def assert_unharmed(outcome: Outcome) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_with_policy_check(name, with_policy):
     outcome, expected = with_policy[name], ATTACKS[name][1]
-    assert expected is None or outcome.found.code == expected, outcome.found.message
+    assert expected is None or outcome.code == expected, outcome.message
     assert_unharmed(outcome)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_without_policy_check(name, without_policy):
-    found, expected = without_policy[name].found, ATTACKS[name][2]
-    assert expected is None or found.code in expected, (found.code, found.message)
-    if found.ok and VALID_R in ATTACKS[name][0]:  # never a forged solid
-        assert (np.ptp(found.vertices, axis=0) == 1).all() and abs(found.volume - 1) < 1e-9
-    assert_unharmed(without_policy[name])
+    outcome, expected = without_policy[name], ATTACKS[name][2]
+    assert expected is None or outcome.code in expected, (outcome.code, outcome.message)
+    if outcome.code == "ok":  # never a forged solid: every attack that ends with one ends with a unit cube
+        assert outcome.extents == [1, 1, 1] and abs(outcome.volume - 1) < 1e-9
+    assert_unharmed(outcome)
+
+
+def test_signals_are_told_apart(without_policy):
+    assert without_policy["abort"].signal == signal.SIGABRT
+    assert without_policy["segmentation fault"].signal == signal.SIGSEGV
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory):
+    """How to start Python as a user who is not root: one that this user may execute, with the packages of this one."""
+    if os.geteuid() != 0:
+        pytest.skip("the list has just been run as an ordinary user")
+    home = tmp_path_factory.mktemp("home")
+    os.chown(home, NOBODY, NOBODY)
+    for parent in (home, home.parent, home.parent.parent):
+        os.chmod(parent, 0o755)
+    venv.create(home / "python", symlinks=True)
+    own = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")
+    if own is not None:  # the interpreter of this environment may lie in root's home
+        link = home / "python" / "bin" / "python"
+        link.unlink()
+        link.symlink_to(own)
+        (home / "python" / "pyvenv.cfg").write_text(f"home = {Path(own).parent}\n")
+    packages = next((home / "python" / "lib").iterdir()) / "site-packages" / "all.pth"
+    packages.write_text("\n".join(path for path in sys.path if path.endswith("-packages")) + "\n")
+    command = [str(home / "python" / "bin" / "python")]
+    ordinary = {
+        "user": NOBODY,
+        "group": NOBODY,
+        "extra_groups": [],
+        "env": {"HOME": str(home), "PATH": os.environ["PATH"]},
+        "cwd": "/",
+    }
+    try:
+        subprocess.run([*command, "-c", "import numpy, cadquery"], check=True, capture_output=True, **ordinary)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no Python here that an ordinary user may execute: {error}")
+    return lambda *arguments: subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, check=True, **ordinary
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["policy", "free"])
+def test_attacks_as_an_ordinary_user(ordinary, policy):
+    done = ordinary(str(ROOT / "tests" / "dsr_toolkit" / "cad_attacks.py"), policy)
+    outcomes = {name: Outcome(**values) for name, values in json.loads(done.stdout).items()}
+    check = test_attack_with_policy_check if policy == "policy" else test_attack_without_policy_check
+    wrong = {}
+    for name in ATTACKS:
+        try:
+            check(name, outcomes)
+        except AssertionError as error:
+            wrong[name] = (outcomes[name], str(error))
+    assert not wrong
 
 
 def test_nothing_is_left_from_one_program_to_the_next(unchecked):
@@ -240,17 +156,23 @@ def test_memory_limit_holds_for_what_is_never_touched(unchecked):
 
 
 def test_a_solid_comes_back_as_arrays(checked):
-    found = checked.run(BOX, step=True, scale=2.0, offset=(10, 0, 0))
+    found = checked.run(BOX)
     assert (found.code, found.volume) == ("ok", pytest.approx(24))
     assert found.vertices.dtype == np.float64 and found.faces.shape == (12, 3) and set(found.solids) == {0}
-    assert found.step.startswith(b"ISO-10303-21")
 
 
-def test_step_is_placed_where_it_was_asked_for(checked, tmp_path):
+def test_a_solid_becomes_a_step_file_where_it_was_asked_for(checked, tmp_path):
     from modeling_dsr.cad_solids import load_mesh
 
-    (tmp_path / "part.step").write_bytes(checked.run(BOX, step=True, scale=2.0, offset=(10, 0, 0)).step)
+    done, step = checked.step(checked.run(BOX), scale=2.0, offset=(10, 0, 0))
+    assert done.ok and step.startswith(b"ISO-10303-21")
+    (tmp_path / "part.step").write_bytes(step)
     np.testing.assert_allclose(load_mesh(tmp_path / "part.step").bounds, [[8, -3, -4], [12, 3, 4]], atol=1e-6)
+
+
+def test_without_a_solid_there_is_no_step_file(checked):
+    with pytest.raises(ValueError, match="must be an execution that is ok"):
+        checked.step(checked.run("r = 5"))
 
 
 @pytest.mark.parametrize(
@@ -302,38 +224,62 @@ def test_a_server_that_dies_is_replaced():
         assert sandbox.run(BOX).ok
 
 
-SEEN = {"timeout": False, "oversize": False, "signal": 0, "seconds": 0.1, "genuine": True}
+SEEN = {
+    "timeout": False,
+    "oversize": False,
+    "signal": 0,
+    "status": 0,
+    "seconds": 0.1,
+    "stage": "check",
+    "brep": 4,
+    "notes": [],
+}
 
 
-def frame(header: dict, body: bytes = b"") -> bytes:
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(4, "little") + text + body
+def frame(header, body: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(4, "little") + len(body).to_bytes(8, "little") + text + body + b"brep"
 
 
-def triangle(vertices=((0, 0, 0), (1, 0, 0), (0, 1, 0)), faces=((0, 1, 2),), **changes) -> bytes:
-    header = {"code": "ok", "message": "", "vertices": 3, "faces": 1, "step": 0, "volume": 1.0, **changes}
-    body = (
-        np.array(vertices, np.float64).tobytes() + np.array(faces, np.int32).tobytes() + np.zeros(1, np.int32).tobytes()
-    )
-    return frame(header, body)
+def triangle(
+    vertices=((0, 0, 0), (1, 0, 0), (0, 1, 0)), faces=((0, 1, 2),), solids=(0,), said=b"3", volume=b"1.0"
+) -> bytes:
+    header = b'{"code": "ok", "message": "", "vertices": %s, "faces": 1, "volume": %s}' % (said, volume)
+    arrays = (np.array(vertices, np.float64), np.array(faces, np.int32), np.array(solids, np.int32))
+    return frame(header, b"".join(array.tobytes() for array in arrays))
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"", b"\xff" * 40, frame({"code": "ok"}), frame({"code": "surprise"}), frame([1]), triangle(vertices=10**12, faces=0),
-        triangle() + b"more", triangle()[:-4], triangle(faces=((0, 1, 3),)), triangle(faces=((0, -1, 2),)), triangle(volume="x"),
-        triangle(volume=float("inf")), frame({"code": "ok", "vertices": -1, "faces": 1, "step": 0, "volume": 1}),
-        b"\x00\x00\x00\x10" + b"x" * 50,
-    ],
-)  # fmt: skip
-def test_damaged_answers_are_crashes(payload):
-    assert _judge(SEEN, payload, LIMITS).code == "crash"
+DAMAGED = {
+    "short": b"\xff" * 9, "noise": b"\xff" * 40, "nothing said": frame({"code": "ok"}), "no code": frame({}),
+    "unknown code": frame({"code": "surprise", "message": ""}), "a list": frame([1]), "a number": frame(7),
+    "message of another type": frame({"code": "runtime", "message": {"a": 1}}),
+    "more vertices than sent": triangle(vertices=((0, 0, 0),) * 4), "longer": triangle() + b"more", "shorter": triangle()[:-5],
+    "infinite vertex count": triangle(said=b"1e999"),
+    "no number of vertices": triangle(said=b"NaN"),
+    "negative count": frame({"code": "ok", "vertices": -1, "faces": 1, "volume": 1}),
+    "face of a vertex that is not there": triangle(faces=((0, 1, 3),)), "negative face": triangle(faces=((0, -1, 2),)),
+    "negative solid": triangle(solids=(-1,)), "volume of another type": triangle(volume=b"[]"),
+    "infinite volume": triangle(volume=b"Infinity"), "volume of 400 digits": triangle(volume=b"1" * 400),
+    "volume of 5000 digits": triangle(volume=b"1" * 5000), "no length": b"\x00\x00\x00\x10" + b"x" * 50,
+    "nested deeply": frame(b"[" * 4000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_answers_are_crashes(name):
+    assert judge(SEEN, DAMAGED[name], 1).code == "crash"
 
 
 def test_answers_are_checked_by_the_parent():
-    assert _parse(triangle(), {}).ok
-    assert _parse(triangle(vertices=((0, 0, float("nan")), (1, 0, 0), (0, 1, 0))), {}).code == "invalid_solid"
+    found = judge(SEEN, triangle(), 1)
+    assert found.ok and found.brep == b"brep"
+    assert judge(SEEN, triangle(vertices=((0, 0, float("nan")), (1, 0, 0), (0, 1, 0))), 1).code == "invalid_solid"
+    assert judge(SEEN, triangle(vertices=((0, 0, 1e300), (1, 0, 0), (0, 1, 0))), 1).code == "invalid_solid"
+    assert judge(SEEN, triangle(vertices=((0, 0, 0), (1, 0, 0), (2, 0, 0))), 1).code == "empty_mesh"
+
+
+def test_a_programs_own_word_is_not_taken_for_a_solid():
+    assert judge({**SEEN, "stage": "program"}, triangle(), 1).code == "crash"
 
 
 # --------------------------------------------------------------------------------------
@@ -359,7 +305,7 @@ def test_a_machine_without_user_namespaces_is_refused_by_name():
     if "unshare failed" in done.stderr:
         pytest.skip("this machine gives no user namespaces to begin with")
     refused, waived = done.stdout.splitlines()
-    assert "refused:|network namespace|private root|process namespace|user namespace|" in refused
+    assert "refused:|network namespace|private root|process limit|process namespace|user namespace|" in refused
     assert "user namespace (" in refused and "--allow-missing" in refused
     assert waived.startswith("waived:|") and waived.endswith("|ok")
 
@@ -371,7 +317,7 @@ def test_every_confinement_can_be_left_out(name):
     with Sandbox(workers=1, limits=LIMITS, skip=[name], policy=False) as sandbox:
         assert sandbox.run(BOX).ok
         assert sandbox.run("import time; time.sleep(60)").code == "timeout"
-        assert len(descendants(sandbox._process.pid)) == 1
+        assert settled(sandbox._process.pid, 1) == 1
 
 
 def test_descendants_are_ended_without_namespaces(tmp_path):
@@ -382,7 +328,7 @@ def test_descendants_are_ended_without_namespaces(tmp_path):
     )
     with Sandbox(workers=1, limits=LIMITS, skip=CONFINEMENTS, policy=False) as sandbox:
         assert sandbox.run(program).ok
-        assert len(descendants(sandbox._process.pid)) == 1
+        assert settled(sandbox._process.pid, 1) == 1
     time.sleep(2)
     assert list(tmp_path.iterdir()) == []
 
@@ -400,8 +346,8 @@ def test_limits_that_run_nothing_are_refused(settings):
 
 def test_closing_ends_every_process():
     sandbox = Sandbox(workers=2, limits=LIMITS)
+    assert settled(sandbox._process.pid, 2) == 2
     processes = descendants(sandbox._process.pid)
-    assert len(processes) == 2
     sandbox.close()
     time.sleep(0.3)
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
