@@ -7,7 +7,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_scene_qformer import SCENE_CAMERAS
 from .frames import open_image, resize_image
-from .pictures import cell_overlap, heat_colors, overlay_heat
+from .pictures import cell_overlap, heat_colours, overlay_heat
 from .processing_arguments import refuses_unreadable
 
 # How people look at the six images: left to right, ahead above, behind below.
@@ -330,7 +330,7 @@ class SceneQFormerProcessor(ProcessorMixin):
                 sheet.paste(overlay_heat(picture, heat[number] / top), (left, upper + head))
         bar = np.tile(np.linspace(0, 1, 120), (10, 1))
         lower = sheet.height - 20
-        sheet.paste(Image.fromarray(heat_colors(bar)), (gap, lower))
+        sheet.paste(Image.fromarray(heat_colours(bar).astype(np.uint8)), (gap, lower))
         pen.text((gap + 126, lower - 2), f"0 to {top * heat.size:.2g} times the even share of a pixel", fill="black")
         return sheet
 

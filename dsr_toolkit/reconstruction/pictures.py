@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pictures import FAINT, INK, PAPER, heat_colours
+from modeling_dsr.pictures import heat_colours
+
+from ..pictures import FAINT, INK, PAPER
 from .views import View
 from .writers import PointSample, cloud
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..pictures import heat_colours
+from modeling_dsr.pictures import heat_colours
+
 from .views import View
 
 MOVING = np.array([240, 70, 40])  # the colour that marks what moves by itself
