@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modeling_dsr.pictures import heat_colours
-
 from .views import View
 
 MOVING = np.array([240, 70, 40])  # the colour that marks what moves by itself
@@ -219,6 +217,8 @@ class VideoWriter:
     def _write(self, name: str, level: np.ndarray) -> None:
         import av
 
+        from modeling_dsr.pictures import heat_colours
+
         height, width = (side + side % 2 for side in level.shape)  # H.264 halves the resolution of colour
         if name not in self.streams:
             container = av.open(str(self.folder / f"{name}.mp4"), "w")
@@ -261,6 +261,8 @@ class SceneWriter:
         """The whole as a `trimesh.Scene`."""
         import trimesh
         from trimesh.path.entities import Line
+
+        from modeling_dsr.pictures import heat_colours
 
         scene = trimesh.Scene(base_frame="world")
         upright = np.diag([1.0, -1.0, -1.0, 1.0]) @ np.linalg.inv(self.cameras[0][0])
