@@ -35,6 +35,7 @@ from .scene_map_head import (
     check_map_labels,
     map_detection_loss,
     output_query_mask,
+    packed_prompts_and_query_mask,
     prompt_and_query_mask,
 )
 from .scene_position import (
@@ -444,7 +445,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
                 [`SceneQFormerModel`].
             scene_tokens: instead of them, scene tokens `[scenes, num_queries, hidden]` computed before.
             attention_mask: `[B, L]`; or `[B, 1, L, L]`, bool (True = attend) or additive, for the whole sequence, output
-                queries included.
+                queries included. A bool mask of the prompt alone is continued: output queries read what the last token
+                reads.
             labels: `[B, L]`, -100 where the language model is not supervised.
             map_labels: per prompt `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1 over `point_range`.
             output_map: append the output queries and detect map elements. Default: when `map_labels` are given.
@@ -634,23 +636,31 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         config, (batch, length, _) = self.config.map_config, inputs_embeds.shape
         queries = self.map_queries().to(inputs_embeds.dtype).expand(batch, -1, -1)
         count = queries.shape[1]
-        if attention_mask is not None and attention_mask.ndim == 4:
-            if tuple(attention_mask.shape[-2:]) != (length + count, length + count):
-                raise ValueError(
-                    f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, {length + count}, "
-                    f"{length + count}], got {tuple(attention_mask.shape)}."
-                )
-            mask, prompt = attention_mask, inputs_embeds.new_ones((batch, length), dtype=torch.long)
-        else:
-            prompt = (
-                inputs_embeds.new_ones((batch, length), dtype=torch.long) if attention_mask is None else attention_mask
-            )
-            within = output_query_mask(config.num_instances, config.num_points, inputs_embeds.device)
+        within = output_query_mask(config.num_instances, config.num_points, inputs_embeds.device)
+        prompt = inputs_embeds.new_ones((batch, length), dtype=torch.long)
+        last = torch.full((batch,), length - 1, device=inputs_embeds.device)
+        if attention_mask is None:
             mask = prompt_and_query_mask(prompt.bool(), within)
+        elif attention_mask.ndim == 2:
+            prompt = attention_mask
+            mask = prompt_and_query_mask(prompt.bool(), within)
+            last = (prompt.bool() * torch.arange(length, device=last.device)).argmax(1)
+        elif tuple(attention_mask.shape[-2:]) == (length, length) and attention_mask.dtype == torch.bool:
+            mask, last = packed_prompts_and_query_mask(attention_mask, within)
+        elif tuple(attention_mask.shape[-2:]) == (length + count, length + count):
+            mask = attention_mask
+        else:
+            raise ValueError(
+                f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, {length + count}, "
+                f"{length + count}], or be a bool mask of the prompt, [{batch}, 1, {length}, {length}]; got "
+                f"{attention_mask.dtype} {tuple(attention_mask.shape)}."
+            )
         if position_ids is None:
             position_ids = (prompt.long().cumsum(1) - 1).clamp_min(0)
-        behind = position_ids[:, -1:] if attention_mask is None else position_ids.amax(1, keepdim=True)
-        position_ids = torch.cat([position_ids, behind + 1 + torch.arange(count, device=behind.device)], dim=1)
+        behind = position_ids.expand(batch, -1).gather(1, last[:, None])
+        position_ids = torch.cat(
+            [position_ids.expand(batch, -1), behind + 1 + torch.arange(count, device=behind.device)], dim=1
+        )
         return torch.cat([inputs_embeds, queries], dim=1), additive_mask(mask, inputs_embeds.dtype), position_ids
 
     def _detect(self, query_outputs, scene_tokens, map_labels) -> tuple[dict, torch.Tensor | None]:
