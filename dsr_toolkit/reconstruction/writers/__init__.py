@@ -7,32 +7,26 @@ files in `finish`, which returns their paths.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 
-from .arrays import NpzWriter
 from .base import OWN_SCALE, About, PointSample, Spread, cloud
-from .colmap import ColmapWriter
-from .glb import GlbWriter
-from .nerfstudio import NerfstudioWriter
-from .page import PageWriter
-from .rerun import RerunWriter
-from .tables import PlyWriter, TumWriter
-from .video import VideoWriter
 
-__all__ = ["FORMATS", "OWN_SCALE", "About", "PointSample", "Spread", "cloud", "open_writers"]
+__all__ = ["FORMATS", "OWN_SCALE", "About", "PointSample", "Spread", "check_formats", "cloud", "open_writers"]
 
+# Imported when they are opened: the command line names the formats without loading what writes them.
 WRITERS = {
-    "glb": GlbWriter,
-    "html": PageWriter,
-    "ply": PlyWriter,
-    "npz": NpzWriter,
-    "colmap": ColmapWriter,
-    "colmap-text": ColmapWriter,
-    "nerfstudio": NerfstudioWriter,
-    "rrd": RerunWriter,
-    "depth-video": VideoWriter,
-    "tum": TumWriter,
+    "glb": ("glb", "GlbWriter"),
+    "html": ("page", "PageWriter"),
+    "ply": ("tables", "PlyWriter"),
+    "npz": ("arrays", "NpzWriter"),
+    "colmap": ("colmap", "ColmapWriter"),
+    "colmap-text": ("colmap", "ColmapWriter"),
+    "nerfstudio": ("nerfstudio", "NerfstudioWriter"),
+    "rrd": ("rerun", "RerunWriter"),
+    "depth-video": ("video", "VideoWriter"),
+    "tum": ("tables", "TumWriter"),
 }
 FORMATS = tuple(WRITERS)
 
@@ -56,7 +50,10 @@ def open_writers(folder: Path, formats: tuple[str, ...], max_points: int, about:
         if name == "colmap-text" and "colmap" in formats:
             continue
         more = {}
-        if WRITERS[name] is ColmapWriter:
+        if name.startswith("colmap"):
             more["formats"] = tuple(one for one in ("colmap", "colmap-text") if one in formats)
-        writers[name] = WRITERS[name](folder, max_points, about, **more)
+        module, writer = WRITERS[name]
+        writers[name] = getattr(importlib.import_module(f".{module}", __package__), writer)(
+            folder, max_points, about, **more
+        )
     return writers
