@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast, Qwen2VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from tests.parity import Result, Tolerance, Value
+from tests.parity import Result, Tolerance, Value, published_overrides
 
 
 def conversions(suite):
@@ -19,13 +19,14 @@ def conversions(suite):
         return {}
     overrides = {}
     if "dino" in suite.document:
-        dino = suite.document["dino"]
-        overrides["geometry_config"] = {
-            "image_size": dino["img_size"],
-            "hidden_size": dino["dim"],
-            "num_hidden_layers": dino["depth"],
-            "num_attention_heads": dino["heads"],
+        fields = {
+            "img_size": "image_size",
+            "dim": "hidden_size",
+            "depth": "num_hidden_layers",
+            "heads": "num_attention_heads",
         }
+        shown = ("patch_size", "registers", "num_register_tokens", "mlp_ratio")  # shapes tell these
+        overrides["geometry_config"] = published_overrides(suite.document["dino"], fields, known=shown)
     ids = suite.document.get("special_ids", {})
     for name, key in (("im_start", "im_start"), ("im_end", "im_end"), ("vision_pad", "vision_pad")):
         if key in ids:
@@ -165,7 +166,8 @@ def run_forward(case, model) -> Result:
 
 
 def run_generation(case, model) -> Result:
-    config = GenerationConfig(**case.meta["call"], return_dict_in_generate=True, output_scores=True)
+    call = {name: value for name, value in case.meta["call"].items() if name != "method"}
+    config = GenerationConfig(**call, return_dict_in_generate=True, output_scores=True)
     outputs = model.generate(**model_inputs(case, model), generation_config=config)
     tensors = {"output.sequences": outputs.sequences, "output.scores": torch.stack(outputs.scores, dim=1)}
     return Result(tensors, kinds={"output.scores": "logits"})
@@ -245,7 +247,8 @@ def run_vectors(content, models) -> Result:
     sample = models.module("frames", "sample_frame_indices")
     for index, one in enumerate(content.get("frame_sampling", ())):
         for phase, rule in (("train", "training"), ("eval", "inference")):
-            indices = sample(one["total_frames"], rule=rule)
+            wanted = {"num_frames": one["num_frames"]} if "num_frames" in one else {}
+            indices = sample(one["total_frames"], rule=rule, **wanted)
             values.append(Value(f"frame_sampling.{index}.{phase}", one[f"{phase}_indices"], indices.tolist()))
             metadata = VideoMetadata(
                 total_num_frames=one["total_frames"],
@@ -265,7 +268,8 @@ def run_vectors(content, models) -> Result:
             if bounds:
                 edges = {"longest_edge": int(bounds[1]), "shortest_edge": int(bounds[2])}
                 made = processor(text=f"{processor.video_token} ?", videos=[frames], size=edges)
-                pixels = [int(patches) * 14 for patches in made["video_grid_thw"][0][1:]]
+                patch = processor.video_processor.patch_size
+                pixels = [int(patches) * patch for patches in made["video_grid_thw"][0][1:]]
                 values.append(Value(f"smart_resize.{index}.{name}", size, pixels))
     return Result(values=values)
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from transformers import AutoModel, AutoProcessor
 
-from tests.parity import Result, Value
+from tests.parity import Result, Value, published_overrides
 
-# The published inference generates with these, besides bad words that no case produces.
+# The published inference generates with these, besides bad words that no case produces, unless a case says otherwise.
 PUBLISHED_GENERATION = {"repetition_penalty": 1.12, "no_repeat_ngram_size": 6}
 FLAGS = ("merge", "multimask_output", "use_text", "use_mask", "use_box")
 
@@ -26,7 +26,27 @@ def conversions(suite) -> dict[str, dict]:
         "sam": folder / described["sam"]["checkpoint"],
         "flmm": folder / described["trained_checkpoint"],
     }
-    return {"model": {"sources": sources}}
+    return {"model": {"sources": sources, "config_overrides": config_overrides(described)}}
+
+
+def config_overrides(described: dict) -> dict:
+    """What neither weights nor the converter's own reading of the published configuration tell: SAM's decoder heads."""
+    architecture = described["sam"].get("architecture", {})
+    parts = {
+        "mask_decoder_config": {"decoder_num_heads": "num_attention_heads"},
+        "vision_config": {"window_size": "window_size", "encoder_num_heads": "num_attention_heads"},
+    }
+    fields = {theirs: (part, ours) for part, names in parts.items() for theirs, ours in names.items()}
+    shown = (
+        "image_size", "vit_patch_size", "encoder_embed_dim", "encoder_depth", "encoder_global_attn_indexes", "mlp_ratio",
+        "prompt_embed_dim", "mask_in_chans", "decoder_depth", "decoder_mlp_dim", "iou_head_hidden_dim",
+        "num_multimask_outputs",
+    )  # fmt: skip
+    given = published_overrides(architecture, fields, only={"iou_head_depth": 3}, known=shown)
+    sam: dict = {}
+    for (part, name), value in given.items():
+        sam.setdefault(part, {})[name] = value
+    return {"sam_config": sam} if sam else {}
 
 
 def run_case(case, models) -> Result | None:
@@ -135,6 +155,13 @@ def run_refiner(case, model, processor) -> Result:
     return Result(tensors | {name: value for name, value in optional.items() if value is not None})
 
 
+def generation(case) -> dict:
+    """Arguments of `generate`: the published ones, under those that the case gives."""
+    given = case.meta["kwargs"]
+    own = {name: value for name, value in given.items() if name not in (*FLAGS, "conv_seg_bias_delta")}
+    return {**PUBLISHED_GENERATION, **own}
+
+
 def last_number(name: str) -> int:
     return int(name.rsplit(".", 1)[1])
 
@@ -221,8 +248,7 @@ def run_chat(case, model, processor) -> Result:
     answer = model.answer(
         input_ids=ids,
         mm_token_type_ids=(ids == model.config.vlm_config.image_token_id).int(),
-        max_new_tokens=case.meta["kwargs"]["max_new_tokens"],
-        **PUBLISHED_GENERATION,
+        **generation(case),
         **image,
     )
     given = answer
@@ -264,8 +290,7 @@ def run_resample(case, model, processor) -> Result:
     ids = model.answer_about_tokens(
         case.inputs["prompt_ids"][None],
         tokens,
-        max_new_tokens=case.meta["kwargs"]["max_new_tokens"],
-        **PUBLISHED_GENERATION,
+        **generation(case),
     )
     return Result(
         {"output.roi_context": tokens, "output.roi_patch_bounds": torch.tensor(bounds), "output.generated_ids": ids}
