@@ -742,7 +742,9 @@ def run_parity(arch: str, reference: str | Path) -> list[Row]:
                     traceback.print_exc()
                 refused[index] = describe(error).replace("did not run", "conversion failed")
         # JSON files of results beside the suites may concern the code that any of them converts to.
-        first = next((found for found in folders.values() if found), {})
+        converted = [found for found in folders.values() if found]
+        converted.sort(key=lambda found: not any(architecture_of(folder) == arch for folder in found.values()))
+        first = next(iter(converted), {})
         folders = {index: found or ({} if failures[index] else first) for index, found in folders.items()}
         cases = [(i, case.name) for i, suite in enumerate(suites) if i not in refused for case in suite.cases]
         task = {"arch": arch, "reference": str(reference), "folders": folders, "failures": failures, "cases": cases}
@@ -756,6 +758,10 @@ def run_parity(arch: str, reference: str | Path) -> list[Row]:
                 answer = case_rows(here, case) or uncompared(case, "")
             rows += uncompared(case, answer) if isinstance(answer, str) else answer
     return rows
+
+
+def architecture_of(folder: str | Path) -> str:
+    return json.loads((Path(folder) / "conversion_report.json").read_text())["architecture"]
 
 
 def format_table(rows: list[Row]) -> str:

@@ -29,7 +29,7 @@ def run_case(case, models):
     # the decoder gets such a mask and the caller's stays.
     call = case.meta.get("call", {})
     copied = call.get("num_beams", 1) > 1 or call.get("num_return_sequences", 1) > 1
-    plain_attention_mask = models.module("point_encoder", "plain_attention_mask")
+    plain_attention_mask = models.module("cad_point_encoder", "plain_attention_mask")
     result.tensors["output.attention_mask_after_call"] = mask if copied else plain_attention_mask(mask)
     return result
 

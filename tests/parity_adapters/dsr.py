@@ -188,8 +188,8 @@ def run_pixels(case, model, models) -> Result:
     )
     processed = processor([frames.numpy()], do_sample_frames=False, do_resize=False, return_tensors="pt")
     grid = tuple(processed["video_grid_thw"][0].tolist())
-    unflatten = models.module("geometry_selection", "unflatten_patches")
-    renormalize = models.module("geometry_selection", "renormalize")
+    unflatten = models.module("dsr_geometry_selection", "unflatten_patches")
+    renormalize = models.module("dsr_geometry_selection", "renormalize")
     pixels = unflatten(processed["pixel_values_videos"], grid, vision.spatial_merge_size, vision.patch_size)
     constants = ("unnormalize_mean", "unnormalize_std", "geometry_constants_in_model_dtype")
     only_undo = SimpleNamespace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -202,13 +202,14 @@ def run_train(case, model, processor) -> Result:
 
     names = ("loss_mask", "loss_dice", "accuracy", "aiou", "sam_loss_mask", "sam_loss_dice", "sam_accuracy", "sam_aiou")
     tensors = {f"output.{name}": output[name] for name in names} | {"output.total_loss": output.loss}
+    ours = trained_parameters(Path(model.name_or_path))
     for name in case.expected:
         if name.startswith("output.grad."):
-            tensors[name] = gradients[our_name(name.removeprefix("output.grad."))]
+            tensors[name] = gradients[ours[name.removeprefix("output.grad.")]]
     values = []
     for kind in ("trainable_params_without_grad", "trainable_params_with_zero_grad"):
         stored = case.meta.get(kind, [])
-        found = [name for name in stored if KIND_OF_GRADIENT[kind](gradients[our_name(name)])]
+        found = [name for name in stored if KIND_OF_GRADIENT[kind](gradients[ours[name]])]
         values.append(Value(kind, stored, found))
     frozen = [
         name for name, gradient in gradients.items() if gradient is not None and name.startswith(("vlm.", "sam.vision"))
@@ -224,16 +225,11 @@ KIND_OF_GRADIENT = {
 }
 
 
-def our_name(published: str) -> str:
-    """The parameter that a key of the published checkpoint becomes, by the converter's own rules."""
-    from convert_weights.architectures.frozen_qwen_sam import TRAINED_RULES
-
-    for rule in TRAINED_RULES:
-        match = re.fullmatch(rule.pattern, published)
-        if match and rule.targets:
-            target = rule.targets[0]
-            return target(match) if callable(target) else match.expand(target)
-    raise ValueError(f"no rule of the converter takes {published!r}")
+def trained_parameters(folder: Path) -> dict[str, str]:
+    """Parameters by the key of the trained checkpoint that they come from, as the conversion reports it."""
+    tensors = json.loads((folder / "conversion_report.json").read_text())["tensors"]
+    trained = {name: entry["from"].partition("flmm:") for name, entry in tensors.items()}
+    return {key: name for name, (before, found, key) in trained.items() if found and not before}
 
 
 @torch.no_grad()

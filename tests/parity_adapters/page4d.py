@@ -486,14 +486,18 @@ def dense(case, inputs, model, models) -> dict:
     tensors = {}
     if "head_act.raw" in inputs:
         raw = inputs["head_act.raw"]
-        activate = models.module("dpt", "activate_dense")
-        values, confidences = (models.module("dpt", name) for name in ("VALUE_ACTIVATIONS", "CONFIDENCE_ACTIVATIONS"))
+        activate = models.module("page4d_dpt", "activate_dense")
+        values, confidences = (
+            models.module("page4d_dpt", name) for name in ("VALUE_ACTIVATIONS", "CONFIDENCE_ACTIVATIONS")
+        )
         # "sigmoid" names an activation of both; the stored one is of the values.
         tensors |= {f"head_act.{name}": activate(raw, "linear", name)[1] for name in confidences}
         tensors |= {f"head_act.{name}": activate(raw, name, "expp1")[0] for name in values}
     for name in stored(case, "uv_grid."):
         rows, columns, width, height = numbers(name)
-        spans, axis, embed = (models.module("dpt", n) for n in ("image_spans", "axis_positions", "position_rows"))
+        spans, axis, embed = (
+            models.module("page4d_dpt", n) for n in ("image_spans", "axis_positions", "position_rows")
+        )
         span_x, span_y = spans(width / height)
         x, y = axis(columns, span_x), axis(rows, span_y)
         tensors[name] = torch.stack([x.expand(rows, -1), y.unsqueeze(1).expand(-1, columns)], -1)

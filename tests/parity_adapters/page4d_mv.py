@@ -287,7 +287,7 @@ def dynamic_masks(case: Case, models: Models) -> dict:
     model = models.load(AutoModel, case.name)
     special, grid = case.meta["kwargs"]["patch_start_idx"], (case.meta["kwargs"]["h"], case.meta["kwargs"]["w"])
     patches, external = case.inputs["feat"][..., special:, :], case.inputs["ext"]
-    pool, head_class = (models.module("dynamic_mask_head", n, case.name) for n in ("pool_mask", "DynamicMaskHead"))
+    pool, head_class = (models.module("page4d_dynamic_mask", n, case.name) for n in ("pool_mask", "DynamicMaskHead"))
     pooled = pool(case.inputs["ext_pixels"], external.shape[:3], grid, model.config.patch_size)
     scalar = model.multiview.dynamic_mask_head
     gates = models.load(AutoModel, gated(case)).multiview.dynamic_mask_head
