@@ -1,6 +1,10 @@
 """Installation of the spatial model library: `pip install -e .`, extras in `EXTRAS`."""
 
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 REQUIRED = [
     "torch>=2.11",
@@ -36,17 +40,46 @@ EXTRAS["test"] = sorted(
     }
 )
 
+# What lies beside the packages in the source tree and is needed where they are installed.
+BESIDE = ("hub", "model_card.md")
+
+
+class BuildPy(build_py):
+    """A wheel takes `BESIDE` along, in a folder of the package that reads it (`convert_weights.repository.files.beside`)."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        folder = Path(self.build_lib, "convert_weights", "repository", "beside")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in BESIDE:
+            if Path(name).is_dir():
+                shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(name, folder / name)
+
+
 setup(
     name="dsr-models",
     version="0.1.0",
     description="Spatial models for Hugging Face transformers: DSR, π³, PAGE-4D, FrozenQwenSAM, Cadrille, Scene Q-Former",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     py_modules=["configuration_dsr", "processing_dsr"],
     packages=find_packages(
         include=["modeling_dsr", "convert_weights", "convert_weights.*", "dsr_toolkit", "dsr_toolkit.*"]
-    )
-    + ["hub"],
-    package_data={"dsr_toolkit": ["assets/*"], "hub": ["*.txt"]},
+    ),
+    package_data={
+        "dsr_toolkit": ["assets/**", "py.typed"],
+        "modeling_dsr": ["py.typed"],
+        "convert_weights": ["py.typed"],
+    },
+    cmdclass={"build_py": BuildPy},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dsr=dsr_toolkit.cli:main"]},

@@ -2,7 +2,8 @@
 
 A subcommand is a module of `dsr_toolkit.commands` with `HELP`, `add_arguments(parser)` and `run(args)`. Importing one
 must be quick, so that `dsr --help` is; torch and transformers are imported when it runs. A module without
-`add_arguments` stands for a program with a parser of its own: its `run` gets the arguments as they are.
+`add_arguments` stands for a program with a parser of its own: its `run` gets the arguments as they are. One that cannot
+do without an extra has `NEEDS`, its name: that is looked for before anything else.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import importlib
 import sys
 
 from .console import say
+from .extras import needs
 
 COMMANDS = ("demo", "ask", "reconstruct", "segment", "cad", "scene", "train", "eval", "convert", "serve")
 
@@ -21,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     if rest and not args.passes_on:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if args.needs:
+            needs(args.needs, " ".join(["dsr", args.command, *filter(None, [getattr(args, "task", None)])]))
         return args.run(rest if args.passes_on else args) or 0
     except (ValueError, OSError, ImportError) as error:
         say(f"dsr {args.command}: error: {error}")
@@ -37,9 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f".commands.{name}", __package__)
         passes_on = not hasattr(module, "add_arguments")
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__, add_help=not passes_on)
+        subparser.set_defaults(run=module.run, passes_on=passes_on, needs=getattr(module, "NEEDS", None))
         if not passes_on:
             module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run, passes_on=passes_on)
     return parser
 
 

@@ -16,7 +16,10 @@ import tempfile
 import threading
 from pathlib import Path
 
-import gradio as gr
+try:
+    import gradio as gr
+except ImportError:
+    raise SystemExit('app.py needs gradio: pip install gradio, or pip install "dsr-models[serve]"') from None
 import numpy as np
 from PIL import Image
 

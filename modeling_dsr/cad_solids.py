@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .optional_libraries import needs
+
 MESH_SUFFIXES = (".stl", ".ply", ".obj")
 STEP_SUFFIXES = (".step", ".stp")
 # Scaling by more than this to fit a part into the model's frame smells of metres taken for millimetres.
@@ -73,7 +75,9 @@ def load_mesh(path: str | os.PathLike) -> TriangleMesh:
         raise ValueError(f"There is no mesh file at {str(path)!r}.")
     if suffix not in MESH_SUFFIXES + STEP_SUFFIXES:
         raise ValueError(f"{path.name!r} is no mesh file: expected one of {', '.join(MESH_SUFFIXES + STEP_SUFFIXES)}.")
-    library = _optional_library("cadquery" if suffix in STEP_SUFFIXES else "trimesh")
+    name = "cadquery" if suffix in STEP_SUFFIXES else "trimesh"
+    needs("cad" if name == "cadquery" else None, f"Reading {path.name!r}", name)
+    library = importlib.import_module(name)
     try:
         if suffix in STEP_SUFFIXES:
             shape = library.importers.importStep(str(path)).combine().val()
@@ -91,13 +95,6 @@ def load_mesh(path: str | os.PathLike) -> TriangleMesh:
     if not len(vertices) or not len(faces):
         raise ValueError(f"{path.name!r} holds an empty mesh: {len(vertices)} vertices, {len(faces)} faces.")
     return TriangleMesh(np.asarray(vertices), np.asarray(faces))
-
-
-def _optional_library(name: str):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"Reading this file needs {name}: install the extra `[cad]`.") from error
 
 
 def fit_placement(low: np.ndarray, high: np.ndarray) -> Placement:

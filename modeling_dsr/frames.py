@@ -11,6 +11,8 @@ from PIL import Image
 from transformers.image_utils import load_image
 from transformers.video_utils import VideoMetadata
 
+from .optional_libraries import needs
+
 try:
     import av
 except ImportError:  # a program that decodes its own videos does without
@@ -59,8 +61,7 @@ def decode_video(
     Raises:
         ValueError: no such file, not a video, no video track, no frames, or cut short.
     """
-    if av is None:
-        raise ImportError("Decoding a video needs PyAV: `pip install av`.")
+    needs(None, "Decoding a video", "av")
     path = os.fspath(path)
     if "://" not in path and not Path(path).is_file():
         raise ValueError(f"There is no video file at {path!r}.")
@@ -202,8 +203,7 @@ def choose_frames(total: int, step: float, num_frames: int | None) -> list[int]:
 
 
 def _video_frames(path: str, interval: int | None, fps: float | None, num_frames: int | None) -> Iterator[Frame]:
-    if av is None:
-        raise ImportError("Decoding a video needs PyAV: `pip install av`.")
+    needs(None, "Decoding a video", "av")
     if "://" not in path and not Path(path).is_file():
         raise ValueError(f"There is no folder, image or video at {path!r}.")
     decoded = 0

@@ -20,10 +20,11 @@ from transformers import AutoBackbone, AutoModel, GenerationMixin, PreTrainedMod
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput, is_timm_available
+from transformers.utils import ModelOutput
 
 from .configuration_scene_qformer import SceneQFormerConfig
 from .generation_settings import OwnGenerationSettings
+from .optional_libraries import needs
 from .scene_decoder import SceneAttention, SceneDecoder, SceneDeformableAttention, start_with
 from .scene_map_head import (
     SceneMapDecoder,
@@ -35,7 +36,6 @@ from .scene_map_head import (
     check_map_labels,
     map_detection_loss,
     output_query_mask,
-    packed_prompts_and_query_mask,
     prompt_and_query_mask,
 )
 from .scene_position import (
@@ -209,8 +209,8 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
 
     def __init__(self, config: SceneQFormerConfig):
         super().__init__(config)
-        if config.backbone_config.model_type == "timm_backbone" and not is_timm_available():
-            raise ImportError('The backbone of this config comes from timm: pip install "dsr-models[scene]".')
+        if config.backbone_config.model_type == "timm_backbone":
+            needs("scene", "The backbone of this configuration", "timm")
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         if config.backbone_dilation:
             dilate_last_stage(self.backbone)
@@ -445,8 +445,7 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
                 [`SceneQFormerModel`].
             scene_tokens: instead of them, scene tokens `[scenes, num_queries, hidden]` computed before.
             attention_mask: `[B, L]`; or `[B, 1, L, L]`, bool (True = attend) or additive, for the whole sequence, output
-                queries included. A bool mask of the prompt alone is continued: output queries read what the last token
-                reads.
+                queries included.
             labels: `[B, L]`, -100 where the language model is not supervised.
             map_labels: per prompt `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1 over `point_range`.
             output_map: append the output queries and detect map elements. Default: when `map_labels` are given.
@@ -636,31 +635,23 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         config, (batch, length, _) = self.config.map_config, inputs_embeds.shape
         queries = self.map_queries().to(inputs_embeds.dtype).expand(batch, -1, -1)
         count = queries.shape[1]
-        within = output_query_mask(config.num_instances, config.num_points, inputs_embeds.device)
-        prompt = inputs_embeds.new_ones((batch, length), dtype=torch.long)
-        last = torch.full((batch,), length - 1, device=inputs_embeds.device)
-        if attention_mask is None:
-            mask = prompt_and_query_mask(prompt.bool(), within)
-        elif attention_mask.ndim == 2:
-            prompt = attention_mask
-            mask = prompt_and_query_mask(prompt.bool(), within)
-            last = (prompt.bool() * torch.arange(length, device=last.device)).argmax(1)
-        elif tuple(attention_mask.shape[-2:]) == (length, length) and attention_mask.dtype == torch.bool:
-            mask, last = packed_prompts_and_query_mask(attention_mask, within)
-        elif tuple(attention_mask.shape[-2:]) == (length + count, length + count):
-            mask = attention_mask
+        if attention_mask is not None and attention_mask.ndim == 4:
+            if tuple(attention_mask.shape[-2:]) != (length + count, length + count):
+                raise ValueError(
+                    f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, {length + count}, "
+                    f"{length + count}], got {tuple(attention_mask.shape)}."
+                )
+            mask, prompt = attention_mask, inputs_embeds.new_ones((batch, length), dtype=torch.long)
         else:
-            raise ValueError(
-                f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, {length + count}, "
-                f"{length + count}], or be a bool mask of the prompt, [{batch}, 1, {length}, {length}]; got "
-                f"{attention_mask.dtype} {tuple(attention_mask.shape)}."
+            prompt = (
+                inputs_embeds.new_ones((batch, length), dtype=torch.long) if attention_mask is None else attention_mask
             )
+            within = output_query_mask(config.num_instances, config.num_points, inputs_embeds.device)
+            mask = prompt_and_query_mask(prompt.bool(), within)
         if position_ids is None:
             position_ids = (prompt.long().cumsum(1) - 1).clamp_min(0)
-        behind = position_ids.expand(batch, -1).gather(1, last[:, None])
-        position_ids = torch.cat(
-            [position_ids.expand(batch, -1), behind + 1 + torch.arange(count, device=behind.device)], dim=1
-        )
+        behind = position_ids[:, -1:] if attention_mask is None else position_ids.amax(1, keepdim=True)
+        position_ids = torch.cat([position_ids, behind + 1 + torch.arange(count, device=behind.device)], dim=1)
         return torch.cat([inputs_embeds, queries], dim=1), additive_mask(mask, inputs_embeds.dtype), position_ids
 
     def _detect(self, query_outputs, scene_tokens, map_labels) -> tuple[dict, torch.Tensor | None]:

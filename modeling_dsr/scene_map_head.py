@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
+from .optional_libraries import needs
 from .scene_decoder import SceneAttention, fill_from, start_with
 
 try:
@@ -72,25 +73,6 @@ def prompt_and_query_mask(prompt_mask: torch.Tensor, query_mask: torch.Tensor) -
     mask[length:, length:] = query_mask
     real = nn.functional.pad(prompt_mask, (0, len(query_mask)), value=True)
     return (mask & real[:, None, :]).unsqueeze(1)
-
-
-def packed_prompts_and_query_mask(prompts: torch.Tensor, query_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The same where each row's prompts have a mask of their own: output queries read what the row's last token reads.
-
-    Args:
-        prompts: bool `[B, 1, L, L]`; padding is read by nobody and reads nothing. query_mask: bool `[T, T]`.
-
-    Returns:
-        bool `[B, 1, L + T, L + T]`, and the index `[B]` of each row's last token.
-    """
-    length, count = prompts.shape[-1], len(query_mask)
-    real = prompts[:, 0].diagonal(dim1=1, dim2=2).long()  # [B, L]
-    last = (real * torch.arange(length, device=real.device)).argmax(1)
-    mask = nn.functional.pad(prompts, (0, count, 0, count), value=False)
-    mask[:, :, length:, :length] = prompts[torch.arange(len(prompts)), :, last].unsqueeze(2)
-    mask[:, :, length:, length:] = query_mask
-    return mask, last
 
 
 # ---- weights -----------------------------------------------------------------------------
@@ -374,8 +356,7 @@ def map_detection_loss(class_logits: torch.Tensor, steps: torch.Tensor, map_labe
         class_logits: `[B, I, classes]`. steps: `[S, B, I, P, 2]`, points after each refinement.
         map_labels: per scene `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1.
     """
-    if linear_sum_assignment is None:
-        raise ImportError('The map loss matches predictions with scipy: pip install "dsr-models[scene]".')
+    needs("scene", "The map loss, which matches predictions,", "scipy")
     num_steps, batch, instances, num_points, _ = steps.shape
     check_map_labels(map_labels, batch, config)
     device, steps = steps.device, torch.cat([steps[:-1], steps[-1:].clamp(-1, 1)]).float()

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
+from .files import beside
 from .licences import Terms, hub_id, of_the_whole
 
-SOURCE = Path(__file__).parents[2] / "model_card.md"
+SOURCE = "model_card.md"
 PLACEHOLDER = "OWNER/dsr"
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 
@@ -96,9 +96,7 @@ def make_card(models: dict, all_terms: list[Terms], sources: dict[str, list[dict
     """
     from huggingface_hub import ModelCard
 
-    if not SOURCE.is_file():
-        raise FileNotFoundError(f"{SOURCE} is missing: `hub` needs the library's source tree (`pip install -e .`).")
-    card = ModelCard(SOURCE.read_text(), ignore_metadata_errors=False)
+    card = ModelCard(beside(SOURCE).read_text(encoding="utf-8"), ignore_metadata_errors=False)
     for key, value in _front_matter(card.data, models, all_terms, sources).items():
         setattr(card.data, key, value)
     subfolders = [model["subfolder"] for model in models.values() if model["subfolder"]]

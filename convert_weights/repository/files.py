@@ -9,7 +9,15 @@ from pathlib import Path
 from ..remote_code import code_files
 
 ROOT = "dsr"  # the model at the root
-BESIDE = Path(__file__).parents[2] / "hub"  # what lies beside the weights: handler, requirements
+
+
+def beside(name: str) -> Path:
+    """`hub` (what lies beside the weights: handler, requirements) or `model_card.md`: the source tree's, or a wheel's."""
+    installed = Path(__file__).with_name("beside") / name
+    found = installed if installed.exists() else Path(__file__).parents[2] / name
+    if not found.exists():
+        raise FileNotFoundError(errno.ENOENT, "is missing: install the library by `pip install`", str(found))
+    return found
 
 
 def path_in_repository(name: str, file: str) -> str:
@@ -18,11 +26,12 @@ def path_in_repository(name: str, file: str) -> str:
 
 def beside_files() -> dict[str, Path]:
     """Files of `hub/` by their name in the repository: the endpoint's handler, the folder of its tasks, what it requires."""
-    found = [path for path in sorted(BESIDE.glob("*")) if path.suffix in (".py", ".txt") and path.name != "__init__.py"]
-    found += sorted((BESIDE / "endpoint").glob("*.py"))
-    names = {path.relative_to(BESIDE).as_posix(): path for path in found}
+    folder = beside("hub")
+    found = [path for path in sorted(folder.glob("*")) if path.suffix in (".py", ".txt") and path.name != "__init__.py"]
+    found += sorted((folder / "endpoint").glob("*.py"))
+    names = {path.relative_to(folder).as_posix(): path for path in found}
     if missing := {"handler.py", "endpoint/__init__.py", "requirements.txt"} - names.keys():
-        raise FileNotFoundError(errno.ENOENT, f"lacks {sorted(missing)}: install the library whole", str(BESIDE))
+        raise FileNotFoundError(errno.ENOENT, f"lacks {sorted(missing)}: install the library whole", str(folder))
     return names
 
 

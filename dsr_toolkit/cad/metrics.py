@@ -6,6 +6,8 @@ import numpy as np
 
 from modeling_dsr.cad_solids import TriangleMesh, sample_surface
 
+from ..extras import needs
+
 SURFACE_SAMPLES = 8192
 MERGE_TOLERANCE = 1e-7  # of the largest extent: corners closer than this are one
 
@@ -71,10 +73,9 @@ def solid_body(mesh: TriangleMesh, solids: np.ndarray | None = None):
     Raises:
         ValueError: the mesh is not closed, or encloses nothing.
     """
-    try:
-        import manifold3d
-    except ImportError as error:
-        raise ImportError("Exact booleans need manifold3d: install the extra `[cad]`.") from error
+    needs("cad", "An exact boolean of solids", "manifold3d")
+    import manifold3d
+
     vertices, faces, kept = _merged(mesh)
     groups = _connected(faces, len(vertices)) if solids is None else np.asarray(solids)[kept]
     bodies = []

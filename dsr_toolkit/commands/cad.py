@@ -7,6 +7,7 @@ from pathlib import Path
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
 
 HELP = "turn a mesh, point cloud, views or text into a CAD solid"
+NEEDS = "cad"
 MESHES, CLOUDS, PICTURES = (
     (".stl", ".ply", ".obj", ".step", ".stp"),
     (".npy", ".xyz", ".txt"),

@@ -5,13 +5,14 @@ import argparse
 from . import eval_cad, eval_geometry
 
 HELP = "measure predictions against ground truth"
+TASKS = ("cad", *eval_geometry.TASKS)
 
 
 def add_arguments(parser) -> None:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     cad = tasks.add_parser("cad", help=eval_cad.HELP, description=eval_cad.__doc__)
     eval_cad.add_arguments(cad)
-    cad.set_defaults(run_task=eval_cad.run)
+    cad.set_defaults(run_task=eval_cad.run, needs=eval_cad.NEEDS)
     for name, (help_text, _) in eval_geometry.TASKS.items():
         task = tasks.add_parser(
             name,
@@ -20,7 +21,7 @@ def add_arguments(parser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         eval_geometry.add_arguments(task, name)
-        task.set_defaults(run_task=eval_geometry.run)
+        task.set_defaults(run_task=eval_geometry.run, needs=eval_geometry.NEEDS.get(name))
 
 
 def run(args) -> None:

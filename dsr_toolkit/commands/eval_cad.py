@@ -9,6 +9,7 @@ from pathlib import Path
 from ..console import say, step
 
 HELP = "CadQuery programs against meshes"
+NEEDS = "cad"
 METRICS = (
     ("mean_chamfer", "mean chamfer distance x1000"), ("median_chamfer", "median chamfer distance x1000"),
     ("mean_iou", "mean IoU"), ("median_iou", "median IoU"), ("invalidity_ratio", "invalidity ratio, %"),

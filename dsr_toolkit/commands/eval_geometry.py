@@ -20,7 +20,8 @@ TASKS = {
         "accuracy", "accuracy_median", "completeness", "completeness_median", "normal_consistency", "normal_consistency_median",
     )),
 }  # fmt: skip
-NEEDS = {
+NEEDS = {"relpose": "geometry", "points": "geometry"}  # extras
+TRUTH = {
     "relpose": ("poses",),
     "video-depth": ("depth",),
     "mono-depth": ("depth",),
@@ -144,13 +145,13 @@ def choose(sequences: list, task: str, wanted: list[str] | None) -> list:
         if left_out:
             say(f"As published, not scored: {', '.join(left_out)} (--sequences scores them).")
         sequences = [sequence for sequence in sequences if not skipped(sequence.name)]
-    complete = [s for s in sequences if all(getattr(s, name) is not None for name in NEEDS[task])]
+    complete = [s for s in sequences if all(getattr(s, name) is not None for name in TRUTH[task])]
     if task == "relpose":
         complete = [sequence for sequence in complete if len(sequence.images) > 1]
     if not complete:
-        raise ValueError(f"no sequence has what {task} needs: {', '.join(NEEDS[task])}, and images.")
+        raise ValueError(f"no sequence has what {task} needs: {', '.join(TRUTH[task])}, and images.")
     if missing := [sequence.name for sequence in sequences if sequence not in complete]:
-        say(f"Without {' or '.join(NEEDS[task])}, left out: {', '.join(missing)}.")
+        say(f"Without {' or '.join(TRUTH[task])}, left out: {', '.join(missing)}.")
     return complete
 
 

@@ -8,10 +8,10 @@ cameras look along z, x right and y down.
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..extras import needs
 from ..reconstruction.writers import FORMATS
 
 HELP = "cameras, depth and points from images or video"
@@ -174,6 +174,8 @@ def _check(args, source: Path, output: Path, formats: tuple[str, ...]) -> None:
         args.overlap = max(1, args.window // 4) if args.overlap is None else args.overlap
         if not 0 < args.overlap < args.window:
             raise ValueError(f"--overlap must be at least 1 and less than --window {args.window}, got {args.overlap}.")
+        if args.loops:
+            needs("geometry", "Closing loops (--no-loops does without)", "scipy")
     if not 0 <= args.confidence < 1:
         raise ValueError(f"--confidence must be in 0 … 1, got {args.confidence}.")
     if args.edge_tolerance < 0:
@@ -229,23 +231,11 @@ def _sequence(model, processor, frames, total: int, folder: Path, formats, args,
         views = reconstruct_windows(
             predict, frames, args.window, args.overlap, cache, loops=args.loops, report=joins, total=total
         )
-    views = tqdm(views, total=total, unit="frame", desc="Writing")
-    return _write(views, folder, formats, args, _about(model, args)) | joins
-
-
-def _about(model, args):
-    """What writers are told of the scene."""
-    from ..reconstruction.inputs import is_video
-    from ..reconstruction.writers import OWN_SCALE, About
-
-    metric = getattr(model.config, "variant", None) == "pi3x"
-    return About(Path(args.input).resolve().name, "metres" if metric else OWN_SCALE, seconds=is_video(Path(args.input)))
+    return _write(tqdm(views, total=total, unit="frame", desc="Writing"), folder, formats, args) | joins
 
 
 def _multiview(model, processor, times: dict, frames: list, folder: Path, formats, args) -> dict:
-    """All times and views together, so that they share a world; a folder of files per time, a trajectory per view."""
-    from ..reconstruction.writers.tables import TumWriter
-
+    """All times and views together, so that they share a world; a folder of files per time."""
     each, reports = len(frames) // len(times), {}
     say(f"Looking at {len(times)} times × {each} views together …")
     # A model that was not made for views sees them as one sequence.
@@ -253,51 +243,24 @@ def _multiview(model, processor, times: dict, frames: list, folder: Path, format
     views = _predict(model, processor, frames, args, each if knows_views else None)
     if views[0].dynamic is None:
         say("This model has no dynamic mask: what moves is not coloured apart.")
-    about = replace(_about(model, args), root=views[0].camera_to_world)
-    files = []
-    if "tum" in formats:
-        for number in range(each):
-            writer = TumWriter(folder, 0, about, f"trajectory_view{number}.tum")
-            for view in views[number::each]:
-                writer.add(view)
-            files += writer.finish()
-    formats = tuple(name for name in formats if name != "tum")
     for number, name in enumerate(times):
         (folder / name).mkdir()
-        here = replace(about, title=f"{about.title}, {name}")
-        reports[name] = _write(views[number * each : (number + 1) * each], folder / name, formats, args, here)
+        reports[name] = _write(views[number * each : (number + 1) * each], folder / name, formats, args)
     whole = {key: sum(report[key] for report in reports.values()) for key in ("views", "points")}
-    return whole | {"times": reports, "files": [path.name for path in files]}
+    return whole | {"times": reports}
 
 
-def _write(views, folder: Path, formats, args, about) -> dict:
-    """
-    Every view to every writer. A format that fails costs nothing but its own files, and is named in the report.
-    """
+def _write(views, folder: Path, formats, args) -> dict:
     from ..reconstruction.pictures import Overview
     from ..reconstruction.writers import open_writers
 
-    writers = open_writers(folder, formats, args.max_points, about) if formats else {}
-    overview, failed, files, count, points = Overview(about.unit), {}, [], 0, 0
-
-    def attempt(name: str, work) -> list:
-        try:
-            return work() or []
-        except (OSError, ValueError) as error:
-            failed[name] = str(error)
-            writers.pop(name)
-            say(f"{name} cannot be written: {error} The other formats go on.")
-            return []
-
+    writers, overview = open_writers(folder, formats, args.max_points), Overview()
+    count = points = 0
     for view in views:
-        view = view.finite()
-        for name, writer in list(writers.items()):
-            attempt(name, lambda: writer.add(view))
+        for writer in writers:
+            writer.add(view)
         overview.add(view)
         count, points = count + 1, points + int(view.mask.sum())
-    for name, writer in list(writers.items()):
-        files += attempt(name, writer.finish)
+    files = [path for writer in writers for path in writer.finish()]
     overview.picture().save(folder / "overview.png")
-    report = {"views": count, "points": points, "unit": about.unit}
-    report["files"] = [path.name for path in [*files, folder / "overview.png"]]
-    return report | ({"failed": failed} if failed else {})
+    return {"views": count, "points": points, "files": [path.name for path in [*files, folder / "overview.png"]]}

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
 
 HELP = "serve a repository's models over HTTP"
+NEEDS = "serve"
 
 
 def add_arguments(parser) -> None:
@@ -51,15 +52,12 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     if not 0 <= args.port < 65536:
         raise ValueError(f"--port must lie in 0 … 65535, got {args.port}.")
-    try:
+    with step("Loading libraries"):
         import uvicorn
 
-        from ..serving.application import create_app
-    except ImportError as error:
-        raise ImportError(f"serving needs the extra `[serve]` ({error}).") from error
-    with step("Loading libraries"):
         from ..loading import DTYPES, REPOSITORY, resolve
         from ..serving import handler_module
+        from ..serving.application import create_app
         from ..serving.batching import BatchingQueue
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..console import say
 
 HELP = "train or fine-tune a model"
+NEEDS = "train"
 
 
 def add_arguments(parser) -> None:

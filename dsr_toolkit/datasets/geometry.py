@@ -121,11 +121,16 @@ def _numbers(path: Path, columns: int) -> np.ndarray:
 
 def read_trajectory(path: Path) -> tuple[np.ndarray, list[float]]:
     """Poses `[M, 4, 4]` and times of a file in TUM's format: `time tx ty tz qx qy qz qw`."""
-    from scipy.spatial.transform import Rotation
+    import torch
+
+    from modeling_dsr.pose import quaternion_to_matrix
 
     rows = _numbers(path, 8)
+    if not np.linalg.norm(rows[:, 4:], axis=1).all():
+        raise ValueError(f"{path} holds a quaternion of length 0, expected rotations qx qy qz qw.")
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
-    poses[:, :3, :3], poses[:, :3, 3] = Rotation.from_quat(rows[:, 4:]).as_matrix(), rows[:, 1:4]
+    poses[:, :3, :3] = quaternion_to_matrix(torch.from_numpy(rows[:, 4:].copy())).numpy()
+    poses[:, :3, 3] = rows[:, 1:4]
     return poses, rows[:, 0].tolist()
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..extras import needs
+
 REFERRING_FILES = ("refs(unc).p", "refs(umd).p", "refs(google).p")
 
 
@@ -36,10 +38,9 @@ class SegmentationSample:
 
 
 def _coco():
-    try:
-        from pycocotools import coco, mask
-    except ImportError as error:
-        raise ImportError("Reading COCO masks needs pycocotools: pip install 'dsr-models[segment]'.") from error
+    needs("segment", "Reading COCO's masks", "pycocotools")
+    from pycocotools import coco, mask
+
     return coco, mask
 
 

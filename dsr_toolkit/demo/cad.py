@@ -1,10 +1,10 @@
 """Cadrille and CAD-Recode write programs for a part, and a program is turned into a solid in confinement."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 from ..console import say, step
+from ..extras import needs
 from ..tiny import build
 
 TITLE = "Cadrille and CAD-Recode: a part becomes a CAD program"
@@ -24,14 +24,11 @@ def run(folder: Path, model: str | None = None) -> dict:
     from ..cad.pictures import part_sheet
     from ..loading import load
 
-    missing = [name for name in ("cadquery", "manifold3d", "trimesh") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"Not shown: it needs {', '.join(missing)}, from the extra [cad].")
-        return {"skipped": f"missing {', '.join(missing)}"}
     try:
+        needs("cad", "Running programs")
         with step("Starting the sandbox"):
             sandbox = Sandbox(workers=2)
-    except ConfinementError as error:
+    except (ImportError, ConfinementError) as error:
         print(f"Not shown: {error}")
         return {"skipped": str(error)}
     report = {"models": {}, "random_weights": model is None}

@@ -2,19 +2,18 @@
 
 import importlib.util
 import sys
-from pathlib import Path
-
-ENDPOINT = Path(__file__).parents[2] / "hub" / "endpoint"
 
 
 def handler_module():
     """The package `hub/endpoint`, which also lies in every repository, as a module."""
     name = "dsr_endpoint"
     if name not in sys.modules:
-        entry = ENDPOINT / "__init__.py"
-        if not entry.is_file():
-            raise ImportError(f"{entry} is missing: install the library with `pip install -e .`, or a wheel of it.")
-        spec = importlib.util.spec_from_file_location(name, entry, submodule_search_locations=[str(ENDPOINT)])
+        from convert_weights.repository.files import beside
+
+        folder = beside("hub") / "endpoint"
+        spec = importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[name]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-try:
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-except ImportError as error:
-    raise ImportError("serving needs prometheus_client: install the extra `[serve]`.") from error
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 

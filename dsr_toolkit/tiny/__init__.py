@@ -152,10 +152,11 @@ def _kept(name: str, make: Callable[[Path], Path]) -> Path:
 def _fingerprint() -> str:
     import convert_weights
     import modeling_dsr
+    from convert_weights.repository.files import beside
 
     packages = [Path(module.__file__).parent for module in (modeling_dsr, convert_weights)] + [Path(__file__).parent]
     digest = hashlib.sha256()
-    for package in [*packages, Path(__file__).parents[2] / "hub"]:
+    for package in [*packages, beside("hub")]:
         for file in sorted(package.rglob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:12]

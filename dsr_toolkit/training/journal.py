@@ -111,11 +111,3 @@ def draw_curves(folder: Path) -> Path | None:
     path = Path(folder) / CURVES
     figure.savefig(path, dpi=110)
     return path
-
-
-def need_matplotlib() -> None:
-    """Before the work, not after it."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ImportError('Curves need matplotlib: pip install "dsr-models[train]".') from error

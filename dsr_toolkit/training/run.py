@@ -21,8 +21,9 @@ from transformers.trainer_callback import PrinterCallback
 import modeling_dsr  # noqa: F401  registers this library's classes: the code inside a model's folder is never run
 
 from ..console import say, step
+from ..extras import needs
 from .card import write_card
-from .journal import Journal, draw_curves, need_matplotlib
+from .journal import Journal, draw_curves
 from .recipe import Recipe, Stage, find
 from .rows import Rows
 from .trainer import SpatialTrainer
@@ -87,7 +88,7 @@ def train(
 
 
 def _begin(recipe: Recipe, output: Path, resume: bool) -> None:
-    need_matplotlib()
+    needs("train", "Training")
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file; choose a folder.")
     earlier = _read_json(output / RECIPE)

@@ -18,7 +18,7 @@ import modeling_dsr  # noqa: F401  registers the classes
 from convert_weights import HubReport, assemble, verify
 from convert_weights.remote_code import code_files
 from convert_weights.repository.card import check_card
-from convert_weights.repository.files import BESIDE
+from convert_weights.repository.files import beside
 from convert_weights.repository.smoke import INPUTS
 from convert_weights.repository.verification import try_out
 from dsr_toolkit.cli import main as dsr
@@ -58,7 +58,7 @@ def test_the_code_at_the_root_is_the_library_s():
 
 def test_the_endpoint_s_files_lie_beside_the_weights():
     for name in ("handler.py", "endpoint/ask.py", "requirements.txt"):
-        assert (repository() / name).read_bytes() == (BESIDE / name).read_bytes()
+        assert (repository() / name).read_bytes() == (beside("hub") / name).read_bytes()
         assert name in report().files
 
 

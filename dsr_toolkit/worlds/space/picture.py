@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from modeling_dsr.pictures import heat_colours
-
-from ...pictures import FAINT, GAP, INK, MARGIN, PAPER, _font, _text_block
+from ...pictures import FAINT, GAP, INK, MARGIN, PAPER, _font, _text_block, heat_colours
 from .scene import COLOURS
 
 CELL, PLAN, SHOWN = 168, 260, 6
