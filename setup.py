@@ -45,7 +45,8 @@ BESIDE = ("hub", "model_card.md")
 
 
 class BuildPy(build_py):
-    """A wheel takes `BESIDE` along, in a folder of the package that reads it (`convert_weights.repository.files.beside`)."""
+    """A wheel takes `BESIDE` along, in a folder of the package that reads it
+    (`convert_weights.repository.files.beside`)."""
 
     def run(self) -> None:
         super().run()
@@ -64,7 +65,7 @@ class BuildPy(build_py):
 setup(
     name="dsr-models",
     version="0.1.0",
-    description="Spatial models for Hugging Face transformers: DSR, π³, PAGE-4D, FrozenQwenSAM, Cadrille, Scene Q-Former",
+    description="Spatial models for transformers: DSR, π³, PAGE-4D, FrozenQwenSAM, Cadrille, Scene Q-Former",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -35,7 +35,8 @@ def served(sandbox: Sandbox, programs: list[str]) -> list[int]:
 
 
 def run() -> list[dict]:
-    """One worker on every side; the start of the server is not counted, as it is needed once for any number of programs."""
+    """One worker on every side; the start of the server is not counted, as it is needed once for any number of
+    programs."""
     programs = [script["code"] for script in json.loads(CASES.read_text())["scripts"].values()]
     with Sandbox(workers=1) as sandbox, Sandbox(workers=1, confined=False) as unconfined:
         assert fresh(programs) == served(sandbox, programs) == served(unconfined, programs), "the meshes differ"

@@ -21,7 +21,8 @@ def prepare(layers: int, implementation: str):
 
 @torch.no_grad()
 def whole_matrices(model, inputs):
-    """As published: everything is returned, then sliced: attention `[n, L·H, h·w]` and states of the phrases' tokens."""
+    """As published: everything is returned, then sliced: attention `[n, L·H, h·w]` and states of the phrases'
+    tokens."""
     ids = inputs["input_ids"]
     output = model.vlm(
         input_ids=ids,

@@ -21,13 +21,15 @@ def build(layers: int) -> FrozenQwenSAMModel:
         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
     )  # fmt: skip
     vision = dict(
-        depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=1024, fullatt_block_indexes=[], patch_size=14,
+        depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=1024, fullatt_block_indexes=[],
+        patch_size=14,
         window_size=112, spatial_merge_size=2, temporal_patch_size=2,
     )  # fmt: skip
     small = dict(hidden_size=16)
     config = FrozenQwenSAMConfig(
         vlm_config=dict(
-            model_type="qwen2_5_vl", text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN, tie_word_embeddings=False
+            model_type="qwen2_5_vl", text_config=text, vision_config=vision, image_token_id=IMAGE_TOKEN,
+            tie_word_embeddings=False
         ),
         sam_config=dict(
             vision_config=dict(

@@ -1,4 +1,5 @@
-"""Twenty phrases of one image through SAM's decoder at once, against a loop; the image is encoded once on both sides."""
+"""Twenty phrases of one image through SAM's decoder at once, against a loop; the image is encoded once on both
+sides."""
 
 import torch
 from transformers import SamModel

@@ -53,7 +53,8 @@ def machine() -> str:
         names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
         kind = names[0].split(":", 1)[1].strip() if names else kind
         kind = f"CPU {kind}, {torch.get_num_threads()} threads"
-    return f"{kind}; Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{kind}; Python {platform.python_version()}, {versions}"
 
 
 def assert_agreement(found: torch.Tensor, expected: torch.Tensor, atol: float) -> None:

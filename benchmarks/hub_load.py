@@ -1,9 +1,9 @@
 """`from_pretrained` of an assembled repository, code and all, against that of a plain base model of the same size.
 
 Baseline: Qwen2.5-VL and Qwen2 as transformers has them, of as many bytes, loaded from a folder of their own. On a CPU
-the weights go from bfloat16 to float32, on a GPU to its memory, so that both sides read all of them. `time_mapped` is the
-case in which none is read, because bfloat16 stays a mapped file: what remains is the cost of modules and tensor names, of
-which DSR has more than a plain model of as many bytes.
+the weights go from bfloat16 to float32, on a GPU to its memory, so that both sides read all of them. `time_mapped` is
+the case in which none is read, because bfloat16 stays a mapped file: what remains is the cost of modules and tensor
+names, of which DSR has more than a plain model of as many bytes.
 """
 
 from __future__ import annotations

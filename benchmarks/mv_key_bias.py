@@ -1,8 +1,8 @@
 """Attention with a bias per key against the same attention without one, at the tokens of four images of 518×518.
 
-`time_vs_materialised` has for its baseline a mask for every head and pair of tokens, which is built and handed to the same
-kernel; `time_vs_eager` the formula as it is written: logits, plus that mask, softmax, times values. `time_widened` is the
-other way of the library, an additional channel, for kernels that take no mask.
+`time_vs_materialised` has for its baseline a mask for every head and pair of tokens, which is built and handed to the
+same kernel; `time_vs_eager` the formula as it is written: logits, plus that mask, softmax, times values. `time_widened`
+is the other way of the library, an additional channel, for kernels that take no mask.
 """
 
 import torch

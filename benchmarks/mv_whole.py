@@ -1,6 +1,8 @@
-"""A whole multi-view model against the number of images, with dense, dilated, landmark and memory-bank global attention.
+"""A whole multi-view model against the number of images, with dense, dilated, landmark and memory-bank global
+attention.
 
-Draws `mv_whole.png` beside this file. The rows compare each strategy with dense attention at the largest number of images.
+Draws `mv_whole.png` beside this file. The rows compare each strategy with dense attention at the largest number of
+images.
 """
 
 from pathlib import Path

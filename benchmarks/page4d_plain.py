@@ -1,8 +1,8 @@
 """PAGE-4D's forward in the plain way of its published code, on the weights of a `Page4DModel`: the baseline to beat.
 
 Every layer's tokens are kept, all frames pass the encoder at once, rotary tables are looked up per layer after reading
-the largest position back from the device, the mask is realised by eight more channels, the dense heads take eight frames
-at a time and build their positional maps in float64 whenever they need one, and resize before they project.
+the largest position back from the device, the mask is realised by eight more channels, the dense heads take eight
+frames at a time and build their positional maps in float64 whenever they need one, and resize before they project.
 """
 
 import torch

@@ -90,8 +90,8 @@ class Hasher:
     """
     sha256 in a thread of its own: hashing costs about as much as writing, and both leave Python's lock.
 
-    Two `SimpleQueue`s and not one `Queue` of limited size: an interruption in the middle of that one's Python code can lose
-    the call that wakes the thread, and who then waits for the digest waits for ever.
+    Two `SimpleQueue`s and not one `Queue` of limited size: an interruption in the middle of that one's Python code can
+    lose the call that wakes the thread, and who then waits for the digest waits for ever.
     """
 
     AHEAD = 4  # pieces that may wait

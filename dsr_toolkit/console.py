@@ -12,8 +12,8 @@ def say(message: str) -> None:
 
 def printable(text: str) -> str:
     """
-    Text of others in one line that is only text: control characters, line ends and marks that turn the direction of reading
-    are written out as escapes, so that it can neither steer a terminal nor pass for a line of ours.
+    Text of others in one line that is only text: control characters, line ends and marks that turn the direction of
+    reading are written out as escapes, so that it can neither steer a terminal nor pass for a line of ours.
     """
     return "".join(
         mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode("ascii") for mark in text

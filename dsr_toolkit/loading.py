@@ -23,8 +23,8 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
     """
     Where to load from, and whether those weights are random.
 
-    Nothing given, or a Hub repository that is neither cached nor within reach: the tiny model of `model_type`, or all of
-    them for `REPOSITORY`. A folder
+    Nothing given, or a Hub repository that is neither cached nor within reach: the tiny model of `model_type`, or all
+    of them for `REPOSITORY`. A folder
     or repository that does not exist is an error, never replaced. In a repository of several models, the one in the
     subfolder `model_type` is meant where the root holds another kind; OWNER/NAME/SUBFOLDER names one.
     """

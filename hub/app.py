@@ -364,7 +364,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="space-") as scratch:
         space = Space(endpoint, handler.RequestError, Path(scratch))
         space.build().queue(default_concurrency_limit=4, max_size=32).launch(
-            server_name=options.host, server_port=options.port, max_file_size=endpoint.limits.bytes, allowed_paths=[scratch],
+            server_name=options.host, server_port=options.port, max_file_size=endpoint.limits.bytes,
+            allowed_paths=[scratch],
             theme=gr.themes.Default(font="sans-serif", font_mono="monospace"), ssr_mode=False,
         )  # fmt: skip
 

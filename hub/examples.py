@@ -1,4 +1,5 @@
-"""Example inputs of the Space, drawn when it starts: a video, pictures of a room, a part, a street seen by six cameras."""
+"""Example inputs of the Space, drawn when it starts: a video, pictures of a room, a part, a street seen by six
+cameras."""
 
 import json
 import struct

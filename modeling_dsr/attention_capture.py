@@ -1,8 +1,8 @@
 """Some rows and columns of a decoder's attention, without ever holding whole attention matrices.
 
 `output_attentions=True` keeps `[heads, S, S]` of every layer and forces the eager kernel on every token. Most uses need
-the rows of a few tokens towards a few others. [`capture_attention`] leaves the model on its own kernel (sdpa, flash) and
-computes those rows beside it, one layer at a time.
+the rows of a few tokens towards a few others. [`capture_attention`] leaves the model on its own kernel (sdpa, flash)
+and computes those rows beside it, one layer at a time.
 """
 
 import sys
@@ -25,8 +25,8 @@ class AttentionCapture:
     What [`capture_attention`] collects.
 
     Attributes:
-        attentions: one tensor per layer, in the order of the layers: `[B, heads, rows, columns]` in the model's dtype, or
-            whatever `reduce` made of it.
+        attentions: one tensor per layer, in the order of the layers: `[B, heads, rows, columns]` in the model's dtype,
+            or whatever `reduce` made of it.
     """
 
     def __init__(self, rows, columns, reduce, implementation: str):
@@ -43,7 +43,8 @@ class AttentionCapture:
         special = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
         if special:
             raise ValueError(
-                f"{type(module).__name__} computes attention with {special}, which only its eager kernel does openly; load the "
+                f"{type(module).__name__} computes attention with {special}, which only its eager kernel does openly; "
+                "load the "
                 'model with attn_implementation="eager". Whole matrices are then made, one layer at a time.'
             )
         rows = _resolve(self.rows, query.shape[2], query)
@@ -74,9 +75,9 @@ def capture_attention(
             model(**inputs)
         captured.attentions[layer]  # [B, heads, rows, columns]
 
-    The probabilities are those of `attn_implementation="eager"`: softmax in float32 over everything a token sees, so that
-    a row's chosen columns sum to less than one. No gradients flow through them. Every forward pass replaces what the one
-    before recorded.
+    The probabilities are those of `attn_implementation="eager"`: softmax in float32 over everything a token sees, so
+    that a row's chosen columns sum to less than one. No gradients flow through them. Every forward pass replaces what
+    the one before recorded.
 
     Args:
         model: a transformers decoder, or a model that contains one; every attention module with a `layer_idx` that goes
@@ -99,7 +100,8 @@ def capture_attention(
     ]
     if not modules:
         raise ValueError(
-            f"`model` ({type(model).__name__}) holds no decoder attention with a `layer_idx`; pass a transformers decoder."
+            f"`model` ({type(model).__name__}) holds no decoder attention with a `layer_idx`; pass a transformers "
+            "decoder."
         )
     configs = {id(m.config): m.config for m in modules}
     chosen = implementation or modules[0].config._attn_implementation
@@ -158,7 +160,8 @@ def attention_rows(
 
     Args:
         query: `[B, heads, Q, d]`. key: `[B, key_value_heads, K, d]`. rows: `[B, R]` positions in Q.
-        attention_mask: None for a causal mask; `[B, 1, Q, K]`, boolean (True: seen) or additive; or `[B, K]` (1: token).
+        attention_mask: None for a causal mask; `[B, 1, Q, K]`, boolean (True: seen) or additive; or `[B, K]` (1:
+        token).
 
     Returns:
         `[B, heads, R, K]` in the dtype of `query`.
@@ -175,7 +178,8 @@ def attention_rows(
         mask = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     else:
-        # Queries are the last of the keys. sdpa gets no mask for a prefill into a static cache, whose first keys they are.
+        # Queries are the last of the keys. sdpa gets no mask for a prefill into a static cache, whose first keys they
+        # are.
         offset = num_keys - length if is_flash or length == 1 else 0
         position, keys = rows[:, None, :, None] + offset, torch.arange(num_keys, device=query.device)
         hidden = keys > position
@@ -198,8 +202,8 @@ def _resolve(positions, length: int, like: torch.Tensor) -> torch.Tensor:
         and not 0 <= int(positions.min()) <= int(positions.max()) < length
     ):
         raise ValueError(
-            f"Attention was asked for positions {int(positions.min())}…{int(positions.max())}, but there are {length} tokens; "
-            "rows count the tokens of the forward pass, columns those and the cached ones."
+            f"Attention was asked for positions {int(positions.min())}…{int(positions.max())}, but there are {length} "
+            "tokens; rows count the tokens of the forward pass, columns those and the cached ones."
         )
     return positions.expand(like.shape[0], -1)
 

@@ -7,10 +7,10 @@ class CadGenerationPipeline(SpatialPipeline):
     """
     CadQuery programs for one part.
 
-    Calling it takes one of `mesh` (file or [`TriangleMesh`]), `points` `[P, 3]`, `images` (a picture of views, or a list of
-    1, 2 or 4) or `text`; CAD-Recode takes the first two. It returns a list of programs as text, which nobody has checked or
-    run. Options: `normalization` and `seed` of the processor, `modality="views"` to show a mesh, and those of `generate`:
-    `max_new_tokens` (default 768), `do_sample`, `num_return_sequences`, `temperature`, `top_p`.
+    Calling it takes one of `mesh` (file or [`TriangleMesh`]), `points` `[P, 3]`, `images` (a picture of views, or a
+    list of 1, 2 or 4) or `text`; CAD-Recode takes the first two. It returns a list of programs as text, which nobody
+    has checked or run. Options: `normalization` and `seed` of the processor, `modality="views"` to show a mesh, and
+    those of `generate`: `max_new_tokens` (default 768), `do_sample`, `num_return_sequences`, `temperature`, `top_p`.
     """
 
     PREPROCESS = ("normalization", "seed", "modality")

@@ -67,8 +67,8 @@ def find_point_tokens(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, point_token_id: int
 ) -> torch.BoolTensor:
     """
-    The placeholders of each row: every −1 of the mask if it has any (CAD-Recode's convention), else the first unmasked run
-    of `point_token_id`, which padding and the ends of texts may share as an id.
+    The placeholders of each row: every −1 of the mask if it has any (CAD-Recode's convention), else the first unmasked
+    run of `point_token_id`, which padding and the ends of texts may share as an id.
 
     Args:
         input_ids: `[B, S]`. attention_mask: `[B, S]`, or None for no padding.

@@ -37,8 +37,8 @@ class SolidProcessor(ProcessorMixin):
                 raise ValueError("The point cloud holds NaN or infinite coordinates. Remove those points.")
             if len(cloud) < self.num_points:
                 raise ValueError(
-                    f"The cloud has fewer points than placeholders: {len(cloud)}, but `num_points` is {self.num_points}. "
-                    "Sample the surface more densely."
+                    f"The cloud has fewer points than placeholders: {len(cloud)}, but `num_points` is "
+                    f"{self.num_points}. Sample the surface more densely."
                 )
             placement = self._placement(cloud[:, :3].min(0), cloud[:, :3].max(0), normalization)
             cloud = cloud[:, : self.point_channels].copy()

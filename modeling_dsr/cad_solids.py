@@ -33,7 +33,8 @@ class TriangleMesh:
             )
         if not len(self.vertices) or not len(self.faces):
             raise ValueError(
-                f"The mesh is empty: {len(self.vertices)} vertices, {len(self.faces)} faces. Check the file in a viewer."
+                f"The mesh is empty: {len(self.vertices)} vertices, {len(self.faces)} faces. Check the file in a "
+                "viewer."
             )
         if not np.isfinite(self.vertices).all():
             raise ValueError("The mesh has NaN or infinite vertices. Export it again.")
@@ -98,15 +99,16 @@ def load_mesh(path: str | os.PathLike) -> TriangleMesh:
 
 
 def fit_placement(low: np.ndarray, high: np.ndarray) -> Placement:
-    """The placement that moves a bounding box to the origin and its longest side to [-1, 1]; warns if that is far off."""
+    """The placement that moves a bounding box to the origin and its longest side to [-1, 1]; warns if that is far
+    off."""
     extent = float((high - low).max())
     if not extent > 0:
         raise ValueError("The part has no extent: all its points are the same. Check the units and the export.")
     placement = Placement((low + high) / 2, 2 / extent)
     if placement.scale > UNUSUAL_SCALE or placement.scale < 1 / UNUSUAL_SCALE:
         warnings.warn(
-            f"The part measures {extent:g} units and had to be scaled by {placement.scale:.3g} to fit the model's frame. If "
-            "the file is in metres or micrometres, its coordinates may not be what they seem.",
+            f"The part measures {extent:g} units and had to be scaled by {placement.scale:.3g} to fit the model's "
+            "frame. If the file is in metres or micrometres, its coordinates may not be what they seem.",
             stacklevel=2,
         )
     return placement
@@ -128,8 +130,8 @@ def sample_surface(mesh: TriangleMesh, count: int, generator: np.random.Generato
 
 def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.LongTensor:
     """
-    Indices of `num_points` points, each the farthest from those chosen before; the first is point 0, ties go to the lower
-    index (the rule of PyTorch3D).
+    Indices of `num_points` points, each the farthest from those chosen before; the first is point 0, ties go to the
+    lower index (the rule of PyTorch3D).
 
     Args:
         points: `[B, P, 3]`, P ≥ num_points.

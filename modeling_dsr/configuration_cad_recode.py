@@ -13,8 +13,8 @@ class CADRecodeConfig(Qwen2Config):
     r"""
     Configuration of [`CADRecodeModel`]: Qwen2 that reads a point cloud and writes a CadQuery program.
 
-    Everything that [`Qwen2Config`] accepts is accepted here, with the sizes of Qwen2-1.5B as defaults. The fields of the
-    points are those of [`CadrilleConfig`], and:
+    Everything that [`Qwen2Config`] accepts is accepted here, with the sizes of Qwen2-1.5B as defaults. The fields of
+    the points are those of [`CadrilleConfig`], and:
 
     Args:
         point_channels (`int`, *optional*, defaults to 3): Numbers per point. Those after x, y, z are features as they

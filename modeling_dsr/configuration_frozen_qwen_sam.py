@@ -104,7 +104,8 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
             self.vlm_config = AutoConfig.for_model(**{"model_type": "qwen2_5_vl", **self.vlm_config})
         if self.vlm_config.model_type not in VISION_LANGUAGE_MODELS:
             raise ValueError(
-                f"`vlm_config` must be of one of the types {VISION_LANGUAGE_MODELS}, got {self.vlm_config.model_type!r}."
+                f"`vlm_config` must be of one of the types {VISION_LANGUAGE_MODELS}, got "
+                f"{self.vlm_config.model_type!r}."
             )
         if self.sam_config is None or isinstance(self.sam_config, dict):
             self.sam_config = sam_config(**(self.sam_config or {}))

@@ -46,8 +46,8 @@ class Page4DConfig(PreTrainedConfig):
         layer_scale_init (`float`, *optional*, defaults to 0.01):
             Initial LayerScale of the blocks.
         spatial_mask_variant (`str` or `None`, *optional*, defaults to `"page4d"`):
-            Layout of the spatial mask head in the weights: `"page4d"` has six tensors, `"mv"` (the multi-view project's)
-            eight. `None`: there is none (VGGT-1B).
+            Layout of the spatial mask head in the weights: `"page4d"` has six tensors, `"mv"` (the multi-view
+            project's) eight. `None`: there is none (VGGT-1B).
         mask_alpha (`float`, *optional*, defaults to 0.0):
             Strength of the mask, 0…1. The two published variants: 0 for the "non-mask" checkpoint, whose mask was faded
             out in training, and 1 for the "mask" checkpoint.
@@ -64,13 +64,13 @@ class Page4DConfig(PreTrainedConfig):
         camera_depth, camera_num_heads, camera_mlp_ratio, camera_iterations:
             Transformer of the camera head and the number of refinements.
         pose_encoding_type (`str`, *optional*, defaults to `"absT_quaR_FoV"`):
-            What the camera head says: translation, quaternion and field of view (9 numbers), or with `"R9D_t"` a raw 3×3
-            matrix and a translation (12 numbers, no field of view).
+            What the camera head says: translation, quaternion and field of view (9 numbers), or with `"R9D_t"` a raw
+            3×3 matrix and a translation (12 numbers, no field of view).
         camera_trunk_scope (`str`, *optional*, defaults to `"sequence"`):
             Whether its transformer sees all cameras of a sample, or with `"frame"` one at a time.
         aa_order (`list[str]`, *optional*, defaults to `["view", "time"]`):
-            Order of the two attentions of a layer for images `[B, T, V, …]`; "global" and "frame" are other names of them.
-            A video `[B, S, …]` always takes frame first, then global.
+            Order of the two attentions of a layer for images `[B, T, V, …]`; "global" and "frame" are other names of
+            them. A video `[B, S, …]` always takes frame first, then global.
         special_token_pos (`int`, *optional*, defaults to 0):
             Rotary position of camera and register tokens of images `[B, T, V, …]`, 0 or 1.
         time_pos (`str`, *optional*, defaults to `"rope"`):
@@ -78,8 +78,8 @@ class Page4DConfig(PreTrainedConfig):
         time_rope_base (`float`, *optional*, defaults to 10000.0):
             Base of the rotary times.
         enable_dual_stream (`bool`, *optional*, defaults to `False`):
-            From the first of `dual_stream_layers` on a pose stream, which the camera head reads, and a geometry stream, which
-            the dense heads read. In those layers each has blocks of its own and is biased by the dynamic mask.
+            From the first of `dual_stream_layers` on a pose stream, which the camera head reads, and a geometry stream,
+            which the dense heads read. In those layers each has blocks of its own and is biased by the dynamic mask.
         dual_stream_layers (`list[int]`, *optional*, defaults to 8…12):
             Those layers.
         enable_dynamic_mask (`bool`, *optional*):
@@ -95,8 +95,8 @@ class Page4DConfig(PreTrainedConfig):
         alpha, beta (`float`, *optional*, default to 1.0):
             Initial weights of own and external mask.
         lambda_pose, lambda_geo, lambda_pose_t, lambda_geo_t (`float`, *optional*, default to 0.0):
-            Initial strengths of the mask in the attention over views, and over times (`_t`): the pose stream is kept from what
-            moves, the geometry stream drawn to it.
+            Initial strengths of the mask in the attention over views, and over times (`_t`): the pose stream is kept
+            from what moves, the geometry stream drawn to it.
         lambda_clamp_value (`float`, *optional*, defaults to 4.0):
             Bound of those strengths.
         enable_sparse_global (`bool`, *optional*, defaults to `False`):
@@ -104,10 +104,11 @@ class Page4DConfig(PreTrainedConfig):
         sparse_global_layers (`list[int]`, *optional*):
             Counted from 0; a list that names layer `depth` is taken as counted from 1. Default: the last two.
         sparse_strategy (`str`, *optional*, defaults to `"landmark"`):
-            Who sees whom: "landmark" (the best tokens of each image), "dilated" (images some steps away; "block_dilated" is
-            the same) or "memory_bank" (learned tokens, which carry over to the next window).
+            Who sees whom: "landmark" (the best tokens of each image), "dilated" (images some steps away;
+            "block_dilated" is the same) or "memory_bank" (learned tokens, which carry over to the next window).
         landmark_k (`int`, *optional*, defaults to 64):
-            Landmarks per image. landmark_mutual (`bool`, *optional*, defaults to `True`): they see everything themselves.
+            Landmarks per image. landmark_mutual (`bool`, *optional*, defaults to `True`): they see everything
+            themselves.
         dilated_levels (`list[int]`, *optional*, defaults to `[1, 2, 4]`):
             Steps in time and view.
         memory_tokens_num (`int`, *optional*, defaults to 32):
@@ -117,8 +118,8 @@ class Page4DConfig(PreTrainedConfig):
         lambda_kpt_pose (`float`, *optional*, defaults to 0.0):
             Fixed suppression of keypoints there in the pose stream.
         enable_epipolar (`bool`, *optional*, defaults to `False`):
-            Where cameras are given, patches of two views of one time further than `epipolar_band` (pixels, default 10) from each
-            other's epipolar line lose `epipolar_penalty` (default 3) logits.
+            Where cameras are given, patches of two views of one time further than `epipolar_band` (pixels, default 10)
+            from each other's epipolar line lose `epipolar_penalty` (default 3) logits.
         dpt_layers (`list[int]`, *optional*, defaults to `[4, 11, 17, 23]`):
             Layers that the dense heads read.
         dpt_features, dpt_out_channels, dpt_hidden_channels:
@@ -139,12 +140,13 @@ class Page4DConfig(PreTrainedConfig):
         trunk_chunk_size (`int`, *optional*, defaults to 8):
             Frames whose tokens pass a frame block or an MLP at a time, without gradients. 0 means all.
         freeze (`str` or `None`, *optional*):
-            What does not train. `"page4d"`: the paper's policy, where frame and global blocks of `masked_layers` and the
-            mask head train and all else is fixed. `"multiview"`: the geometry stream's blocks and everything new train (dynamic
-            mask head, strengths, sparse blocks, memory); encoder, trunk, copied pose blocks and heads stay. `None`: everything
-            trains.
-        camera_loss_weight, depth_loss_weight, point_loss_weight, camera_loss_type, camera_stage_decay, camera_fov_weight,
-        depth_loss_gamma, depth_loss_alpha, point_loss_gamma, point_loss_alpha, depth_gradient_loss, point_gradient_loss,
+            What does not train. `"page4d"`: the paper's policy, where frame and global blocks of `masked_layers` and
+            the mask head train and all else is fixed. `"multiview"`: the geometry stream's blocks and everything new
+            train (dynamic mask head, strengths, sparse blocks, memory); encoder, trunk, copied pose blocks and heads
+            stay. `None`: everything trains.
+        camera_loss_weight, depth_loss_weight, point_loss_weight, camera_loss_type, camera_stage_decay,
+        camera_fov_weight, depth_loss_gamma, depth_loss_alpha, point_loss_gamma, point_loss_alpha, depth_gradient_loss,
+        point_gradient_loss,
         loss_valid_range:
             The training loss, see `page4d_losses`.
         mask_loss_weight, consistency_loss_weight, separation_loss_weight (`float`, default to 0.5, 1.0 and 0.1):
@@ -307,7 +309,8 @@ class Page4DConfig(PreTrainedConfig):
             raise ValueError(f"`dpt_layers` must be four layers in increasing order, got {list(self.dpt_layers)}.")
         if self.spatial_mask_variant is not None and any(layer < self.mask_layer for layer in self.masked_layers):
             raise ValueError(
-                f"`masked_layers` {list(self.masked_layers)} begin before `mask_layer` {self.mask_layer}, where the mask is made."
+                f"`masked_layers` {list(self.masked_layers)} begin before `mask_layer` {self.mask_layer}, where the "
+                "mask is made."
             )
         for name in ("encoder_chunk_size", "head_chunk_size"):
             if getattr(self, name) < 1:
@@ -316,12 +319,14 @@ class Page4DConfig(PreTrainedConfig):
             raise ValueError(f"`trunk_chunk_size` must be 0 (all) or positive, got {self.trunk_chunk_size}.")
         if self.embed_dim % (4 * self.num_heads):
             raise ValueError(
-                f"`embed_dim` {self.embed_dim} must be a multiple of 4·`num_heads` = {4 * self.num_heads} (rotary positions)."
+                f"`embed_dim` {self.embed_dim} must be a multiple of 4·`num_heads` = {4 * self.num_heads} (rotary "
+                "positions)."
             )
         if self.encoder_config.hidden_size != self.embed_dim or self.encoder_config.patch_size != self.patch_size:
             raise ValueError(
                 f"`encoder_config` has hidden_size {self.encoder_config.hidden_size} and patch_size "
-                f"{self.encoder_config.patch_size}; `embed_dim` {self.embed_dim} and `patch_size` {self.patch_size} must equal them."
+                f"{self.encoder_config.patch_size}; `embed_dim` {self.embed_dim} and `patch_size` {self.patch_size} "
+                "must equal them."
             )
         super().__post_init__(**kwargs)
         default_auto_map(
@@ -341,8 +346,8 @@ class Page4DConfig(PreTrainedConfig):
         elif self.depth in self.sparse_global_layers:
             counted = [layer - 1 for layer in self.sparse_global_layers]
             warnings.warn(
-                f"`sparse_global_layers` {list(self.sparse_global_layers)} names layer {self.depth} of {self.depth}: taken as "
-                f"counted from 1, that is {counted} counted from 0.",
+                f"`sparse_global_layers` {list(self.sparse_global_layers)} names layer {self.depth} of {self.depth}: "
+                f"taken as counted from 1, that is {counted} counted from 0.",
                 stacklevel=2,
             )
             self.sparse_global_layers = counted

@@ -73,8 +73,9 @@ class Pi3Config(PreTrainedConfig):
         trainable (`str`, *optional*, defaults to `"all"`):
             What [`~Pi3Model.freeze`] leaves trainable: `"without_encoder"` is the published policy of the first two
             stages of training, `"confidence"` that of the third (confidence decoder and head).
-        camera_loss_weight, confidence_loss_weight, normal_loss_weight (`float`, *optional*, defaults to 0.1, 0.0 and 1.0):
-            Weights of the training losses; the point loss has weight 1. The third published stage has confidence 0.05.
+        camera_loss_weight, confidence_loss_weight, normal_loss_weight (`float`, *optional*, defaults to 0.1, 0.0 and
+            1.0): Weights of the training losses; the point loss has weight 1. The third published stage has confidence
+            0.05.
     """
 
     model_type = "pi3"
@@ -121,7 +122,8 @@ class Pi3Config(PreTrainedConfig):
             raise ValueError(f"`chunk_size` must be 0 (all) or positive, got {self.chunk_size}.")
         if self.num_decoder_layers < 2 or self.num_decoder_layers % 2:
             raise ValueError(
-                f"`num_decoder_layers` must be even (blocks come in pairs: frame, all frames), got {self.num_decoder_layers}."
+                "`num_decoder_layers` must be even (blocks come in pairs: frame, all frames), got "
+                f"{self.num_decoder_layers}."
             )
         outside = [i for i in self.pose_injection_layers if not 0 <= i < self.num_decoder_layers]
         if self.variant == "pi3x" and self.use_conditioning and outside:

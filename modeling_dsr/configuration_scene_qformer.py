@@ -123,8 +123,8 @@ class SceneQFormerConfig(PreTrainedConfig):
             `num_deformable_points` cells per head and camera, around a learned reference point.
         num_deformable_points (`int`, *optional*, defaults to 4).
         num_constrained_queries (`int`, *optional*):
-            Queries that belong to a camera (content + camera + place), the first ones. Default: 576, or all if there are
-            fewer, with `"depth_3d"`; none otherwise.
+            Queries that belong to a camera (content + camera + place), the first ones. Default: 576, or all if there
+            are fewer, with `"depth_3d"`; none otherwise.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             Any backbone that transformers' `AutoBackbone` builds, timm's included. Default: ResNet-50.
         backbone_stage (`int`, *optional*):
@@ -140,7 +140,8 @@ class SceneQFormerConfig(PreTrainedConfig):
             Depth hypotheses in metres along the optical axis: `start + (max - start)·(k / (n - 1))²`, or linear without
             `use_lid`.
         pc_range (`list[float]`, *optional*):
-            Box (x, y, z min; x, y, z max) in metres that is mapped to -1 … 1; what lies beyond `point_clamp` is clamped.
+            Box (x, y, z min; x, y, z max) in metres that is mapped to -1 … 1; what lies beyond `point_clamp` is
+            clamped.
         position_frame (`str`, *optional*, defaults to `"vehicle"`):
             Axes in which `pc_range` is meant. `"vehicle"`: x forward, y left, as published; the default box then clamps
             everything more than 30 m ahead. `"lidar"`: x right, y forward, for which the default box was made.
@@ -148,8 +149,8 @@ class SceneQFormerConfig(PreTrainedConfig):
         num_point_features, per_depth_dims, aggregation_dims:
             Sine features per axis and widths of the MLPs of `"depth_3d"`.
         missing_calibration (`str`, *optional*, defaults to `"error"`):
-            Calibrated encodings without intrinsics or extrinsics: `"error"`, or `"sine"`, the published behaviour, which
-            silently takes the 2-D table that the weights were not trained with.
+            Calibrated encodings without intrinsics or extrinsics: `"error"`, or `"sine"`, the published behaviour,
+            which silently takes the 2-D table that the weights were not trained with.
         output_clamp (`float`, *optional*, defaults to 10000):
             Bound of the scene tokens, kept from the published model; None for no bound.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
@@ -295,8 +296,8 @@ class SceneQFormerConfig(PreTrainedConfig):
         else:
             if self.backbone_dilation:
                 raise ValueError(
-                    f"`backbone_dilation` is for ResNets of transformers, got a backbone of type {kind!r}. timm's backbones "
-                    "take `output_stride` in `backbone_config`."
+                    f"`backbone_dilation` is for ResNets of transformers, got a backbone of type {kind!r}. timm's "
+                    "backbones take `output_stride` in `backbone_config`."
                 )
             self.backbone_dilation = False
             if self.backbone_stage is not None:

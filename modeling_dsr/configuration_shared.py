@@ -19,8 +19,8 @@ def default_pipeline(config: PreTrainedConfig, task: str, implementation: str, a
     """
     Name the pipeline ("file.class") that `transformers.pipeline(task, …)` finds for the model.
 
-    What an earlier version of this library recorded under another file's name is replaced: the code that is saved beside
-    the configuration is this version's.
+    What an earlier version of this library recorded under another file's name is replaced: the code that is saved
+    beside the configuration is this version's.
     """
     entry = {"impl": implementation, "pt": [auto_class], "type": "multimodal"}
     config.custom_pipelines = {**(getattr(config, "custom_pipelines", None) or {}), task: entry}

@@ -177,7 +177,8 @@ class GeometrySelectionModule(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            text_states: `[sum(text_lengths), D]`, question embeddings of the samples that have geometry, one after another.
+            text_states: `[sum(text_lengths), D]`, question embeddings of the samples that have geometry, one after
+            another.
             text_lengths: `[S]` on the CPU.
             spatial_states: `[sum(spatial_lengths), D]`, output of `spatial_merger`, group after group.
             spatial_lengths: `[G]` on the CPU.
@@ -185,7 +186,8 @@ class GeometrySelectionModule(nn.Module):
             group_question: `[G]`, which of the `S` questions a group answers.
 
         Returns:
-            Geometry tokens `[G, Q, D]` and, on request, the probabilities of Q-Former 2 `[G, heads, Q, max(spatial_lengths)]`.
+            Geometry tokens `[G, Q, D]` and, on request, the probabilities of Q-Former 2
+            `[G, heads, Q, max(spatial_lengths)]`.
         """
         queries = self.q_former_queries.to(spatial_states.dtype)
         text_positions = _positions_in_segments(text_lengths).to(queries.device).expand(3, -1)

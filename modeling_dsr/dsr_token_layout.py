@@ -65,14 +65,15 @@ def sample_ids_from_mask(attention_mask: torch.Tensor | None, input_ids: torch.T
     if mask.ndim == 1:
         if batch != 1 or mask.numel() < 2 or mask[0] != 0 or mask[-1] != length or (mask.diff() <= 0).any():
             raise ValueError(
-                f"`attention_mask` is one-dimensional, so it must hold the cumulative lengths [0, L1, L1+L2, …, {length}] "
-                f"of a single packed row; got {mask.tolist()} for `input_ids` of shape {tuple(input_ids.shape)}."
+                "`attention_mask` is one-dimensional, so it must hold the cumulative lengths [0, L1, L1+L2, …, "
+                f"{length}] of a single packed row; got {mask.tolist()} for `input_ids` of shape "
+                f"{tuple(input_ids.shape)}."
             )
         return (torch.bucketize(torch.arange(length), mask, right=True)).unsqueeze(0)
     if mask.shape != (batch, length):
         raise ValueError(
-            f"`attention_mask` must have the shape of `input_ids`, {(batch, length)}, or be one-dimensional for a packed "
-            f"row; got {tuple(mask.shape)}."
+            f"`attention_mask` must have the shape of `input_ids`, {(batch, length)}, or be one-dimensional for a "
+            f"packed row; got {tuple(mask.shape)}."
         )
     return mask
 
@@ -237,11 +238,12 @@ def select_question_tokens(
     Special tokens never count. `question_scope="question"` leaves out every turn of the role that speaks last (the
     answering one: its header ends a prompt at inference and opens the answer in training), so the same conversation
     selects the same text with and without labels. `"published"` keeps all text at inference, and in training the
-    unsupervised text less the last unsupervised token and the two before it (the header of the answer), as the published
-    model was trained and run.
+    unsupervised text less the last unsupervised token and the two before it (the header of the answer), as the
+    published model was trained and run.
 
     Args:
-        input_ids: `[B, S]`. sample_ids: `[B, S]` from [`sample_ids_from_mask`]. labels: `[B, S]`, -100 where unsupervised.
+        input_ids: `[B, S]`. sample_ids: `[B, S]` from [`sample_ids_from_mask`]. labels: `[B, S]`, -100 where
+        unsupervised.
         config: a [`DSRConfig`].
     """
     ids, numbers = input_ids.cpu(), number_samples(sample_ids.cpu())
@@ -298,8 +300,9 @@ def _checked_grid(grid_thw: torch.Tensor | None, kind: str, count: int, merge: i
     given = 0 if grid_thw is None else len(grid_thw)
     if given != count:
         raise ValueError(
-            f"`input_ids` hold {count} {kind}(s) but `{kind}_grid_thw` describes {given}. Prepare text and {kind}s in one "
-            f"call of the processor; two {kind}s need a separator such as <|vision_end|> between their placeholders."
+            f"`input_ids` hold {count} {kind}(s) but `{kind}_grid_thw` describes {given}. Prepare text and {kind}s in "
+            f"one call of the processor; two {kind}s need a separator such as <|vision_end|> between their "
+            "placeholders."
         )
     if not count:
         return torch.zeros(0, 3, dtype=torch.long)
@@ -313,8 +316,8 @@ def check_grid(grid_thw: torch.Tensor, name: str, merge: int) -> torch.Tensor:
         raise ValueError(f"`{name}` must have shape [n, 3] (time, rows, columns in patches), got {tuple(grid.shape)}.")
     if (grid < 1).any():
         raise ValueError(
-            f"`{name}` has an empty axis: {grid.tolist()}. A video needs at least one frame and each frame {merge}×{merge} "
-            "patches; decode the file again or drop it."
+            f"`{name}` has an empty axis: {grid.tolist()}. A video needs at least one frame and each frame "
+            f"{merge}×{merge} patches; decode the file again or drop it."
         )
     if (grid[:, 1:] % merge).any():
         raise ValueError(
@@ -344,10 +347,10 @@ def _check_run_lengths(found, expected, num_vision, is_video, row) -> None:
     advice = f"Write the prompt with DSRProcessor, which places one <|{kind}_pad|> per token."
     if found[i] == num_vision[i]:
         advice = (
-            "The placeholders of the geometry tokens are missing: DSRProcessor adds them, Qwen2.5-VL's processor does not; "
-            "processor and model must also agree on `geometry_tokens_per` and `geometry_for_images`."
+            "The placeholders of the geometry tokens are missing: DSRProcessor adds them, Qwen2.5-VL's processor does "
+            "not; processor and model must also agree on `geometry_tokens_per` and `geometry_for_images`."
         )
     raise ValueError(
-        f"Row {int(row[i])} of `input_ids` has {int(found[i])} placeholders for {kind} {i} of the batch, but its grid needs "
-        f"{int(num_vision[i])} vision tokens and {int(expected[i] - num_vision[i])} geometry tokens. {advice}"
+        f"Row {int(row[i])} of `input_ids` has {int(found[i])} placeholders for {kind} {i} of the batch, but its grid "
+        f"needs {int(num_vision[i])} vision tokens and {int(expected[i] - num_vision[i])} geometry tokens. {advice}"
     )

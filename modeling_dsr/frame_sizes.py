@@ -5,7 +5,8 @@ from __future__ import annotations
 
 def pi3_image_size(width: int, height: int, pixel_limit: int = 255000, patch_size: int = 14) -> tuple[int, int]:
     """
-    (width, height) at which π³ sees an image: multiples of `patch_size` nearest to its aspect ratio below `pixel_limit`.
+    (width, height) at which π³ sees an image: multiples of `patch_size` nearest to its aspect ratio below
+    `pixel_limit`.
 
     Small images are enlarged. A side is at least one patch, for which a very long image may exceed the limit.
     """

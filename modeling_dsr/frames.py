@@ -26,8 +26,8 @@ def sample_frame_indices(total_frames: int, num_frames: int = 32, rule: str = "i
     Args:
         total_frames: frames in the video.
         num_frames: frames wanted.
-        rule: `"inference"`: rounded positions, an even number of them (the published evaluation); `"training"`: truncated
-            positions without repeats (the published training data).
+        rule: `"inference"`: rounded positions, an even number of them (the published evaluation); `"training"`:
+            truncated positions without repeats (the published training data).
 
     Returns:
         Increasing int64 indices; fewer than `num_frames` when the video is shorter.
@@ -74,12 +74,13 @@ def decode_video(
             frames, decoded = _decode_frames(path, indices)
     except av.FFmpegError as error:
         raise ValueError(
-            f"{path!r} cannot be decoded as a video ({error.strerror or error}). It may be cut short or not be a video; fetch "
-            "it again or re-encode it, for example to H.264 in mp4."
+            f"{path!r} cannot be decoded as a video ({error.strerror or error}). It may be cut short or not be a "
+            "video; fetch it again or re-encode it, for example to H.264 in mp4."
         ) from error
     if len(frames) < len(indices):
         raise ValueError(
-            f"{path!r} is cut short: {decoded} of its {total} frames can be decoded. Fetch it again, or re-encode what is left."
+            f"{path!r} is cut short: {decoded} of its {total} frames can be decoded. Fetch it again, or re-encode what "
+            "is left."
         )
     frames = np.stack(frames)
     metadata = VideoMetadata(
@@ -136,7 +137,8 @@ VIDEO_INTERVAL = 10  # of the published demonstration: every tenth frame of a vi
 
 @dataclass
 class Frame:
-    """A frame of a scene: its image; what to call it; seconds from the start of the video, or the number of the image."""
+    """A frame of a scene: its image; what to call it; seconds from the start of the video, or the number of the
+    image."""
 
     image: Image.Image
     name: str
@@ -218,14 +220,14 @@ def _video_frames(path: str, interval: int | None, fps: float | None, num_frames
                 yield Frame(Image.fromarray(frame), f"{index:06d}.png", index / rate if rate else float(index))
     except av.FFmpegError as error:
         raise ValueError(
-            f"A frame of {path!r} after number {decoded} cannot be read ({error.strerror or error}). The file is damaged or no "
-            "video; fetch it again or re-encode it, for example to H.264 in mp4."
+            f"A frame of {path!r} after number {decoded} cannot be read ({error.strerror or error}). The file is "
+            "damaged or no video; fetch it again or re-encode it, for example to H.264 in mp4."
         ) from error
     # Containers may announce some frames that an edit list hides.
     if decoded <= wanted[-1] and decoded < 0.9 * total:
         raise ValueError(
-            f"{path!r} is cut short: no frame after number {decoded} of {total} can be read. Fetch it again, or re-encode what is "
-            "left."
+            f"{path!r} is cut short: no frame after number {decoded} of {total} can be read. Fetch it again, or "
+            "re-encode what is left."
         )
 
 
@@ -244,8 +246,8 @@ def _as_image(image) -> Image.Image:
     array = image.detach().cpu().numpy().transpose(1, 2, 0) if isinstance(image, torch.Tensor) else np.asarray(image)
     if array.ndim != 3 or array.shape[2] not in (3, 4):
         raise ValueError(
-            f"an image must be a file, a pillow image, an array [H, W, 3] or a tensor [3, H, W], got {type(image).__name__} of "
-            f"shape {tuple(image.shape) if hasattr(image, 'shape') else '?'}."
+            "an image must be a file, a pillow image, an array [H, W, 3] or a tensor [3, H, W], got "
+            f"{type(image).__name__} of shape {tuple(image.shape) if hasattr(image, 'shape') else '?'}."
         )
     if array.dtype.kind == "f":
         array = (array.clip(0, 1) * 255).round().astype(np.uint8)
@@ -256,9 +258,9 @@ def resize_image(image: Image.Image, size: tuple[int, int], method: Image.Resamp
     """
     `Image.resize` of an RGB image to (width, height), the same to the last bit with every Pillow.
 
-    A resize is two passes that each round to bytes, so their order shows. Pillow 13 runs the vertical pass first where the
-    height shrinks by more than twice as many pixels as the width (pull request 9549), earlier ones never do: the passes
-    are asked for one by one, in the order of Pillow 13.
+    A resize is two passes that each round to bytes, so their order shows. Pillow 13 runs the vertical pass first where
+    the height shrinks by more than twice as many pixels as the width (pull request 9549), earlier ones never do: the
+    passes are asked for one by one, in the order of Pillow 13.
     """
     width, height = size
     rows_first = image.height > height and image.height - height > 2 * (image.width - width)

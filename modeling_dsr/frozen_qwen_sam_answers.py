@@ -47,7 +47,8 @@ class FrozenQwenSAMAnswers:
         """
         if input_ids.shape[0] != 1 or len(image_grid_thw) != 1:
             raise ValueError(
-                f"`answer` takes one prompt with one image, got {input_ids.shape[0]} prompts and {len(image_grid_thw)} images."
+                f"`answer` takes one prompt with one image, got {input_ids.shape[0]} prompts and {len(image_grid_thw)} "
+                "images."
             )
         vision_tokens = []
         hook = self.vlm.model.visual.register_forward_hook(

@@ -12,7 +12,8 @@ def segment_phrases(model, processor, image, phrases: list[str], caption: str | 
     Masks for phrases that the user names.
 
     Args:
-        caption: a text that contains the phrases; None: each phrase by itself, so that they do not influence each other.
+        caption: a text that contains the phrases; None: each phrase by itself, so that they do not influence each
+        other.
         options: of the model's `forward`, such as `multimask_output`.
     """
     inputs = processor(images=image, phrases=phrases, captions=caption).to(model.device)
@@ -44,7 +45,8 @@ def grounded_answer(
         history: earlier turns as messages of text, put before the question.
 
     Returns:
-        also `answer` (text) and `state`, what `second_look` goes on from. Without any phrase `output` and `result` are None.
+        also `answer` (text) and `state`, what `second_look` goes on from. Without any phrase `output` and `result` are
+        None.
     """
     question = question.strip() or "Describe this image."
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}

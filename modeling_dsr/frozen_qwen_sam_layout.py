@@ -154,8 +154,8 @@ def _check_phrases(mask_ids, is_phrase, caption, num_phrases) -> None:
     if (counts > tokens).any():
         row = int((counts > tokens).nonzero()[0])
         raise ValueError(
-            f"Row {row} has {int(counts[row])} phrases but only {int(tokens[row])} tokens that belong to one. Every phrase "
-            "needs a token of its own; phrases that share words go into captions of their own."
+            f"Row {row} has {int(counts[row])} phrases but only {int(tokens[row])} tokens that belong to one. Every "
+            "phrase needs a token of its own; phrases that share words go into captions of their own."
         )
     present = torch.zeros(len(counts), int(counts.max()) + 1, dtype=torch.bool)
     present.scatter_(1, numbers, True)
@@ -173,15 +173,16 @@ def _check_phrases(mask_ids, is_phrase, caption, num_phrases) -> None:
 
 
 def _read_prefix(ids, valid, grid_thw, image_token_id, merge):
-    """Grid `[B, 2]`, columns `[B, N]`, positions `[3, B, P]`, and position minus index of what follows the image `[B]`."""
+    """Grid `[B, 2]`, columns `[B, N]`, positions `[3, B, P]`, and position minus index of what follows the image
+    `[B]`."""
     batch, length = ids.shape
     is_image = (ids == image_token_id) & valid
     counts = is_image.sum(1)
     if (counts == 0).any():
         row = int((counts == 0).nonzero()[0])
         raise ValueError(
-            f"Row {row} of `input_ids` shows no image before its first phrase: token {image_token_id} does not occur there. "
-            "Phrases are looked up in one image, which comes before them."
+            f"Row {row} of `input_ids` shows no image before its first phrase: token {image_token_id} does not occur "
+            "there. Phrases are looked up in one image, which comes before them."
         )
     if grid_thw.ndim != 2 or tuple(grid_thw.shape) != (batch, 3):
         raise ValueError(
@@ -198,8 +199,9 @@ def _read_prefix(ids, valid, grid_thw, image_token_id, merge):
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"Image token count {int(counts[row])} of row {row} does not match `image_grid_thw` {grid_thw[row].tolist()}, "
-            f"which makes {int(wanted[row])} tokens in one piece. Pass both as one call of the processor returned them."
+            f"Image token count {int(counts[row])} of row {row} does not match `image_grid_thw` "
+            f"{grid_thw[row].tolist()}, which makes {int(wanted[row])} tokens in one piece. Pass both as one call of "
+            "the processor returned them."
         )
     widest = int(counts.max())
     cell = torch.arange(widest)
@@ -216,7 +218,8 @@ def _read_prefix(ids, valid, grid_thw, image_token_id, merge):
 
 
 def _compact(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Positions `[B, n]` of the True elements of each row of `mask` `[B, S]`, their number `[B]`, and which are real."""
+    """Positions `[B, n]` of the True elements of each row of `mask` `[B, S]`, their number `[B]`, and which are
+    real."""
     counts = mask.sum(1)
     widest = int(counts.max())
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :widest]

@@ -16,7 +16,8 @@ class FrozenQwenSAMOutput(ModelOutput):
         loss (`torch.FloatTensor`): with labels, the sum of the four losses.
         loss_mask, loss_dice, sam_loss_mask, sam_loss_dice (`torch.FloatTensor`): of coarse and refined masks.
         accuracy, aiou, sam_accuracy, sam_aiou (`torch.FloatTensor`): share of right pixels and mean IoU of both.
-        mask_attentions: `(n, layers·heads, h, w)`, attention of each phrase to each image token (28×28 processed pixels).
+        mask_attentions: `(n, layers·heads, h, w)`, attention of each phrase to each image token (28×28 processed
+        pixels).
         text_embeds: per image one tensor per phrase, `(tokens, 256)`.
         pred_masks: `(n, h', w')` logits, the coarse masks.
         prompt_masks: `(n, 1, 256, 256)` logits over SAM's padded square image.

@@ -31,7 +31,8 @@ def find_phrases(text: str, phrases) -> list[tuple[int, int]]:
         if turn >= len(places):
             if places:
                 raise ValueError(
-                    f"Phrase {number}, {phrase!r}, is listed {turn + 1} times but occurs {len(places)} times in {text!r}."
+                    f"Phrase {number}, {phrase!r}, is listed {turn + 1} times but occurs {len(places)} times in "
+                    f"{text!r}."
                 )
             raise ValueError(
                 f"Phrase {number}, {phrase!r}, is not in the text {text!r}; the nearest is {_nearest(text, phrase)!r}."
@@ -70,8 +71,8 @@ def phrases_of_tokens(offsets, text: str, spans, numbers) -> list[int]:
         free = [i for i in touched if mask_ids[i] < 0]
         if not free:
             raise ValueError(
-                f"Phrase {number}, {text[start:end]!r}, has no token of its own in {text!r}: other phrases hold them. Give "
-                "overlapping phrases as captions of their own (pass no caption)."
+                f"Phrase {number}, {text[start:end]!r}, has no token of its own in {text!r}: other phrases hold them. "
+                "Give overlapping phrases as captions of their own (pass no caption)."
             )
         for i in free:
             mask_ids[i] = number

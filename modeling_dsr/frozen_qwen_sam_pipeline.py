@@ -9,9 +9,9 @@ class PhraseSegmentationPipeline(SpatialPipeline):
     """
     Masks for phrases of an image, or a grounded answer about it.
 
-    Calling it takes an image and either `phrases` or a `question` (with `phrases`, words of the answer; else the language
-    model lists its noun phrases). It returns `phrases`, `masks` bool `[n, H, W]`, `scores`, `boxes`, and `answer` if there
-    was a question. Options: `caption`, `max_new_tokens`, `threshold`, `return_rle`.
+    Calling it takes an image and either `phrases` or a `question` (with `phrases`, words of the answer; else the
+    language model lists its noun phrases). It returns `phrases`, `masks` bool `[n, H, W]`, `scores`, `boxes`, and
+    `answer` if there was a question. Options: `caption`, `max_new_tokens`, `threshold`, `return_rle`.
     """
 
     FORWARD = ("max_new_tokens",)

@@ -19,7 +19,8 @@ class RefinedMasks:
         masks: per image `[n, H, W]` logits at its original size.
         prompt_masks: `[n_all, 1, 256, 256]` logits, the mask prompts.
         boxes: `[n_all, 4]` x0, y0, x1, y1 in the padded square image.
-        low_res_masks: `[n_all, 1 or 3, 256, 256]` logits of the decoder. iou_scores: `[n_all, 1 or 3]`, its own estimate.
+        low_res_masks: `[n_all, 1 or 3, 256, 256]` logits of the decoder. iou_scores: `[n_all, 1 or 3]`, its own
+        estimate.
         candidate_ious: `[n_all, 3]` overlap of the candidates with the coarse mask, with several candidates.
     """
 
@@ -115,7 +116,8 @@ def masks_at_original_size(masks: torch.Tensor, input_size, original_size, squar
 
 
 def binary_masks(coarse: torch.Tensor, original_size) -> torch.Tensor:
-    """Where coarse logits `[n, h, w]` mean foreground at the original size: probabilities are resized, then compared."""
+    """Where coarse logits `[n, h, w]` mean foreground at the original size: probabilities are resized, then
+    compared."""
     size = torch.tensor([[s] for s in (*coarse.shape[-2:], *map(int, original_size))], device=coarse.device)
     lines = [
         interpolation_matrix(size[axis], size[2 + axis], coarse.shape[-2 + axis], int(original_size[axis]))
@@ -176,7 +178,8 @@ class PhraseTwoWayBlock(SamTwoWayAttentionBlock):
 
 
 class PhraseSamModel(SamModel):
-    """[`SamModel`] whose decoder takes text tokens of different numbers in one batch. Parameters and names are SAM's."""
+    """[`SamModel`] whose decoder takes text tokens of different numbers in one batch. Parameters and names are
+    SAM's."""
 
     def __init__(self, config):
         super().__init__(config)

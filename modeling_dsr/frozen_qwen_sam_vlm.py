@@ -76,7 +76,8 @@ def save_trained_parts(model: PreTrainedModel, save_directory: str | os.PathLike
     for field, _, _ in FROZEN.values():
         if not (getattr(config, field) or {}).get("repo"):
             raise ValueError(
-                f"`save_trained_only=True` leaves out the frozen weights, but `config.{field}` does not say where they are. "
+                f"`save_trained_only=True` leaves out the frozen weights, but `config.{field}` does not say where they "
+                "are. "
                 f'Set it, for example model.config.{field} = {{"repo": "owner/name", "revision": "main"}}.'
             )
     state = kwargs.pop("state_dict", None) or model.state_dict()

@@ -9,8 +9,8 @@ class OwnGenerationSettings:
     """
     Mixin: `from_pretrained(FOLDER, subfolder=NAME)` takes `generation_config.json` from the subfolder.
 
-    transformers (5.17 to 5.23) takes the one at the root of a local folder, which belongs to another model, with its end
-    tokens and penalties. From the Hub it takes the right one.
+    transformers (5.17 to 5.23) takes the one at the root of a local folder, which belongs to another model, with its
+    end tokens and penalties. From the Hub it takes the right one.
     """
 
     @classmethod

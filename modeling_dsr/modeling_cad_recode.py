@@ -54,8 +54,8 @@ class CADRecodeModel(Qwen2Model):
                 does. It is not changed.
             position_ids: `[B, S]`; by default the index in the row, padding counted, as published.
             point_cloud: `[B, N, point_channels]` in model units, zeros in rows without points. Read at prefill alone.
-            point_token_mask: `[B, S]` bool, the placeholders of the points; when absent the -1 of the mask, or the first
-                run of `config.point_token_id`.
+            point_token_mask: `[B, S]` bool, the placeholders of the points; when absent the -1 of the mask, or the
+                first run of `config.point_token_id`.
         """
         if input_ids is None and inputs_embeds is None:
             raise ValueError("Pass `input_ids` or `inputs_embeds`; both are None.")
@@ -119,8 +119,8 @@ class CADRecodeForCausalLM(OwnGenerationSettings, Qwen2ForCausalLM):
     ) -> CausalLMOutputWithPast:
         r"""
         Args:
-            labels: `[B, S]`, -100 where no loss is taken. The loss is the mean next-token cross-entropy in float32, 0 if
-                nothing is supervised. In training mode `logits` is then None; see `config.loss_chunk_size`.
+            labels: `[B, S]`, -100 where no loss is taken. The loss is the mean next-token cross-entropy in float32, 0
+                if nothing is supervised. In training mode `logits` is then None; see `config.loss_chunk_size`.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
 
         The other arguments are those of [`CADRecodeModel.forward`].
@@ -180,7 +180,8 @@ class CADRecodeForCausalLM(OwnGenerationSettings, Qwen2ForCausalLM):
         return model_inputs
 
     def as_pipeline(self, processor, **options):
-        """This model and its processor as a [`CadGenerationPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        """This model and its processor as a [`CadGenerationPipeline`]. (`save_pretrained` copies what a model's file
+        imports: its pipeline.)"""
         from .cad_pipeline import CadGenerationPipeline
 
         return CadGenerationPipeline(model=self, processor=processor, **options)

@@ -211,8 +211,8 @@ class CadrilleForConditionalGeneration(OwnGenerationSettings, Qwen2VLForConditio
     ) -> CadrilleCausalLMOutputWithPast:
         r"""
         Args:
-            labels: `[B, S]`, -100 where no loss is taken. The loss is the mean next-token cross-entropy in float32, 0 if
-                nothing is supervised. In training mode `logits` is then None; see `config.loss_chunk_size`.
+            labels: `[B, S]`, -100 where no loss is taken. The loss is the mean next-token cross-entropy in float32, 0
+                if nothing is supervised. In training mode `logits` is then None; see `config.loss_chunk_size`.
             num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
 
         The other arguments are those of [`CadrilleModel.forward`].
@@ -332,7 +332,8 @@ class CadrilleForConditionalGeneration(OwnGenerationSettings, Qwen2VLForConditio
         return model_inputs
 
     def as_pipeline(self, processor, **options):
-        """This model and its processor as a [`CadGenerationPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        """This model and its processor as a [`CadGenerationPipeline`]. (`save_pretrained` copies what a model's file
+        imports: its pipeline.)"""
         from .cad_pipeline import CadGenerationPipeline
 
         return CadGenerationPipeline(model=self, processor=processor, **options)

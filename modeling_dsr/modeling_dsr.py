@@ -71,9 +71,9 @@ class DSRModelOutputWithPast(BaseModelOutputWithPast):
         rope_deltas (`torch.LongTensor` of shape `(batch, 1)`): next rotary position minus number of tokens.
         geometry_tokens (`torch.FloatTensor` of shape `(groups, num_geometry_tokens, hidden)`): what the language model
             reads in the geometry placeholders.
-        geometry_attentions (`tuple[torch.FloatTensor]`): with `output_geometry_attentions=True`, for each medium that has
-            geometry the probabilities `(heads, num_geometry_tokens, t, h/2, w/2)` with which each token read each 2-frame,
-            28×28-pixel cell. They sum to 1 over all media of a group.
+        geometry_attentions (`tuple[torch.FloatTensor]`): with `output_geometry_attentions=True`, for each medium that
+            has geometry the probabilities `(heads, num_geometry_tokens, t, h/2, w/2)` with which each token read each
+            2-frame, 28×28-pixel cell. They sum to 1 over all media of a group.
     """
 
     rope_deltas: torch.LongTensor | None = None
@@ -136,7 +136,8 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         image_grid_thw: torch.LongTensor | None = None,
         **kwargs,
     ) -> DSRVisionFeatures:
-        """Vision tokens of images, and their spatial states when `config.geometry_for_images`. See `get_video_features`."""
+        """Vision tokens of images, and their spatial states when `config.geometry_for_images`. See
+        `get_video_features`."""
         self._check_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
         features = super().get_image_features(pixel_values, image_grid_thw, **{**kwargs, "return_dict": True})
         if self.config.geometry_for_images:
@@ -234,8 +235,9 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         text_lengths = torch.bincount(token_sample[chosen], minlength=layout.num_samples)[asked]
         if self.config.question_scope == "question" and (text_lengths == 0).any():
             raise ValueError(
-                f"Sample {int(asked[text_lengths == 0][0])} of the batch shows a video but asks nothing. Write a question next "
-                "to the video, and end the prompt with the answer's header (`add_generation_prompt=True`)."
+                f"Sample {int(asked[text_lengths == 0][0])} of the batch shows a video but asks nothing. Write a "
+                "question next to the video, and end the prompt with the answer's header "
+                "(`add_generation_prompt=True`)."
             )
         text_index = chosen.flatten().nonzero().squeeze(1).to(device)
         text_states = inputs_embeds.flatten(0, 1)[text_index]
@@ -291,8 +293,8 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Rotary positions `[3, B, S]` and deltas `[B, 1]` as the published model computes them (see `build_token_layout`).
-        `mm_token_type_ids` is accepted for compatibility; placeholders are found by their ids.
+        Rotary positions `[3, B, S]` and deltas `[B, 1]` as the published model computes them (see
+        `build_token_layout`). `mm_token_type_ids` is accepted for compatibility; placeholders are found by their ids.
         """
         sample_ids = sample_ids_from_mask(attention_mask, input_ids)
         layout = build_token_layout(
@@ -338,10 +340,10 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
             pixel_values, pixel_values_videos: `[P, 1176]` patches of images and videos, from the processor.
             image_grid_thw, video_grid_thw: `[n, 3]` patches (time, rows, columns).
             second_per_grid_ts: `[n]` seconds between temporal grid steps of each video; None means 1.
-            mm_encoder_outputs: features from `get_video_features` / `get_image_features` under "video" / "image", instead
-                of pixels.
-            question_mask: `[B, S]` bool, the text that conditions the learned queries; chosen by `config.question_scope`
-                when absent.
+            mm_encoder_outputs: features from `get_video_features` / `get_image_features` under "video" / "image",
+                instead of pixels.
+            question_mask: `[B, S]` bool, the text that conditions the learned queries; chosen by
+                `config.question_scope` when absent.
             output_geometry_attentions: also return where the geometry tokens looked.
         """
         features = dict(mm_encoder_outputs or {})
@@ -414,7 +416,8 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         )
 
     def _positions(self, layout, sample_ids, position_ids, attention_mask, use_cache, device):
-        """Positions and mask of a prefill; packed rows carry the restart of each sample in a fourth row of positions."""
+        """Positions and mask of a prefill; packed rows carry the restart of each sample in a fourth row of
+        positions."""
         if position_ids is None:
             position_ids = layout.position_ids.to(device)
             self.rope_deltas = layout.rope_deltas.to(device)

@@ -171,8 +171,9 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
         expected = int(image_grid_thw.prod(1).sum())
         if pixel_values is None or pixel_values.ndim != 2 or len(pixel_values) != expected:
             raise ValueError(
-                f"`pixel_values` must be [{expected}, channels] to match `image_grid_thw` {image_grid_thw.tolist()}, got "
-                f"{None if pixel_values is None else tuple(pixel_values.shape)}. Pass both as the processor returned them."
+                f"`pixel_values` must be [{expected}, channels] to match `image_grid_thw` {image_grid_thw.tolist()}, "
+                f"got {None if pixel_values is None else tuple(pixel_values.shape)}. Pass both as the processor "
+                "returned them."
             )
         features = base.get_image_features(pixel_values, image_grid_thw, return_dict=True)
         vision_tokens = tuple(features.pooler_output)
@@ -220,7 +221,8 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
     def read_captions(
         self, layout: PhraseLayout, input_ids: torch.Tensor, features: FrozenQwenSAMFeatures, merge: str
     ) -> PhraseStates:
-        """Run the captions on the cached prefixes and keep, of their phrase tokens, attention to the image and states."""
+        """Run the captions on the cached prefixes and keep, of their phrase tokens, attention to the image and
+        states."""
         decoder, device = self.vlm.model.language_model, input_ids.device
         rows, row_phrase = layout.rows.to(device), layout.row_phrase.to(device)
         number, cells = len(layout.phrase_image), layout.image_columns.shape[1]
@@ -260,7 +262,8 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
         return torch.einsum("ltd,l->td", hidden_states.to(self.text_layer_weights), self.text_layer_weights.softmax(0))
 
     def _coarse_masks(self, attentions: torch.Tensor, layout: PhraseLayout):
-        """Maps `(n, L·H, h, w)` and coarse logits `(n, h', w')` per image; images of one grid share the U-Net's batch."""
+        """Maps `(n, L·H, h, w)` and coarse logits `(n, h', w')` per image; images of one grid share the U-Net's
+        batch."""
         counts, grids = layout.phrases_per_image.tolist(), [tuple(grid) for grid in layout.grids.tolist()]
         maps = [piece[..., : h * w].unflatten(-1, (h, w)) for piece, (h, w) in zip(attentions.split(counts), grids)]
         coarse: list[torch.Tensor | None] = [None] * len(maps)
@@ -288,7 +291,8 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
             coarse: per image logits `[n, h', w']`.
             text_embeds: `[n_all, T, 256]` text prompts of all phrases. text_mask: `[n_all, T]`, False for padding.
             image_embeddings: `[B, 256, 64, 64]`.
-            original_sizes, reshaped_input_sizes: `[B, 2]` height and width of the images and of their place in the square.
+            original_sizes, reshaped_input_sizes: `[B, 2]` height and width of the images and of their place in the
+            square.
         """
         config = self.config
         multimask_output = config.multimask_output if multimask_output is None else multimask_output
@@ -462,13 +466,14 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
         inside = torch.arange(prefix_ids.shape[1]) < layout.prefix_lengths[:, None]
         if not same or ((features.prefix_ids != prefix_ids).cpu() & inside).any():
             raise ValueError(
-                f"`features` belong to prefixes of {features.prefix_lengths.tolist()} tokens, but `input_ids` begin with other "
-                f"ones, of {layout.prefix_lengths.tolist()} tokens. Pass the rows whose images were encoded, with "
-                "`caption_ids` that begin at the same place."
+                f"`features` belong to prefixes of {features.prefix_lengths.tolist()} tokens, but `input_ids` begin "
+                f"with other ones, of {layout.prefix_lengths.tolist()} tokens. Pass the rows whose images were "
+                "encoded, with `caption_ids` that begin at the same place."
             )
 
     def as_pipeline(self, processor, **options):
-        """This model and its processor as a [`PhraseSegmentationPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        """This model and its processor as a [`PhraseSegmentationPipeline`]. (`save_pretrained` copies what a model's
+        file imports: its pipeline.)"""
         from .frozen_qwen_sam_pipeline import PhraseSegmentationPipeline
 
         return PhraseSegmentationPipeline(model=self, processor=processor, **options)

@@ -11,8 +11,8 @@ Data flow, for B scenes of S frames, h·w patches each, N = 5 + h·w tokens per 
 
 With mask strength 0 the network is VGGT. Only what the heads read is kept of the layers.
 
-Synchronised cameras, `[B, T, V, 3, H, W]`: the global blocks attend over the views of each time, the frame blocks over the
-times of each view, and everything that `page4d_multiview` adds can be switched on by the configuration.
+Synchronised cameras, `[B, T, V, 3, H, W]`: the global blocks attend over the views of each time, the frame blocks over
+the times of each view, and everything that `page4d_multiview` adds can be switched on by the configuration.
 """
 
 import math
@@ -221,12 +221,12 @@ class Page4DModel(PreTrainedModel):
 
     def apply_freeze_policy(self) -> None:
         """
-        Set which parameters train, by `config.freeze`: None all, "page4d" those that the paper tunes, "multiview" what is
-        new in the multi-view model.
+        Set which parameters train, by `config.freeze`: None all, "page4d" those that the paper tunes, "multiview" what
+        is new in the multi-view model.
 
         The paper tunes the frame and global blocks of the masked layers and the mask head. Everything else keeps VGGT's
-        weights: encoder, special tokens, outer blocks, all heads. Of the multi-view model all that is not a copy trains, and
-        the geometry stream's copies.
+        weights: encoder, special tokens, outer blocks, all heads. Of the multi-view model all that is not a copy
+        trains, and the geometry stream's copies.
         """
         if self.config.freeze is None:
             return
@@ -244,7 +244,8 @@ class Page4DModel(PreTrainedModel):
                 module.requires_grad_(True)
 
     def encode_frames(self, pixel_values: torch.FloatTensor) -> torch.Tensor:
-        """Patch tokens `[B, S, h·w, C]` of frames `[B, S, 3, H, W]` in [0, 1], `config.encoder_chunk_size` at a time."""
+        """Patch tokens `[B, S, h·w, C]` of frames `[B, S, 3, H, W]` in [0, 1], `config.encoder_chunk_size` at a
+        time."""
         skip = 1 + self.config.encoder_config.num_register_tokens
         frozen = not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
@@ -261,8 +262,8 @@ class Page4DModel(PreTrainedModel):
         """
         Let the blocks of both streams and of the sparse layers start as copies of the trunk's, as conversion does.
 
-        With strengths of 0 the streams then equal the trunk. For a trunk without them that was loaded into a configuration with
-        them.
+        With strengths of 0 the streams then equal the trunk. For a trunk without them that was loaded into a
+        configuration with them.
         """
         trunk, new = self.aggregator, self.multiview
         pairs = []
@@ -297,17 +298,17 @@ class Page4DModel(PreTrainedModel):
     ) -> Page4DOutput:
         r"""
         Args:
-            pixel_values: `[B, S, 3, H, W]`, or `[S, 3, H, W]` for one scene: RGB, normally in [0, 1]; H and W are multiples
-                of the patch size. The first frame is the reference of all coordinates. Or `[B, T, V, 3, H, W]`: T times of V
-                synchronised cameras; the shapes below then have `T, V` for `S`.
+            pixel_values: `[B, S, 3, H, W]`, or `[S, 3, H, W]` for one scene: RGB, normally in [0, 1]; H and W are
+                multiples of the patch size. The first frame is the reference of all coordinates. Or
+                `[B, T, V, 3, H, W]`: T times of V synchronised cameras; the shapes below then have `T, V` for `S`.
             query_points: `[B, Q, 2]` or `[Q, 2]`, (x, y) in pixels of the first frame, to be tracked.
             mask_alpha: strength of the dynamics-aware mask, 0…1, instead of `config.mask_alpha`.
             depths: `[B, S, H, W]` true depths, for the loss; needs `extrinsics` and `intrinsics`.
             extrinsics: `[B, S, 3, 4]` or `[B, S, 4, 4]` true camera-from-world transforms.
             intrinsics: `[B, S, 3, 3]` true intrinsics in pixels.
             world_points: `[B, S, H, W, 3]` true points in the frame of `extrinsics`; default: from depth and cameras.
-            point_masks: `[B, S, H, W]` where depth and points are known; default: positive finite depths. Samples whose first
-                frame has at most 100 valid pixels do not train the cameras.
+            point_masks: `[B, S, H, W]` where depth and points are known; default: positive finite depths. Samples whose
+                first frame has at most 100 valid pixels do not train the cameras.
             ext_mask: several views: what moves according to somebody else, 1 = dynamic; pixels `[B, T, V, H, W]` or
                 `[B, T, V, 1, H, W]`, or patches `[B, T, V, P, 1]` or `[B, T, V, P]`.
             keypoint_map: several views: `[B, T, V, P]` or `[B, T, V, P, 1]`, draws the attention of sparse layers.
@@ -404,7 +405,8 @@ class Page4DModel(PreTrainedModel):
         outputs.track_visibility, outputs.track_confidence = visibility.sigmoid(), confidence.sigmoid()
 
     def as_pipeline(self, processor, **options):
-        """This model and its processor as a [`SceneReconstructionPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        """This model and its processor as a [`SceneReconstructionPipeline`]. (`save_pretrained` copies what a model's
+        file imports: its pipeline.)"""
         from .geometry_pipeline import SceneReconstructionPipeline
 
         return SceneReconstructionPipeline(model=self, processor=processor, **options)

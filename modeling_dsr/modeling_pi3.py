@@ -489,7 +489,8 @@ class Pi3Model(PreTrainedModel):
         return Pi3Targets(**named)
 
     def as_pipeline(self, processor, **options):
-        """This model and its processor as a [`SceneReconstructionPipeline`]. (`save_pretrained` copies what a model's file imports: its pipeline.)"""
+        """This model and its processor as a [`SceneReconstructionPipeline`]. (`save_pretrained` copies what a model's
+        file imports: its pipeline.)"""
         from .geometry_pipeline import SceneReconstructionPipeline
 
         return SceneReconstructionPipeline(model=self, processor=processor, **options)

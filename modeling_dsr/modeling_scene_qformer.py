@@ -5,8 +5,8 @@ Data flow, for B scenes of N cameras, feature maps of h×w cells, M = N·h·w:
     pixel_values [B, N, 3, H, W] ─ backbone, neck ─ features [B, N, C, h, w] ─┐
     calibration or grid ─ position code [B, N, h, w, C] ──────────────────────┼─ memory [B, M, C]
     camera embedding [N, C] ──────────────────────────────────────────────────┘        │
-    learned queries [1, Q, C] ──────────────────────────────── decoder, 6 layers ──────┴─ projector ─ scene tokens [B, Q, D]
-    prompt, its placeholders ← scene tokens ─ language model ─ text
+    learned queries [1, Q, C] ──────────────────────────────── decoder, 6 layers ──────┴─ projector ─ scene tokens [B,
+    Q, D] prompt, its placeholders ← scene tokens ─ language model ─ text
     prompt, output queries ─ language model ─ interaction with the scene tokens ─ map decoder ─ classes, polylines
 """
 
@@ -59,8 +59,9 @@ class SceneQFormerOutput(ModelOutput):
         hidden_states (`tuple[torch.FloatTensor]`): with `output_hidden_states=True`, the queries and the output of each
             decoder layer, each `(batch, num_queries, embed_dims)`.
         attentions (`tuple[torch.FloatTensor]`): with `output_attentions=True`, for each decoder layer the probabilities
-            `(batch, heads, num_queries, cameras, h, w)` with which each query read each cell of each camera. They sum to 1
-            over all cells of all cameras (with deformable attention to less where a query looks past the image's edge).
+            `(batch, heads, num_queries, cameras, h, w)` with which each query read each cell of each camera. They sum
+            to 1 over all cells of all cameras (with deformable attention to less where a query looks past the image's
+            edge).
     """
 
     scene_tokens: torch.FloatTensor | None = None
@@ -80,9 +81,10 @@ class SceneQFormerCausalLMOutputWithPast(CausalLMOutputWithPast):
         query_outputs (`torch.FloatTensor` of shape `(batch, I·(1 + P), hidden)`): with `output_map=True`, the language
             model's last states of the output queries.
         class_logits (`torch.FloatTensor` of shape `(batch, I, classes)`): class scores before the sigmoid.
-        points (`torch.FloatTensor` of shape `(batch, I, P, 2)`): map elements, -1 … 1 over `point_range` of the LiDAR frame.
-        boxes (`torch.FloatTensor` of shape `(batch, I, 4)`): centre and size of the points' bounding box.
-        class_loss, points_loss, direction_loss (`torch.FloatTensor`): terms of the map loss, unweighted, last refinement.
+        points (`torch.FloatTensor` of shape `(batch, I, P, 2)`): map elements, -1 … 1 over `point_range` of the LiDAR
+        frame. boxes (`torch.FloatTensor` of shape `(batch, I, 4)`): centre and size of the points' bounding box.
+        class_loss, points_loss, direction_loss (`torch.FloatTensor`): terms of the map loss, unweighted, last
+        refinement.
     """
 
     scene_tokens: torch.FloatTensor | None = None
@@ -97,7 +99,8 @@ class SceneQFormerCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 def float32_island(tensor: torch.Tensor):
-    """Autocast off: attention over thousands of cells and the geometry overflow or lose themselves in half precision."""
+    """Autocast off: attention over thousands of cells and the geometry overflow or lose themselves in half
+    precision."""
     device = tensor.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -120,8 +123,9 @@ def dilate_last_stage(backbone: nn.Module) -> None:
 
 class SceneQueries(nn.Module):
     """
-    Learned queries. The first `num_constrained_queries` belong to cameras, in equal blocks (the first cameras get what is
-    left over): content + embedding of the camera + embedding of the place in the block. The others are content alone.
+    Learned queries. The first `num_constrained_queries` belong to cameras, in equal blocks (the first cameras get what
+    is left over): content + embedding of the camera + embedding of the place in the block. The others are content
+    alone.
     """
 
     def __init__(self, config: SceneQFormerConfig):
@@ -180,7 +184,8 @@ class SceneQFormerPreTrainedModel(PreTrainedModel):
     ]
 
     def _init_weights(self, module):
-        """torch's own initial values, which the published model was trained from, except where a module says otherwise."""
+        """torch's own initial values, which the published model was trained from, except where a module says
+        otherwise."""
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -281,8 +286,8 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         cameras = self.config.num_cams
         if pixel_values.ndim != 5 or pixel_values.shape[2] != 3 or not 1 <= pixel_values.shape[1] <= cameras:
             raise ValueError(
-                f"`pixel_values` must be [batch, {cameras} cameras, 3, height, width], got {tuple(pixel_values.shape)}. "
-                "SceneQFormerProcessor puts six named images in order."
+                f"`pixel_values` must be [batch, {cameras} cameras, 3, height, width], got "
+                f"{tuple(pixel_values.shape)}. SceneQFormerProcessor puts six named images in order."
             )
         images = pixel_values.flatten(0, 1).to(self.neck[0].weight.dtype)
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
@@ -335,8 +340,8 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
 
     def memory(self, features, image_size, cam_intrinsics, cam_extrinsics) -> torch.Tensor:
         """
-        `[B, N·h·w, C]`: features + position code + camera embedding, camera after camera, row after row. Keys and values
-        are both made of it.
+        `[B, N·h·w, C]`: features + position code + camera embedding, camera after camera, row after row. Keys and
+        values are both made of it.
         """
         batch, cameras, _, *grid = features.shape
         weight = self.camera_embed.weight
@@ -360,8 +365,9 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
                     if value is None
                 ]
                 raise ValueError(
-                    f'`position_encoding="{config.position_encoding}"` needs {" and ".join(f"`{name}`" for name in missing)}. '
-                    'Pass the calibration, or set `missing_calibration="sine"` in the config to fall back on the 2-D table, '
+                    f'`position_encoding="{config.position_encoding}"` needs '
+                    f"{' and '.join(f'`{name}`' for name in missing)}. Pass the calibration, or set "
+                    '`missing_calibration="sine"` in the config to fall back on the 2-D table, '
                     "with which these weights were not trained."
                 )
         return sine_table(
@@ -378,8 +384,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
     A language model that reads scene tokens in the place of its prompt's placeholders; with `config.map_config` also a
     map detector.
 
-    A prompt marks a scene either with one LLaVA placeholder (`config.image_token_index`, -200), which makes room for the
-    scene tokens, or with `config.num_queries` placeholders that the processor writes (`config.image_token_id`).
+    A prompt marks a scene either with one LLaVA placeholder (`config.image_token_index`, -200), which makes room for
+    the scene tokens, or with `config.num_queries` placeholders that the processor writes (`config.image_token_id`).
     """
 
     main_input_name = "input_ids"
@@ -444,8 +450,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
             pixel_values, cam_intrinsics, cam_extrinsics: of the scenes, in the order of their placeholders; see
                 [`SceneQFormerModel`].
             scene_tokens: instead of them, scene tokens `[scenes, num_queries, hidden]` computed before.
-            attention_mask: `[B, L]`; or `[B, 1, L, L]`, bool (True = attend) or additive, for the whole sequence, output
-                queries included.
+            attention_mask: `[B, L]`; or `[B, 1, L, L]`, bool (True = attend) or additive, for the whole sequence,
+                output queries included.
             labels: `[B, L]`, -100 where the language model is not supervised.
             map_labels: per prompt `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1 over `point_range`.
             output_map: append the output queries and detect map elements. Default: when `map_labels` are given.
@@ -545,7 +551,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         return (input_ids == self.config.image_token_index) | (input_ids == self.config.image_token_id)
 
     def _make_room(self, input_ids, attention_mask, labels, num_scenes: int, padding_side: str):
-        """Expand LLaVA placeholders; check that placeholders and scenes match. Returns also scenes per row, on the CPU."""
+        """Expand LLaVA placeholders; check that placeholders and scenes match. Returns also scenes per row, on the
+        CPU."""
         config = self.config
         counts = self._is_scene(input_ids).sum(1).cpu()  # [B]
         total, queries = int(counts.sum()), config.num_queries
@@ -566,8 +573,9 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
             counts = counts // queries
         else:
             raise ValueError(
-                f"`input_ids` hold {total} scene placeholders for {num_scenes} scenes. Expected one {config.image_token_index} "
-                f"per scene, or {queries} times {config.image_token_id} as SceneQFormerProcessor writes them."
+                f"`input_ids` hold {total} scene placeholders for {num_scenes} scenes. Expected one "
+                f"{config.image_token_index} per scene, or {queries} times {config.image_token_id} as "
+                "SceneQFormerProcessor writes them."
             )
         return input_ids, attention_mask, labels, counts
 
@@ -638,8 +646,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         if attention_mask is not None and attention_mask.ndim == 4:
             if tuple(attention_mask.shape[-2:]) != (length + count, length + count):
                 raise ValueError(
-                    f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, {length + count}, "
-                    f"{length + count}], got {tuple(attention_mask.shape)}."
+                    f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, "
+                    f"{length + count}, {length + count}], got {tuple(attention_mask.shape)}."
                 )
             mask, prompt = attention_mask, inputs_embeds.new_ones((batch, length), dtype=torch.long)
         else:

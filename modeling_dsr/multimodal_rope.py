@@ -15,8 +15,8 @@ def multimodal_positions(
 
     Args:
         input_ids: `[B, S]`. attention_mask: `[B, S]` or None for no padding.
-        media: per kind the id of its placeholder and its grids `[n, 3]` (time, rows, columns in patches) in the order of
-            the prompts, or None.
+        media: per kind the id of its placeholder and its grids `[n, 3]` (time, rows, columns in patches) in the order
+            of the prompts, or None.
         merge_size: patches per token along rows and along columns.
 
     Returns:

@@ -1,4 +1,5 @@
-"""Libraries that not everybody needs: which extra of this package installs them, and what is said where one is missing."""
+"""Libraries that not everybody needs: which extra of this package installs them, and what is said where one is
+missing."""
 
 import importlib.util
 

@@ -1,4 +1,5 @@
-"""DPT head (arXiv 2103.13413) as VGGT and PAGE-4D use it: four layers of tokens to one dense map. Plus its activations."""
+"""DPT head (arXiv 2103.13413) as VGGT and PAGE-4D use it: four layers of tokens to one dense map. Plus its
+activations."""
 
 from collections.abc import Sequence
 
@@ -242,7 +243,8 @@ CONFIDENCE_ACTIVATIONS = {
 
 def activate_dense(raw: torch.Tensor, activation: str, confidence_activation: str) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Values `[N, H, W, C]` and confidences `[N, H, W]` of a head's map `[N, C + 1, H, W]`, confidence in the last channel.
+    Values `[N, H, W, C]` and confidences `[N, H, W]` of a head's map `[N, C + 1, H, W]`, confidence in the last
+    channel.
 
     Args:
         activation: one of `VALUE_ACTIVATIONS`. confidence_activation: one of `CONFIDENCE_ACTIVATIONS`.

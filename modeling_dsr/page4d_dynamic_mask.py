@@ -12,8 +12,8 @@ def pool_mask(
     An external mask as patches, `[B, T, V, P, 1]`.
 
     Args:
-        mask: 1 = dynamic; pixels `[B, T, V, H, W]` or `[B, T, V, 1, H, W]`, which are averaged over each patch, or patches
-            `[B, T, V, P, 1]` or `[B, T, V, P]`.
+        mask: 1 = dynamic; pixels `[B, T, V, H, W]` or `[B, T, V, 1, H, W]`, which are averaged over each patch, or
+            patches `[B, T, V, P, 1]` or `[B, T, V, P]`.
         images: (B, T, V). grid: (h, w) in patches. name: of the argument, in errors.
     """
     if not isinstance(mask, torch.Tensor) or not (mask.is_floating_point() or mask.dtype is torch.bool):
@@ -30,8 +30,8 @@ def pool_mask(
     if shape in ((*images, *size), (*images, 1, *size)):
         return F.adaptive_avg_pool2d(mask.reshape(-1, 1, *size), grid).view(*images, patches, 1)
     raise ValueError(
-        f"`{name}` must be pixels {[*images, *size]} or patches {[*images, patches, 1]} to match the images, got {list(shape)}. "
-        "Bring it to the size of the images first."
+        f"`{name}` must be pixels {[*images, *size]} or patches {[*images, patches, 1]} to match the images, got "
+        f"{list(shape)}. Bring it to the size of the images first."
     )
 
 

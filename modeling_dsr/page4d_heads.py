@@ -29,10 +29,11 @@ POSE_WIDTHS = {"absT_quaR_FoV": 9, "R9D_t": 12}
 
 class SpatialMaskHead(nn.Module):
     """
-    Which patches the camera should look at: `sigmoid(conv(x) + mean_c(x)) - 0.5` of tokens standardised over each frame.
+    Which patches the camera should look at: `sigmoid(conv(x) + mean_c(x)) - 0.5` of tokens standardised over each
+    frame.
 
-    Positive values attract the special tokens of every frame, negative ones (moving things) repel them. Input and channel
-    mean carry no gradient, so that whatever the mask is trained with reaches the convolutions alone.
+    Positive values attract the special tokens of every frame, negative ones (moving things) repel them. Input and
+    channel mean carry no gradient, so that whatever the mask is trained with reaches the convolutions alone.
     """
 
     def __init__(self, dim: int, hidden_channels: int):
@@ -56,7 +57,8 @@ class SpatialMaskHead(nn.Module):
 
 class MultiviewSpatialMaskHead(nn.Module):
     """
-    The spatial mask head of the multi-view project, with eight tensors: `-0.5 · clamp(a · sigmoid(-conv(x) / tau), 0, 1)`.
+    The spatial mask head of the multi-view project, with eight tensors:
+    `-0.5 · clamp(a · sigmoid(-conv(x) / tau), 0, 1)`.
 
     0 leaves a patch alone, -0.5 repels the special tokens from it. `a` and `tau` are softplus of learned numbers.
     """
@@ -176,9 +178,9 @@ class CameraHead(nn.Module):
             tokens: `[B, S, dim]`, the camera token of each frame.
 
         Returns:
-            The estimate after each iteration. "absT_quaR_FoV" `[B, S, 9]`: translation, quaternion (x, y, z, w), vertical
-            and horizontal field of view (rectified, so that 0 can occur). "R9D_t" `[B, S, 12]`: a 3×3 matrix to be brought
-            to the nearest rotation, translation.
+            The estimate after each iteration. "absT_quaR_FoV" `[B, S, 9]`: translation, quaternion (x, y, z, w),
+            vertical and horizontal field of view (rectified, so that 0 can occur). "R9D_t" `[B, S, 12]`: a 3×3 matrix
+            to be brought to the nearest rotation, translation.
         """
         if self.per_frame:  # the published multi-view head, whose transformer sees one token at a time
             estimates = self._refine(tokens.flatten(0, 1).unsqueeze(1), num_iterations)

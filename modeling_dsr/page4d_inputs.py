@@ -11,15 +11,15 @@ from .pose import check_cameras
 def check_pixels(pixel_values, config: Page4DConfig) -> tuple[torch.Tensor, tuple[int, int]]:
     if not isinstance(pixel_values, torch.Tensor):
         raise ValueError(
-            f"`pixel_values` must be one tensor [B, S, 3, H, W], got {type(pixel_values).__name__}. Frames of different "
-            "sizes do not stack; GeometryProcessor brings them to one size."
+            f"`pixel_values` must be one tensor [B, S, 3, H, W], got {type(pixel_values).__name__}. Frames of "
+            "different sizes do not stack; GeometryProcessor brings them to one size."
         )
     if pixel_values.ndim == 4:
         pixel_values = pixel_values.unsqueeze(0)
     if pixel_values.ndim not in (5, 6) or pixel_values.shape[-3] != 3 or 0 in pixel_values.shape:
         raise ValueError(
-            "`pixel_values` must be [B, S, 3, H, W], [S, 3, H, W] or, of synchronised cameras, [B, T, V, 3, H, W], with at "
-            f"least one frame, got {tuple(pixel_values.shape)}."
+            "`pixel_values` must be [B, S, 3, H, W], [S, 3, H, W] or, of synchronised cameras, [B, T, V, 3, H, W], "
+            f"with at least one frame, got {tuple(pixel_values.shape)}."
         )
     if not pixel_values.is_floating_point():
         raise ValueError(

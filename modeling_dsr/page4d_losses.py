@@ -1,4 +1,5 @@
-"""Training losses of PAGE-4D: cameras, depth and points with confidences. Pure functions without host synchronisation."""
+"""Training losses of PAGE-4D: cameras, depth and points with confidences. Pure functions without host
+synchronisation."""
 
 from dataclasses import dataclass
 
@@ -115,7 +116,8 @@ def dense_loss(
 
     Args:
         prediction, truth: `[B, S, H, W, C]`. confidence, mask: `[B, S, H, W]`.
-        gradient: "grad" compares differences of neighbours, "normal" surface normals; with "_conf" weighted by confidence.
+        gradient: "grad" compares differences of neighbours, "normal" surface normals; with "_conf" weighted by
+        confidence.
         valid_range: quantile above which residuals are left out as outliers; -1: none.
 
     Returns:
@@ -204,8 +206,8 @@ def page4d_losses(outputs, targets: SceneTargets, config) -> dict[str, torch.Ten
     All terms of the training loss, and their weighted sum under "loss".
 
     Args:
-        outputs: with `pose_enc_list`, `depth`, `depth_conf`, `world_points`, `world_points_conf`, None for heads that do
-            not exist.
+        outputs: with `pose_enc_list`, `depth`, `depth_conf`, `world_points`, `world_points_conf`, None for heads that
+            do not exist.
         targets: as given; they are normalised here.
     """
     targets = normalize_scene(targets)
@@ -249,8 +251,8 @@ def multiview_losses(
         last: tokens of the last layer, `[streams·B, T, V, N, 2C]`, pose first.
 
     Returns:
-        Also "mask": cross-entropy of the predicted mask; "consistency": distance of the depth from the world points' depth in
-        their camera, true cameras where known; "separation": cosine between the streams' tokens.
+        Also "mask": cross-entropy of the predicted mask; "consistency": distance of the depth from the world points'
+        depth in their camera, true cameras where known; "separation": cosine between the streams' tokens.
     """
     losses = {"loss": last.new_zeros(()).float()} if targets is None else page4d_losses(outputs, targets, config)
     total = losses.pop("loss")

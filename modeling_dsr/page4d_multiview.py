@@ -33,8 +33,8 @@ class MultiviewInputs:
     Args:
         ext_mask: 1 = dynamic, see [`pool_mask`].
         keypoints: `[B, T, V, P]`, draws the attention of sparse layers. confidence: `[B, T, V, P]`, chooses landmarks.
-        intrinsics, extrinsics: `[B, T, V, 3, 3]` in pixels and `[B, T, V, 3 or 4, 4]`, camera from world, for the epipolar
-            prior.
+        intrinsics, extrinsics: `[B, T, V, 3, 3]` in pixels and `[B, T, V, 3 or 4, 4]`, camera from world, for the
+            epipolar prior.
         memory: what the window before left, `[B, M, C]`, or (pose, geometry) of two streams.
     """
 
@@ -71,8 +71,8 @@ class MultiviewTokens:
 
 class Page4DMultiview(nn.Module):
     """
-    What the multi-view model has beside the trunk of PAGE-4D, whose frame blocks attend over time and whose global blocks
-    over views.
+    What the multi-view model has beside the trunk of PAGE-4D, whose frame blocks attend over time and whose global
+    blocks over views.
     """
 
     def __init__(self, config):
@@ -298,7 +298,8 @@ class Page4DMultiview(nn.Module):
         return rows.reshape(tokens.shape), memory
 
     def _landmark_scores(self, tokens: torch.Tensor, confidence, streams: int) -> tuple[torch.Tensor, int]:
-        """Scores `[streams·B, T·V, N]` and how many of each image count: confidence of patches, or the norm of tokens."""
+        """Scores `[streams·B, T·V, N]` and how many of each image count: confidence of patches, or the norm of
+        tokens."""
         if confidence is None:
             return tokens.detach().float().norm(dim=-1).flatten(1, 2), min(self.config.landmark_k, tokens.shape[3])
         special = tokens.shape[3] - confidence.shape[3]
@@ -306,7 +307,8 @@ class Page4DMultiview(nn.Module):
         return scores.repeat(streams, 1, 1), min(self.config.landmark_k, confidence.shape[3])
 
     def _keypoint_bias(self, keypoints, length: int, streams: int) -> torch.Tensor | None:
-        """`[streams·B, T·V·N]`: keypoints draw the geometry stream (or the only one), and repel the pose stream if wished."""
+        """`[streams·B, T·V·N]`: keypoints draw the geometry stream (or the only one), and repel the pose stream if
+        wished."""
         if keypoints is None:
             return None
         spread = F.pad(keypoints, (length - keypoints.shape[3], 0)).flatten(1)

@@ -25,8 +25,8 @@ def key_biased_attention(attn, query, key, value, bias: torch.Tensor | None) -> 
     Logits gain one number per key, the same for every query and head.
 
     Args:
-        bias: `[B, L]`, or None for plain attention. Broadcast where the implementation takes a mask (eager, sdpa), an additional channel of queries and
-            keys where it does not (flash, flex).
+        bias: `[B, L]`, or None for plain attention. Broadcast where the implementation takes a mask (eager, sdpa), an
+            additional channel of queries and keys where it does not (flash, flex).
     """
     if bias is None:
         return attn.attend(query, key, value)

@@ -19,23 +19,28 @@ class Page4DOutput(ModelOutput):
             length) of the camera-from-world transform, vertical and horizontal field of view in radians.
         pose_enc_list (`tuple[torch.FloatTensor]`): the same after each refinement; the last is `pose_enc`.
         extrinsics (`torch.FloatTensor` of shape `(B, S, 3, 4)`): camera-from-world transforms of `pose_enc`.
-        intrinsics (`torch.FloatTensor` of shape `(B, S, 3, 3)`): of `pose_enc`, in pixels of the input, principal point in the
+        intrinsics (`torch.FloatTensor` of shape `(B, S, 3, 3)`): of `pose_enc`, in pixels of the input, principal point
+        in the
             middle. A field of view of 0, which the head can give, makes the focal length infinite.
         depth (`torch.FloatTensor` of shape `(B, S, H, W, 1)`): along the viewing axis.
         depth_conf (`torch.FloatTensor` of shape `(B, S, H, W)`): above 1, larger is surer.
         world_points (`torch.FloatTensor` of shape `(B, S, H, W, 3)`): of every pixel.
         world_points_conf (`torch.FloatTensor` of shape `(B, S, H, W)`): above 1.
-        mask_bias (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): raw mask, -0.5 … 0.5 per patch; positive
+        mask_bias (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): raw mask, -0.5 … 0.5 per patch;
+        positive
             draws the camera's attention. None when the mask is off.
         dynamic_mask (`torch.FloatTensor` of shape `(B, S, H/14, W/14)`, *optional*): 0.5 - `mask_bias`; 1 = dynamic. Of
             several views `(B, T, V, P, 1)`, of the dynamic mask head.
-        dynamic_mask_logit (`torch.FloatTensor` of shape `(B, T, V, P, 1)`, *optional*): of the head alone, before it is joined
+        dynamic_mask_logit (`torch.FloatTensor` of shape `(B, T, V, P, 1)`, *optional*): of the head alone, before it is
+        joined
             with an external mask.
-        memory_state (`torch.FloatTensor` of shape `(B, M, C)`, *optional*): of the memory bank, for the next window; of two
+        memory_state (`torch.FloatTensor` of shape `(B, M, C)`, *optional*): of the memory bank, for the next window; of
+        two
             streams a pair (pose, geometry).
-        dual_stream_outputs (`dict[str, tuple[torch.FloatTensor]]`, *optional*): with `output_hidden_states=True` and several
-            views, "pose" and "geo": every layer's `(B, T, V, N, 2C)`, time and view side by side.
-        tracks (`torch.FloatTensor` of shape `(B, S, Q, 2)`, *optional*): (x, y) in pixels of the query points in every frame.
+        dual_stream_outputs (`dict[str, tuple[torch.FloatTensor]]`, *optional*): with `output_hidden_states=True` and
+            several views, "pose" and "geo": every layer's `(B, T, V, N, 2C)`, time and view side by side.
+        tracks (`torch.FloatTensor` of shape `(B, S, Q, 2)`, *optional*): (x, y) in pixels of the query points in every
+        frame.
         tracks_list (`tuple[torch.FloatTensor]`, *optional*): the same after each iteration.
         track_visibility, track_confidence (`torch.FloatTensor` of shape `(B, S, Q)`, *optional*): in 0 … 1.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*): with `output_hidden_states=True` every layer's frame and

@@ -20,7 +20,8 @@ def sample_bilinear(features: torch.Tensor, coordinates: torch.Tensor, padding_m
 
 
 def sincos_embedding(position: torch.Tensor, channels: int, base: float) -> torch.Tensor:
-    """`[..., ]` positions to `[..., channels]`: sines then cosines at frequencies `base^(-2k/channels)`, from float64."""
+    """`[..., ]` positions to `[..., channels]`: sines then cosines at frequencies `base^(-2k/channels)`, from
+    float64."""
     exponent = torch.arange(channels // 2, device=position.device, dtype=torch.float64) / (channels / 2)
     angle = position.double().unsqueeze(-1) * base**-exponent
     return torch.cat([angle.sin(), angle.cos()], -1).float()
@@ -133,7 +134,8 @@ class Tracker(nn.Module):
             feature_maps: `[B, S, C, h, w]`.
 
         Returns:
-            Tracks after every iteration, a list of `[B, S, N, 2]` in pixels; visibility and confidence logits `[B, S, N]`.
+            Tracks after every iteration, a list of `[B, S, N, 2]` in pixels; visibility and confidence logits
+            `[B, S, N]`.
         """
         coordinates, features, scene = self.start(query_points, feature_maps)
         tracks = []
@@ -143,7 +145,8 @@ class Tracker(nn.Module):
         return tracks, *self.judge(features)
 
     def start(self, query_points: torch.Tensor, feature_maps: torch.Tensor):
-        """Coordinates `[B, S, N, 2]` and features `[B, S, N, C]` before the first iteration, and what stays the same."""
+        """Coordinates `[B, S, N, 2]` and features `[B, S, N, C]` before the first iteration, and what stays the
+        same."""
         frames = feature_maps.shape[1]
         maps = self.feature_map_norm(feature_maps.movedim(2, -1)).movedim(-1, 2)
         query = query_points.to(maps.dtype) / self.stride
@@ -199,7 +202,8 @@ class Tracker(nn.Module):
         return torch.cat(found, -1).view(*coordinates.shape[:3], -1)
 
     def _position(self, query: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The image-wide sine map sampled at the queries, `[B, N, 1, 3C + 4]`; x takes the first half of the channels."""
+        """The image-wide sine map sampled at the queries, `[B, N, 1, 3C + 4]`; x takes the first half of the
+        channels."""
         channels = (3 * self.dim + 4) // 2
         height, width = size
         # Bilinear samples of a map that is constant along one axis: interpolation along the other.

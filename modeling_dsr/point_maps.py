@@ -15,22 +15,22 @@ def recover_intrinsics(
     """
     Pinhole intrinsics that explain rays best, each axis on its own.
 
-    A ray's x/z is (u - cx) / fx. Pixels are exact and rays are not, so the slope of x/z over u is estimated, and its inverse
-    is the focal length.
+    A ray's x/z is (u - cx) / fx. Pixels are exact and rays are not, so the slope of x/z over u is estimated, and its
+    inverse is the focal length.
 
     Args:
         rays: `[..., H, W, 3]` directions or camera-frame points.
         center_principal_point: hold the principal point in the middle of the pixel centres.
         ndc: in units in which the pixel centres span -1 … 1, not in pixels.
-        method: `"median"`: least absolute error of x/z (the weighted median of (x/z) / (u - cx); with a free principal point
-            the median slope between pixels half an image apart, after H. Theil and P. K. Sen), which neither noise nor single
-            rays of any length move. `"regression"`: least squares of u over x/z as published for π³, which a few large rays
-            pull down; it knows no mask and is not finite where a ray is not.
+        method: `"median"`: least absolute error of x/z (the weighted median of (x/z) / (u - cx); with a free principal
+            point the median slope between pixels half an image apart, after H. Theil and P. K. Sen), which neither
+            noise nor single rays of any length move. `"regression"`: least squares of u over x/z as published for π³,
+            which a few large rays pull down; it knows no mask and is not finite where a ray is not.
         mask: `[..., H, W]`, pixels to trust; of a frame without any, all finite rays that look ahead count.
 
     Returns:
-        `[..., 3, 3]`; pixel centres lie at whole numbers. With `"median"` always finite: rays that explain no camera (none
-        finite, or a focal length that is not positive) get the focal length max(H, W), about 53° of view.
+        `[..., 3, 3]`; pixel centres lie at whole numbers. With `"median"` always finite: rays that explain no camera
+        (none finite, or a focal length that is not positive) get the focal length max(H, W), about 53° of view.
     """
     if method not in FOCAL_ESTIMATES:
         raise ValueError(f"`method` must be one of {FOCAL_ESTIMATES}, got {method!r}.")
@@ -63,7 +63,8 @@ def recover_intrinsics(
 
 
 def _regressed_axis(ray: torch.Tensor, pixel: torch.Tensor, centered: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Focal length and principal point of `ray` `[..., m, n]` over `pixel` `[n]`: pixel = f · ray + c, least squares in pixels."""
+    """Focal length and principal point of `ray` `[..., m, n]` over `pixel` `[n]`: pixel = f · ray + c, least squares in
+    pixels."""
     pixel = pixel.expand(ray.shape[-2:]).flatten()
     ray = ray.flatten(-2)
     if centered:
@@ -78,7 +79,8 @@ def _regressed_axis(ray: torch.Tensor, pixel: torch.Tensor, centered: bool) -> t
 def _median_axis(
     ray: torch.Tensor, pixel: torch.Tensor, valid: torch.Tensor, centered: bool, default: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As [`_regressed_axis`], ray = (pixel - c) / f with the least absolute error in rays over `valid` `[..., m, n]`."""
+    """As [`_regressed_axis`], ray = (pixel - c) / f with the least absolute error in rays over `valid` `[..., m,
+    n]`."""
     center = (pixel[0] + pixel[-1]) / 2
     ray = torch.where(valid, ray, torch.nan)
     if centered:
@@ -143,7 +145,8 @@ def points_to_normals(points: torch.Tensor, mask: torch.Tensor | None = None) ->
 
 
 def normal_edge(normals: torch.Tensor, tolerance: float = 5.0, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Pixels of `[..., H, W, 3]` near a bend: somewhere in 3×3, normals of neighbours differ by more than `tolerance` degrees."""
+    """Pixels of `[..., H, W, 3]` near a bend: somewhere in 3×3, normals of neighbours differ by more than `tolerance`
+    degrees."""
     height, width = normals.shape[-3:-1]
     mask = torch.ones(normals.shape[:-1], dtype=torch.bool, device=normals.device) if mask is None else mask
     flat = normals.reshape(-1, height, width, 3).permute(0, 3, 1, 2)
@@ -159,7 +162,8 @@ def normal_edge(normals: torch.Tensor, tolerance: float = 5.0, mask: torch.Tenso
 
 
 def depth_normal_edge(points: torch.Tensor, tolerance: float = 0.03, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Pixels of camera-frame point maps `[..., H, W, 3]` where both depth and normals jump: see the two functions above."""
+    """Pixels of camera-frame point maps `[..., H, W, 3]` where both depth and normals jump: see the two functions
+    above."""
     valid = points.isfinite().all(-1) & (points[..., 2] > 0)
     valid = valid if mask is None else valid & mask
     normals, known = points_to_normals(points, valid)

@@ -155,7 +155,8 @@ def check_cameras(extrinsics: torch.Tensor | None, intrinsics: torch.Tensor | No
         if count:
             raise ValueError(
                 f"{kind} ({int(count)} of {problems[0].numel()} cameras). Expected rigid camera-from-world transforms "
-                "[R | t] (R orthonormal, det R = 1, no scale) and intrinsics in pixels; leave out frames without a camera."
+                "[R | t] (R orthonormal, det R = 1, no scale) and intrinsics in pixels; leave out frames without a "
+                "camera."
             )
 
 
@@ -163,9 +164,11 @@ def intrinsics_problem(matrices: list) -> str:
     """What is wrong with intrinsics, `n` nested lists of 3×3 numbers in pixels, in words, or ""."""
     for index, matrix in enumerate(matrices):
         if not all(math.isfinite(value) for row in matrix for value in row):
-            return f"hold numbers that are not finite in matrix {index}: {matrix}. Leave out or mask frames without intrinsics."
+            cure = "Leave out or mask frames without intrinsics."
+            return f"hold numbers that are not finite in matrix {index}: {matrix}. {cure}"
         if not (matrix[0][0] > 0 and matrix[1][1] > 0):
-            return f"hold a focal length that is not positive in matrix {index}: {matrix}. Expected pixels, [[fx, 0, cx], …]."
+            expected = "Expected pixels, [[fx, 0, cx], …]."
+            return f"hold a focal length that is not positive in matrix {index}: {matrix}. {expected}"
     return ""
 
 
@@ -184,8 +187,8 @@ def pose_problem(matrices: list, tolerance: float = 1e-2) -> str:
         bottom = max(abs(value - wanted) for value, wanted in zip(matrix[3], (0, 0, 0, 1)))
         if error > tolerance or determinant < 0 or bottom > tolerance:
             return (
-                f"hold a matrix that is not rigid: number {index} has |RRᵀ - I| up to {error:.2g}, det R {determinant:.3g} "
-                f"and last row {matrix[3]}. {cure}"
+                f"hold a matrix that is not rigid: number {index} has |RRᵀ - I| up to {error:.2g}, det R "
+                f"{determinant:.3g} and last row {matrix[3]}. {cure}"
             )
     return ""
 

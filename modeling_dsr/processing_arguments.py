@@ -23,8 +23,8 @@ def refuses_unreadable(call):
                 f"`{name}` {_describe(value)}" for name, value in given.items() if name != "self" and value is not None
             ]
             raise ValueError(
-                f"{type(self).__name__} cannot read {', '.join(found) or 'nothing at all'} ({type(error).__name__}: {error}). Its "
-                "documentation says what each argument must be."
+                f"{type(self).__name__} cannot read {', '.join(found) or 'nothing at all'} ({type(error).__name__}: "
+                f"{error}). Its documentation says what each argument must be."
             ) from error
 
     return checked

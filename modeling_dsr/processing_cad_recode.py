@@ -16,8 +16,8 @@ class CADRecodeProcessor(SolidProcessor):
     Args:
         num_points, num_surface_samples: As in [`CadrilleProcessor`].
         point_channels (`int`, *optional*, defaults to 3): As in [`CADRecodeConfig`]; 6 adds normals.
-        point_sampling (`str`, *optional*, defaults to `"farthest"`): `"random_sorted"` is the first published version's:
-            a random choice in the order z, y, x.
+        point_sampling (`str`, *optional*, defaults to `"farthest"`): `"random_sorted"` is the first published
+            version's: a random choice in the order z, y, x.
         program_range (`float`, *optional*, defaults to 100): Half the range of a program's coordinates; 50 in the first
             published version.
     """
@@ -64,7 +64,8 @@ class CADRecodeProcessor(SolidProcessor):
     ) -> BatchFeature:
         """
         Args:
-            meshes, point_clouds: one of them, a single part or a list; see [`CadrilleProcessor`] for these and the rest.
+            meshes, point_clouds: one of them, a single part or a list; see [`CadrilleProcessor`] for these and the
+            rest.
             programs: answers to learn; adds `labels`, which cover the program and `<|endoftext|>`.
 
         Returns:

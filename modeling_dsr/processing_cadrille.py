@@ -31,7 +31,8 @@ def answer_labels(input_ids: list[int], im_start: int, header: list[int], im_end
 
 class CadrilleProcessor(SolidProcessor):
     r"""
-    Meshes, point clouds, views or texts to the inputs of [`CadrilleForConditionalGeneration`], and its answers to programs.
+    Meshes, point clouds, views or texts to the inputs of [`CadrilleForConditionalGeneration`], and its answers to
+    programs.
 
     Args:
         num_points (`int`, *optional*, defaults to 256): Points of a cloud, as in [`CadrilleConfig`].
@@ -177,8 +178,8 @@ class CadrilleProcessor(SolidProcessor):
             pads = int(np.prod(view[1])) // self.image_processor.merge_size**2
             media = "<|vision_start|>" + self.video_token * pads + "<|vision_end|>"
         prompt = (
-            f"{self.point_token * self.num_points if has_points else ''}<|im_start|>system\nYou are a helpful assistant."
-            f"<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
+            f"{self.point_token * self.num_points if has_points else ''}<|im_start|>system\nYou are a helpful "
+            f"assistant.<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
         )
         if program is not None:
             prompt += f"{program}<|im_end|>\n"
@@ -186,8 +187,9 @@ class CadrilleProcessor(SolidProcessor):
 
     def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
         """
-        As of every processor. With `tokenize`, a conversation is one user turn that shows a part's views and may say what is
-        asked, and what is returned are the inputs that `__call__` makes of them: the published prompt has no other turns.
+        As of every processor. With `tokenize`, a conversation is one user turn that shows a part's views and may say
+        what is asked, and what is returned are the inputs that `__call__` makes of them: the published prompt has no
+        other turns.
         """
         if not tokenize:
             return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)

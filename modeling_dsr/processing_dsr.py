@@ -24,8 +24,8 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         num_frames (`int`, *optional*, defaults to 32):
             Frames sampled from a video file.
         fixed_second_per_grid_ts (`float`, *optional*):
-            Time between two temporal grid steps that the model is told. None: the real one, as in training. The published
-            evaluation always says 1.0.
+            Time between two temporal grid steps that the model is told. None: the real one, as in training. The
+            published evaluation always says 1.0.
     """
 
     sample_frame_indices = staticmethod(sample_frame_indices)
@@ -68,8 +68,8 @@ class DSRProcessor(Qwen2_5_VLProcessor):
             images: images or (nested) lists of them.
             text: prompts, with one `<|image_pad|>` or `<|video_pad|>` per image or video.
             videos: file paths, or frames `[T, H, W, 3]` uint8, or (nested) lists of them.
-            video_grid_thw, second_per_grid_ts: instead of `videos`, the grid `[n, 3]` (and timing `[n]`) of videos that are
-                encoded already, one per `<|video_pad|>` of the text; see [`DSRVisionFeatures`].
+            video_grid_thw, second_per_grid_ts: instead of `videos`, the grid `[n, 3]` (and timing `[n]`) of videos that
+                are encoded already, one per `<|video_pad|>` of the text; see [`DSRVisionFeatures`].
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids`; with videos `pixel_values_videos` `[P, 1176]`,
@@ -90,7 +90,8 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         wanted = sum(prompt.count(self.video_token) for prompt in prompts)
         if grid.ndim != 2 or grid.shape[1] != 3 or len(grid) != wanted:
             raise ValueError(
-                f"`video_grid_thw` must be [{wanted}, 3], one row per {self.video_token} of the text, got {tuple(grid.shape)}."
+                f"`video_grid_thw` must be [{wanted}, 3], one row per {self.video_token} of the text, got "
+                f"{tuple(grid.shape)}."
             )
         replacements = [self.replace_video_token({"video_grid_thw": grid}, i) for i in range(len(grid))]
         prompts, _ = self.get_text_with_replacements(prompts, videos_replacements=replacements)

@@ -61,7 +61,8 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return [
-            "input_ids", "attention_mask", "mm_token_type_ids", "mask_ids", "caption_ids", "pixel_values", "image_grid_thw",
+            "input_ids", "attention_mask", "mm_token_type_ids", "mask_ids", "caption_ids", "pixel_values",
+            "image_grid_thw",
             "sam_pixel_values", "original_sizes", "reshaped_input_sizes", "meta_data",
         ]  # fmt: skip
 
@@ -82,25 +83,25 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         """
         Args:
             images: one image, or one per row: PIL, arrays, paths or URLs.
-            text: per row the instruction, or a conversation (list of messages with one image). A conversation that ends with
-                the assistant's turn has the phrases in it; otherwise see `captions`. Default: `self.instruction`.
-            phrases: per row the phrases to find: strings, or (start, end) character ranges of the caption. A string that is
-                listed k times stands for its first k occurrences.
+            text: per row the instruction, or a conversation (list of messages with one image). A conversation that ends
+                with the assistant's turn has the phrases in it; otherwise see `captions`. Default: `self.instruction`.
+            phrases: per row the phrases to find: strings, or (start, end) character ranges of the caption. A string
+                that is listed k times stands for its first k occurrences.
             captions: per row a text that contains the phrases, or None: each phrase is then a caption of its own, and
                 phrases do not influence each other.
-            pieces: instead of phrases and captions, per row a list of captions, each a list of (text, phrase or -1), whose
-                texts are tokenised one by one; the published training sets are made so.
+            pieces: instead of phrases and captions, per row a list of captions, each a list of (text, phrase or -1),
+                whose texts are tokenised one by one; the published training sets are made so.
             kwargs: for the image processor, such as `max_pixels`.
 
         Returns:
-            `input_ids`, `attention_mask`, `mm_token_type_ids`, `mask_ids` (phrase of each token, -1 outside), `caption_ids`
-            (0: prompt), all `[B, S]`, padded on the right; `pixel_values` `[P, 1176]`, `image_grid_thw` `[B, 3]`;
-            `sam_pixel_values` `[B, 3, 1024, 1024]`, `original_sizes`, `reshaped_input_sizes` `[B, 2]`; `meta_data`, a list.
-            Without phrases: the prompt for `answer`, without `mask_ids` and `caption_ids`.
+            `input_ids`, `attention_mask`, `mm_token_type_ids`, `mask_ids` (phrase of each token, -1 outside),
+            `caption_ids` (0: prompt), all `[B, S]`, padded on the right; `pixel_values` `[P, 1176]`, `image_grid_thw`
+            `[B, 3]`; `sam_pixel_values` `[B, 3, 1024, 1024]`, `original_sizes`, `reshaped_input_sizes` `[B, 2]`;
+            `meta_data`, a list. Without phrases: the prompt for `answer`, without `mask_ids` and `caption_ids`.
 
         Raises:
-            ValueError: no image; a phrase that is not in its caption (the nearest words are named); phrases that share their
-                only token.
+            ValueError: no image; a phrase that is not in its caption (the nearest words are named); phrases that share
+                their only token.
         """
         if return_tensors != "pt":
             raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
@@ -170,7 +171,8 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         shown = prompt.count(self.image_token)
         if shown != 1:
             raise ValueError(
-                f"The conversation of row {row} shows {shown} images; phrases are looked up in exactly one, so it must hold one "
+                f"The conversation of row {row} shows {shown} images; phrases are looked up in exactly one, so it must "
+                "hold one "
                 '{"type": "image"}.'
             )
         prompt = prompt.replace(self.image_token, self.image_token * image_tokens)
@@ -245,15 +247,15 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
             height, width = int(shape["height"]), int(shape["width"])
             if height % (patch * merge) or width % (patch * merge):
                 raise ValueError(
-                    f"`meta_data[{row}]` says {height}×{width} pixels, which are no multiples of {patch * merge}: it does not "
-                    "describe a processed image."
+                    f"`meta_data[{row}]` says {height}×{width} pixels, which are no multiples of {patch * merge}: it "
+                    "does not describe a processed image."
                 )
             grid = (1, height // patch, width // patch)
             expected = grid[1] * grid[2] // merge**2
             if count is not None and int(count) != expected:
                 raise ValueError(
-                    f"Image token count {int(count)} of row {row} does not match its `meta_data`: {height}×{width} pixels "
-                    f"make {expected} tokens."
+                    f"Image token count {int(count)} of row {row} does not match its `meta_data`: {height}×{width} "
+                    f"pixels make {expected} tokens."
                 )
             grids.append(grid)
         return torch.tensor(grids)
@@ -309,7 +311,8 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
     @staticmethod
     def noun_phrases(reply: str, text: str) -> list[str]:
         """
-        The phrases of a reply, a JSON array or lines, that stand in `text`: in its spelling and order, without overlaps.
+        The phrases of a reply, a JSON array or lines, that stand in `text`: in its spelling and order, without
+        overlaps.
 
         What lies within a longer phrase is left out, as is what the text does not hold.
         """

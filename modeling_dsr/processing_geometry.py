@@ -35,7 +35,8 @@ def fit_pi3(images: Iterable[Image.Image], processor: "GeometryProcessor") -> tu
 def fit_page4d_crop(
     images: Iterable[Image.Image], processor: "GeometryProcessor"
 ) -> tuple[list[np.ndarray], list[tuple]]:
-    """PAGE-4D's rule: every image to the width `image_size`; of a taller one the middle. Returns as [`fit_pi3`] does."""
+    """PAGE-4D's rule: every image to the width `image_size`; of a taller one the middle. Returns as [`fit_pi3`]
+    does."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
         image = _on_white(image)
@@ -50,7 +51,8 @@ def fit_page4d_crop(
 def fit_page4d_pad(
     images: Iterable[Image.Image], processor: "GeometryProcessor"
 ) -> tuple[list[np.ndarray], list[tuple]]:
-    """PAGE-4D's other rule: the longer side to `image_size`, the shorter one padded with white. Returns as [`fit_pi3`]."""
+    """PAGE-4D's other rule: the longer side to `image_size`, the shorter one padded with white. Returns as
+    [`fit_pi3`]."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
         image = _on_white(image)
@@ -63,7 +65,8 @@ def fit_page4d_pad(
 def fit_page4d_square(
     images: Iterable[Image.Image], processor: "GeometryProcessor"
 ) -> tuple[list[np.ndarray], list[tuple]]:
-    """PAGE-4D's rule for high resolution: padded with black to a square, then to `image_size`. Returns as [`fit_pi3`]."""
+    """PAGE-4D's rule for high resolution: padded with black to a square, then to `image_size`. Returns as
+    [`fit_pi3`]."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
         image = _on_white(image)
@@ -142,12 +145,13 @@ class GeometryProcessor(ProcessorMixin):
     Args:
         resize_rule (`str`, *optional*, defaults to `"pi3"`):
             Which model's published rule brings images to size. `"pi3"`: all to the size that the first image asks for.
-            `"page4d"`: width `image_size`, of tall images the middle; `"page4d_pad"`: longer side `image_size`, padded with
-            white to a square; `"page4d_square"`: padded with black to a square, then resized.
+            `"page4d"`: width `image_size`, of tall images the middle; `"page4d_pad"`: longer side `image_size`, padded
+            with white to a square; `"page4d_square"`: padded with black to a square, then resized.
         pixel_limit (`int`, *optional*, defaults to 255000):
             `"pi3"`: the largest number of pixels of a frame; smaller images are enlarged to it.
         patch_size (`int`, *optional*, defaults to 14): sides of frames are multiples of it.
-        image_size (`int`, *optional*, defaults to 518): PAGE-4D's rules: side of the frames, a multiple of `patch_size`.
+        image_size (`int`, *optional*, defaults to 518): PAGE-4D's rules: side of the frames, a multiple of
+        `patch_size`.
     """
 
     # Trainer asks every processor for its tokenizer's special tokens; images have none.
@@ -188,16 +192,17 @@ class GeometryProcessor(ProcessorMixin):
         """
         Args:
             images: one scene, as in [`read_frames`], or a list of scenes (lists of images, folders, videos).
-            depths: of every image of the scene(s) `[N, h, w]` (an array, tensor or list); what is not finite and positive
-                counts as unknown. Pi3X reads it.
-            intrinsics: `[N, 3, 3]` in pixels of the original images. poses: `[N, 4, 4]` camera-to-world. Pi3X reads them.
+            depths: of every image of the scene(s) `[N, h, w]` (an array, tensor or list); what is not finite and
+                positive counts as unknown. Pi3X reads it.
+            intrinsics: `[N, 3, 3]` in pixels of the original images. poses: `[N, 4, 4]` camera-to-world. Pi3X reads
+            them.
             interval, fps, num_frames: which frames to take, see [`read_frames`]; conditions follow.
 
         Returns:
             `pixel_values` `[B, N, 3, H, W]` in [0, 1]; `original_sizes` `[B, N, 2]` (height, width) and `image_boxes`
             `[B, N, 4]`, where the original image lies in the frame (left, top, right, bottom), both for
-            `post_process_geometry`; with conditions `depths` `[B, N, H, W]`, `intrinsics` `[B, N, 3, 3]` in pixels of the
-            frames, `poses` `[B, N, 4, 4]`.
+            `post_process_geometry`; with conditions `depths` `[B, N, H, W]`, `intrinsics` `[B, N, 3, 3]` in pixels of
+            the frames, `poses` `[B, N, 4, 4]`.
         """
         if return_tensors != "pt":
             raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
@@ -215,8 +220,9 @@ class GeometryProcessor(ProcessorMixin):
         shapes = [tuple(scene["pixel_values"].shape) for scene in prepared]
         if len(set(shapes)) > 1:
             raise ValueError(
-                f"`images` holds scenes that do not stack: [N, 3, H, W] are {[list(shape) for shape in shapes]}. Scenes of one "
-                "batch need the same number of frames and first images of one shape; process the others in calls of their own."
+                f"`images` holds scenes that do not stack: [N, 3, H, W] are {[list(shape) for shape in shapes]}. "
+                "Scenes of one batch need the same number of frames and first images of one shape; process the others "
+                "in calls of their own."
             )
         return BatchFeature({name: torch.stack([scene[name] for scene in prepared]) for name in prepared[0]})
 
@@ -288,12 +294,12 @@ class GeometryProcessor(ProcessorMixin):
             outputs: of the model. T times of V views count as T·V frames, time by time.
             original_sizes, image_boxes: of `__call__`; default: frames are the originals.
             confidence_threshold: pixels below it are masked out.
-            edge_tolerance: pixels at steps of more than this part of their depth, where normals bend by more than 5° too, are
-                masked out: between two surfaces lies nothing. None: keep them.
+            edge_tolerance: pixels at steps of more than this part of their depth, where normals bend by more than 5°
+                too, are masked out: between two surfaces lies nothing. None: keep them.
             center_principal_point: π³: recover intrinsics with the principal point in the middle of the frame.
             first_camera: express world coordinates in the first camera's frame.
-            point_source: PAGE-4D: `"depth"` takes depth, points and confidence from the depth head, `"points"` from the point
-                head.
+            point_source: PAGE-4D: `"depth"` takes depth, points and confidence from the depth head, `"points"` from the
+                point head.
             focal_estimate: how rays give the focal length where the model does not tell it, see [`recover_intrinsics`].
 
         Values that are not finite are masked out and given as 0, so that no file that is made of them can break.

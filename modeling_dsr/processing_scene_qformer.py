@@ -16,9 +16,9 @@ SCENE_LAYOUT = (
     ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
 )
 MAP_INSTRUCTION = (
-    "You perceive the surroundings of a car. Its six cameras look, in this order, to the front, front right, front left, "
-    "back, back left and back right. Find the map elements around it: 0 divider, 1 pedestrian crossing, 2 boundary. Give "
-    "each one's class and 20 points (x, y) in -1 … 1, x to the right within 15 m, y forward within 30 m."
+    "You perceive the surroundings of a car. Its six cameras look, in this order, to the front, front right, front "
+    "left, back, back left and back right. Find the map elements around it: 0 divider, 1 pedestrian crossing, 2 "
+    "boundary. Give each one's class and 20 points (x, y) in -1 … 1, x to the right within 15 m, y forward within 30 m."
 )
 
 
@@ -104,17 +104,18 @@ class SceneQFormerProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: a scene or a list of scenes. A scene is a dictionary of images by camera name, in any order, or a list
-                of images in the order of `self.camera_names`. An image is a PIL image, an array `[H, W, 3]` uint8 or a path.
+            images: a scene or a list of scenes. A scene is a dictionary of images by camera name, in any order, or a
+                list of images in the order of `self.camera_names`. An image is a PIL image, an array `[H, W, 3]` uint8
+                or a path.
             text: a prompt or a list of prompts, with an `image_token` per scene.
             cam_intrinsics: per scene `[N, 3, 3]` in pixels of the given images, or a dictionary by camera name.
             cam_extrinsics: per scene `[N, 4, 4]` camera → vehicle in metres, or a dictionary by camera name.
             camera_names: the order in which listed images come, to be checked.
 
         Returns:
-            `pixel_values` `[B, N, 3, H, W]`; with calibration `cam_intrinsics` `[B, N, 3, 3]` in pixels of `pixel_values`
-            and `cam_extrinsics` `[B, N, 4, 4]`; with text `input_ids` and `attention_mask` `[B, L]`, padded on the
-            tokenizer's side.
+            `pixel_values` `[B, N, 3, H, W]`; with calibration `cam_intrinsics` `[B, N, 3, 3]` in pixels of
+            `pixel_values` and `cam_extrinsics` `[B, N, 4, 4]`; with text `input_ids` and `attention_mask` `[B, L]`,
+            padded on the tokenizer's side.
         """
         if kwargs:
             raise ValueError(f"SceneQFormerProcessor knows no arguments {sorted(kwargs)}.")
@@ -139,8 +140,8 @@ class SceneQFormerProcessor(ProcessorMixin):
         """Per scene the images in the order of `self.camera_names`."""
         if camera_names is not None and tuple(camera_names) != self.camera_names:
             raise ValueError(
-                f"`camera_names` must be {list(self.camera_names)}, in this order, got {list(camera_names)}. Pass the images as "
-                "a dictionary by name and they are put in order."
+                f"`camera_names` must be {list(self.camera_names)}, in this order, got {list(camera_names)}. Pass the "
+                "images as a dictionary by name and they are put in order."
             )
         scenes = images if _is_batch(images) else [images]
         return [self._ordered(scene, "images", number) for number, scene in enumerate(scenes)]
@@ -151,13 +152,14 @@ class SceneQFormerProcessor(ProcessorMixin):
                 missing = [name for name in self.camera_names if name not in scene]
                 unknown = [name for name in scene if name not in self.camera_names]
                 raise ValueError(
-                    f"`{argument}` of scene {number} must be named {list(self.camera_names)}; missing {missing}, unknown {unknown}."
+                    f"`{argument}` of scene {number} must be named {list(self.camera_names)}; missing {missing}, "
+                    f"unknown {unknown}."
                 )
             scene = [scene[name] for name in self.camera_names]
         if len(scene) != len(self.camera_names):
             raise ValueError(
-                f"`{argument}` of scene {number} must hold {len(self.camera_names)} entries, one per camera in the order "
-                f"{list(self.camera_names)}, got {len(scene)}."
+                f"`{argument}` of scene {number} must hold {len(self.camera_names)} entries, one per camera in the "
+                f"order {list(self.camera_names)}, got {len(scene)}."
             )
         return [open_image(image) for image in scene] if argument == "images" else list(scene)
 
@@ -174,8 +176,8 @@ class SceneQFormerProcessor(ProcessorMixin):
         missing = [name for name, value in given.items() if value is None]
         if missing and (self.needs_calibration or len(missing) == 1):
             raise ValueError(
-                f"{' and '.join(f'`{name}`' for name in missing)} missing: this model reads the calibration of its cameras, "
-                "intrinsics [N, 3, 3] in pixels and extrinsics [N, 4, 4] camera → vehicle."
+                f"{' and '.join(f'`{name}`' for name in missing)} missing: this model reads the calibration of its "
+                "cameras, intrinsics [N, 3, 3] in pixels and extrinsics [N, 4, 4] camera → vehicle."
             )
         if missing:
             return {}
@@ -223,8 +225,8 @@ class SceneQFormerProcessor(ProcessorMixin):
                 width, height = sizes[scene, camera].astype(int)
                 raise ValueError(
                     f"`cam_intrinsics` of {self.camera_names[camera]} in scene {scene} {what}: "
-                    f"{intrinsics[scene, camera].tolist()} for an image of {width}×{height} pixels. Pass the matrix that belongs "
-                    "to the image as given; the processor scales both."
+                    f"{intrinsics[scene, camera].tolist()} for an image of {width}×{height} pixels. Pass the matrix "
+                    "that belongs to the image as given; the processor scales both."
                 )
 
     def _check_extrinsics(self, extrinsics: np.ndarray) -> None:
@@ -236,8 +238,8 @@ class SceneQFormerProcessor(ProcessorMixin):
         if len(wrong):
             scene, camera = wrong[0]
             raise ValueError(
-                f"`cam_extrinsics` of {self.camera_names[camera]} in scene {scene} must be a rotation and a translation with "
-                f"last row (0, 0, 0, 1), camera → vehicle, got {extrinsics[scene, camera].tolist()}."
+                f"`cam_extrinsics` of {self.camera_names[camera]} in scene {scene} must be a rotation and a "
+                f"translation with last row (0, 0, 0, 1), camera → vehicle, got {extrinsics[scene, camera].tolist()}."
             )
 
     # ---- text ----------------------------------------------------------------------------
@@ -247,7 +249,8 @@ class SceneQFormerProcessor(ProcessorMixin):
         return f"{self.image_token}\n{MAP_INSTRUCTION}"
 
     def _encode(self, prompts: list[str], num_scenes: int) -> dict[str, np.ndarray]:
-        """Token ids; chunks between placeholders are tokenised on their own, the first one with special tokens (LLaVA)."""
+        """Token ids; chunks between placeholders are tokenised on their own, the first one with special tokens
+        (LLaVA)."""
         if self.tokenizer is None:
             raise ValueError("`text` needs a tokenizer, and this processor has none.")
         counts = [prompt.count(self.image_token) for prompt in prompts]
@@ -309,7 +312,8 @@ class SceneQFormerProcessor(ProcessorMixin):
         """
         scene = dict(zip(self.camera_names, self._ordered(images, "images", 0)))
         heat = heat.detach().float().cpu().numpy()
-        # One scale for all cameras; its top is exceeded by one pixel in a thousand, so that a spark does not hide the rest.
+        # One scale for all cameras; its top is exceeded by one pixel in a thousand, so that a spark does not hide the
+        # rest.
         top = max(float(np.quantile(heat, 0.999)), 1e-12)
         layout = SCENE_LAYOUT if set(self.camera_names) == set(SCENE_CAMERAS) else (self.camera_names,)
         height, width, head, gap = *heat.shape[-2:], 18, 4

@@ -24,14 +24,16 @@ def start_with(module: nn.Module, **values) -> nn.Module:
     """
     Give parameters of a library module initial values of their own: functions that fill them in place.
 
-    Only the module itself can be asked for them: a parent is not initialised again when a checkpoint lacks a child's weight.
+    Only the module itself can be asked for them: a parent is not initialised again when a checkpoint lacks a child's
+    weight.
     """
     module.initial_values = values
     return module
 
 
 def fill_from(make, parameter: torch.Tensor) -> None:
-    """Fill a parameter with what `make()` returns, made when it is needed and not where the model is built without storage."""
+    """Fill a parameter with what `make()` returns, made when it is needed and not where the model is built without
+    storage."""
     init.copy_(parameter, make())
 
 
@@ -81,7 +83,8 @@ class SceneAttention(nn.Module):
         return self.out_proj(output.flatten(2)), weights if output_attentions else None
 
     def forward(self, hidden_states, memory=None, output_attentions=False, **kwargs):
-        """Self-attention, or attention to `memory`. Returns `[B, Q, C]` and probabilities `[B, heads, Q, M]` or None."""
+        """Self-attention, or attention to `memory`. Returns `[B, Q, C]` and probabilities `[B, heads, Q, M]` or
+        None."""
         if memory is None:
             return self.attend(*self.project(hidden_states, 0, 3), output_attentions)
         (query,) = self.project(hidden_states, 0, 1)
@@ -121,7 +124,8 @@ class SceneDeformableAttention(DeformableDetrMultiscaleDeformableAttention):
             hidden_states: `[B, Q, C]`. memory: `[B, N·h·w, C]`. grid: cells (h, w) of each of the `num_cameras` images.
 
         Returns:
-            `[B, Q, C]`, and on request the weight of every cell `[B, heads, Q, N·h·w]`; cells outside the image get none.
+            `[B, Q, C]`, and on request the weight of every cell `[B, heads, Q, N·h·w]`; cells outside the image get
+            none.
         """
         batch = len(hidden_states)
         shapes = [tuple(grid)] * num_cameras
@@ -173,7 +177,8 @@ class SceneDecoderLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states, memory, output_attentions=False, skip_queries=False, **geometry):
         """
         Args:
-            hidden_states: `[B, Q, C]`. memory: `[B, M, C]`. skip_queries: the self-attention is in `hidden_states` already.
+            hidden_states: `[B, Q, C]`. memory: `[B, M, C]`. skip_queries: the self-attention is in `hidden_states`
+            already.
 
         Returns:
             `[B, Q, C]`, and the probabilities of the memory `[B, heads, Q, M]` or None.

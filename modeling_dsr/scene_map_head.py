@@ -129,7 +129,8 @@ class SceneMapInteractionLayer(GradientCheckpointingLayer):
 
 
 class SceneMapInteraction(nn.Module):
-    """Output queries read the scene tokens at a small width; a scaled result is added to what the language model said."""
+    """Output queries read the scene tokens at a small width; a scaled result is added to what the language model
+    said."""
 
     def __init__(self, config, hidden_size: int):
         super().__init__()
@@ -332,22 +333,25 @@ def check_map_labels(map_labels, batch: int, config) -> None:
             raise ValueError(f"`map_labels[{number}]` must hold 'class_labels' and 'points', got {sorted(target)}.")
         if tuple(points.shape) != (len(labels), config.num_points, 2):
             raise ValueError(
-                f"`map_labels[{number}]['points']` must be [{len(labels)}, {config.num_points}, 2], got {tuple(points.shape)}."
+                f"`map_labels[{number}]['points']` must be [{len(labels)}, {config.num_points}, 2], got "
+                f"{tuple(points.shape)}."
             )
         if len(labels) > config.num_instances:
             raise ValueError(
-                f"`map_labels[{number}]` has {len(labels)} elements, more than the {config.num_instances} instance queries."
+                f"`map_labels[{number}]` has {len(labels)} elements, more than the {config.num_instances} instance "
+                "queries."
             )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < config.num_classes:
             raise ValueError(
-                f"`map_labels[{number}]['class_labels']` must lie in 0 … {config.num_classes - 1}, got {labels.tolist()}."
+                f"`map_labels[{number}]['class_labels']` must lie in 0 … {config.num_classes - 1}, got "
+                f"{labels.tolist()}."
             )
 
 
 def map_detection_loss(class_logits: torch.Tensor, steps: torch.Tensor, map_labels, config) -> SceneMapLossOutput:
     """
-    Set-prediction loss: Hungarian matching, then focal + L1 + edge direction, on the last refinement and, with the class
-    logits detached and a smaller weight, on those before it.
+    Set-prediction loss: Hungarian matching, then focal + L1 + edge direction, on the last refinement and, with the
+    class logits detached and a smaller weight, on those before it.
 
     Terms: focal (sum over queries and classes) / matched; L1 / (matched·P); 1 - cosine of the edges in metres /
     (matched·(P - 1)). Matching minimises class_weight·(-p) + points_weight·(L1 / P) over the equivalent orders.

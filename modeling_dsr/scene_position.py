@@ -1,7 +1,7 @@
 """Where scene features come from: the 2-D sine table and the codes made from camera calibration.
 
-Frames: cameras as in OpenCV (x right, y down, z forward), extrinsics camera → vehicle, vehicle as in nuScenes (x forward,
-y left, z up). Lengths in metres, pixels of the network's input.
+Frames: cameras as in OpenCV (x right, y down, z forward), extrinsics camera → vehicle, vehicle as in nuScenes (x
+forward, y left, z up). Lengths in metres, pixels of the network's input.
 """
 
 import math
@@ -20,7 +20,8 @@ CACHED_CALIBRATIONS = 16
 
 def sine_features(angles: torch.Tensor, num_features: int, temperature: float) -> torch.Tensor:
     """
-    `[..., num_features]`: sin(a / t_i) for even i, cos(a / t_i) for odd i, with t_i = temperature^(2·⌊i/2⌋ / num_features).
+    `[..., num_features]`: sin(a / t_i) for even i, cos(a / t_i) for odd i, with t_i = temperature^(2·⌊i/2⌋ /
+    num_features).
 
     Args:
         angles: `[...]`, float32.
@@ -80,7 +81,8 @@ def frustum_points(
     image_size: tuple[int, int],
 ) -> torch.Tensor:
     """
-    `[..., h, w, D, 3]`: the points that each cell may show at each depth (along the optical axis), vehicle frame, metres.
+    `[..., h, w, D, 3]`: the points that each cell may show at each depth (along the optical axis), vehicle frame,
+    metres.
 
     Args:
         intrinsics: `[..., 3, 3]`. extrinsics: `[..., 4, 4]`, camera → vehicle. depths: `[D]`.
@@ -195,7 +197,8 @@ class CalibrationCache:
     def __call__(self, encoding: nn.Module, intrinsics, extrinsics, calibration: np.ndarray, grid, image_size):
         """
         Args:
-            intrinsics: `[B, N, 3, 3]`. extrinsics: `[B, N, 4, 4]`. calibration: both of each scene, on the CPU, `[B, …]`.
+            intrinsics: `[B, N, 3, 3]`. extrinsics: `[B, N, 4, 4]`. calibration: both of each scene, on the CPU,
+            `[B, …]`.
 
         Returns:
             `[B, N, h, w, C]`.
@@ -240,6 +243,7 @@ def check_calibration(intrinsics: torch.Tensor, extrinsics: torch.Tensor, batch:
         scene, camera = bad[0]
         raise ValueError(
             f"`cam_intrinsics` of camera {camera} in scene {scene} is singular: "
-            f"{both[scene, camera, :9].reshape(3, 3).tolist()}. Expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels."
+            f"{both[scene, camera, :9].reshape(3, 3).tolist()}. Expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in "
+            "pixels."
         )
     return both.reshape(batch, -1)

@@ -120,8 +120,8 @@ class VisionAttention(nn.Module):
             hidden_states: `[B, L, dim]`.
             rope: tables of one frame, see [`apply_axial_rope`]; None: no positions.
             attention_mask: additive, broadcastable to `[B, heads, L, L]`.
-            attend: computes the attention instead of [`attend`](VisionAttention.attend): called with this module, queries,
-                keys and values.
+            attend: computes the attention instead of [`attend`](VisionAttention.attend): called with this module,
+                queries, keys and values.
         """
         query, key, value = self.project(hidden_states, rope)
         attended = self.attend(query, key, value, attention_mask) if attend is None else attend(self, query, key, value)
@@ -193,7 +193,8 @@ class VisionBlock(GradientCheckpointingLayer):
         return self.feed_forward(add_scaled(hidden_states, update, self.ls1).contiguous(), chunk_size)
 
     def feed_forward(self, hidden_states: torch.Tensor, chunk_size: int = 0) -> torch.Tensor:
-        """The second half of the block, of contiguous tokens; without gradients in place, `chunk_size` tokens at a time."""
+        """The second half of the block, of contiguous tokens; without gradients in place, `chunk_size` tokens at a
+        time."""
         if torch.is_grad_enabled():
             return add_scaled(hidden_states, self.mlp(self.norm2(hidden_states)), self.ls2)
         tokens = hidden_states.view(-1, hidden_states.shape[-1])

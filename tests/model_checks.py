@@ -1,4 +1,5 @@
-"""Checks that every model of the library passes. An architecture subclasses `ModelChecks` and says how to build it tiny.
+"""Checks that every model of the library passes. An architecture subclasses `ModelChecks` and says how to build it
+tiny.
 
     class TestDSR(ModelChecks):
         model_classes = (DSRModel, DSRForConditionalGeneration)      # base first; most checks use the last one
@@ -83,7 +84,8 @@ def kind_of(name: str) -> str:
 
 
 class ModelChecks:
-    """See the module's docstring. Capability flags and hooks come first, then the checks in the order of HF_NATIVE §4."""
+    """See the module's docstring. Capability flags and hooks come first, then the checks in the order of HF_NATIVE
+    §4."""
 
     model_classes: tuple[type[PreTrainedModel], ...] = ()
     generative = False  # has `generate`, labels, resizable embeddings

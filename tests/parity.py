@@ -178,7 +178,8 @@ def find_suites(reference: Path) -> list[Suite]:
 
 @dataclass
 class Tolerance:
-    """|found - stored| ≤ atol + rtol·|stored| + rtol_of_max·max|stored|, and mean|found - stored| ≤ mean_abs if given."""
+    """|found - stored| ≤ atol + rtol·|stored| + rtol_of_max·max|stored|, and mean|found - stored| ≤ mean_abs if
+    given."""
 
     atol: float = 0.0
     rtol: float = 0.0
@@ -200,7 +201,8 @@ SPECIAL = {"loss", "losses", "grad", "grads", "int", "integer", "ids", "id", "po
 
 
 def tolerance_from_text(text: str) -> Tolerance | None:
-    """Tolerance written as prose ("atol 2e-4 rtol 1e-4", "1e-3 relative", "exact", "rtol 2e-3, atol 2e-4*max|grad|")."""
+    """Tolerance written as prose ("atol 2e-4 rtol 1e-4", "1e-3 relative", "exact", "rtol 2e-3, atol
+    2e-4*max|grad|")."""
     found, values = False, Tolerance()
     for key, number, of_max in re.findall(rf"\b(atol|rtol)\s+{NUMBER}(\s*\*\s*max)?", text):
         setattr(values, "rtol_of_max" if of_max else key, float(number))

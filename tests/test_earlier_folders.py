@@ -1,4 +1,5 @@
-"""A folder that version 0.1 of the library saved, when all processors lay in one file: it loads, and saves again whole."""
+"""A folder that version 0.1 of the library saved, when all processors lay in one file: it loads, and saves again
+whole."""
 
 import subprocess
 import sys
@@ -22,7 +23,8 @@ import importlib.abc, sys
 
 class NoLibrary(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.split(".")[0] in ("configuration_dsr", "processing_dsr", "modeling_dsr", "convert_weights", "dsr_toolkit"):
+        hidden = ("configuration_dsr", "processing_dsr", "modeling_dsr", "convert_weights", "dsr_toolkit")
+        if fullname.split(".")[0] in hidden:
             raise ImportError(f"{fullname} belongs to the source tree")
 
 sys.meta_path.insert(0, NoLibrary())

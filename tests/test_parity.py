@@ -83,8 +83,8 @@ def some_case_fails(adapter, cases, models) -> bool:
     return any(failures(compare_case(case, adapter.run_case(case, models))) for case in cases)
 
 
-# DINO's mask token belongs to its own training; no forward pass of DSR reads it. A bias of the keys adds the same number
-# to all logits of a query, which a softmax without rotary positions does not see.
+# DINO's mask token belongs to its own training; no forward pass of DSR reads it. A bias of the keys adds the same
+# number to all logits of a query, which a softmax without rotary positions does not see.
 WITHOUT_EFFECT = {
     "model.geometry_encoder.embeddings.mask_token",
     "model.geometry_encoder.encoder.layer.*.attention.k_proj.bias",

@@ -181,8 +181,8 @@ def test_point_prompt_is_the_published_one(cadrille):
     inputs = cadrille(meshes=box(4, 2, 1))
     text = cadrille.tokenizer.decode(inputs["input_ids"][0])
     assert text == "<|endoftext|>" * 256 + (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nGenerate cadquery code<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nGenerate cadquery "
+        "code<|im_end|>\n<|im_start|>assistant\n"
     )
     assert inputs["point_clouds"].shape == (1, 256, 3) and inputs["point_clouds"].abs().max() <= 1
     assert inputs["is_pc"].tolist() == [True] and inputs["is_img"].tolist() == [False]

@@ -103,8 +103,8 @@ def check_width(source: Source, config, channels: int) -> None:
     width, expected = projection_width(source), feature_count(config, channels)
     if width not in (None, expected):
         raise ValueError(
-            f"Source `{source.name}`: point_encoder.projection reads {width} features, the configuration makes {expected}. "
-            "Give `num_freqs` and `include_input` as configuration overrides."
+            f"Source `{source.name}`: point_encoder.projection reads {width} features, the configuration makes "
+            f"{expected}. Give `num_freqs` and `include_input` as configuration overrides."
         )
 
 

@@ -234,7 +234,8 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
         num_geometry_tokens=config.num_geometry_tokens,
         geometry_tokens_per=config.geometry_tokens_per,
         geometry_for_images=config.geometry_for_images,
-        # The published evaluation tells the model 1.0 whatever the frames' real distance; a new module is told the truth.
+        # The published evaluation tells the model 1.0 whatever the frames' real distance; a new module is told the
+        # truth.
         fixed_second_per_grid_ts=1.0 if config.question_scope == "published" else None,
     )
     processor.save_pretrained(folder)

@@ -26,8 +26,8 @@ def qwen_rules(source_prefix: str = "", when_taken: str = "error") -> list:
     ]
 
 
-# The trained checkpoint is loaded over the others: its SAM decoder and prompt encoder take the place of the released ones.
-# Saved whole, it also holds the language model (in the layout of transformers 4.51) and SAM's image encoder.
+# The trained checkpoint is loaded over the others: its SAM decoder and prompt encoder take the place of the released
+# ones. Saved whole, it also holds the language model (in the layout of transformers 4.51) and SAM's image encoder.
 TRAINED_RULES = [
     *qwen_rules(r"qwen_model\.", "replace"),
     *sam_rules("sam.model.", "sam.", "replace"),
@@ -116,8 +116,8 @@ def _vlm_content(source: Source) -> dict:
     kind = content.get("model_type")
     if kind not in VISION_LANGUAGE_MODELS:
         raise ValueError(
-            f"Source `{source.name}` ({source.location}) must be a model of one of the types {VISION_LANGUAGE_MODELS} with its "
-            f"config.json, found {'model_type ' + repr(kind) if kind else 'no config.json'}."
+            f"Source `{source.name}` ({source.location}) must be a model of one of the types {VISION_LANGUAGE_MODELS} "
+            f"with its config.json, found {'model_type ' + repr(kind) if kind else 'no config.json'}."
         )
     for key in ("architectures", "auto_map", "transformers_version", "_name_or_path"):
         content.pop(key, None)

@@ -1,8 +1,8 @@
 """
 PAGE-4D: from its published checkpoints, or from VGGT-1B, whose layout it shares but for the mask head.
 
-The multi-view model comes from a checkpoint of its own (source `page4d` again: its keys tell), or in three stages: encoder
-and first layers of π³, the rest of PAGE-4D, and for what is new copies of the trunk and initial values.
+The multi-view model comes from a checkpoint of its own (source `page4d` again: its keys tell), or in three stages:
+encoder and first layers of π³, the rest of PAGE-4D, and for what is new copies of the trunk and initial values.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from ..recipe import Plan, Rule, build_config, constant, copy, drop, init, linea
 from ..sources import Source
 from .pi3_encoder import encoder_config, encoder_fill, encoder_rules
 
-# `page4d`: PAGE-4D, VGGT-1B or the multi-view model. `track`: weights with a track head, such as VGGT-1B, to go with a PAGE-4D
-# that has none. `pi3`: for the three stages. `extra`: tensors of the multi-view model that its checkpoint lacks.
+# `page4d`: PAGE-4D, VGGT-1B or the multi-view model. `track`: weights with a track head, such as VGGT-1B, to go with a
+# PAGE-4D that has none. `pi3`: for the three stages. `extra`: tensors of the multi-view model that its checkpoint
+# lacks.
 SOURCES = (("page4d",), ("page4d", "track"), ("pi3", "page4d"), ("page4d", "extra"))
 MODELS = {"Page4DModel": "modeling_dsr.modeling_page4d"}
 
@@ -173,7 +174,8 @@ ALIASES = {"time": "frame", "view": "global"}
 
 
 def multiview_rules(config) -> list[Rule]:
-    """Every tensor of the multi-view project, in which each block has two names. What `config` has no place for is dropped."""
+    """Every tensor of the multi-view project, in which each block has two names. What `config` has no place for is
+    dropped."""
     trunk, off = r"aggregator\.", "switched off in the configuration"
 
     def place(pattern: str, target: str, used: bool) -> Rule:
@@ -338,8 +340,8 @@ def _layer_roles(source: Source, prefix: str, overrides: dict) -> dict:
     given = {name: overrides[name] for name in LAYER_ROLES if name in overrides}
     if missing := [name for name in LAYER_ROLES if name not in given and depth != PUBLISHED_DEPTH]:
         raise ValueError(
-            f"Source `{source.name}` has {depth} layers. Weights do not tell what they are for; only for {PUBLISHED_DEPTH} layers "
-            f"it is known. Give {missing} as configuration overrides."
+            f"Source `{source.name}` has {depth} layers. Weights do not tell what they are for; only for "
+            f"{PUBLISHED_DEPTH} layers it is known. Give {missing} as configuration overrides."
         )
     return given
 

@@ -14,7 +14,8 @@ POSITIONS = ("shared_image_embedding.positional_embedding", "prompt_encoder.shar
 
 
 def sam_rules(source_prefix: str, target_prefix: str, when_taken: str = "error") -> list[Rule]:
-    """Rules for every tensor of SAM as segment_anything names them. Prefixes are plain text, empty or ending in a dot."""
+    """Rules for every tensor of SAM as segment_anything names them. Prefixes are plain text, empty or ending in a
+    dot."""
     source, target = re.escape(source_prefix), target_prefix
 
     def rule(pattern: str, name) -> Rule:
@@ -83,7 +84,8 @@ def sam_content(source: Source) -> dict:
     iou_layers = {int(m[1]) for m in source.match(r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight")}
     if iou_layers != {0, 1, 2}:
         raise ValueError(
-            f"`mask_decoder.iou_prediction_head` of source `{source.name}` has layers {sorted(iou_layers)}, expected 0 to 2."
+            f"`mask_decoder.iou_prediction_head` of source `{source.name}` has layers {sorted(iou_layers)}, expected 0 "
+            "to 2."
         )
     return {
         "vision_config": {

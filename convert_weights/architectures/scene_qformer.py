@@ -1,4 +1,5 @@
-"""Scene Q-Former: from its published checkpoint layouts, or new on a ResNet's weights; with or without a language model."""
+"""Scene Q-Former: from its published checkpoint layouts, or new on a ResNet's weights; with or without a language
+model."""
 
 from __future__ import annotations
 
@@ -217,8 +218,8 @@ def _qformer_config(source: Source, prefix: str, overrides: dict) -> dict:
 
     if f"{prefix}summary_queries" in source:
         raise ValueError(
-            f"Source `{source.name}` ({source.location}) is the dual-stream variant (QFormerV2), which this library does not "
-            "have. Expected a scene Q-Former with `query_embed` or `query_content`."
+            f"Source `{source.name}` ({source.location}) is the dual-stream variant (QFormerV2), which this library "
+            "does not have. Expected a scene Q-Former with `query_embed` or `query_content`."
         )
     depth = f"{prefix}query_content.weight" in source
     content = {key: value for key, value in source.config.items() if key in PUBLISHED_FIELDS}
@@ -226,7 +227,8 @@ def _qformer_config(source: Source, prefix: str, overrides: dict) -> dict:
     width = shape("img_neck.0.weight")[0]
     if width != 256 and "num_heads" not in content and "num_heads" not in overrides:
         raise ValueError(
-            f"The decoder of source `{source.name}` is {width} wide, which does not tell its number of heads. Give it as "
+            f"The decoder of source `{source.name}` is {width} wide, which does not tell its number of heads. Give it "
+            "as "
             'configuration override, such as {"num_heads": 8}.'
         )
     layers = source.match(re.escape(prefix) + r"decoder\.layers\.(\d+)\.norm1\.weight")

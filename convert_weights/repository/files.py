@@ -12,7 +12,8 @@ ROOT = "dsr"  # the model at the root
 
 
 def beside(name: str) -> Path:
-    """`hub` (what lies beside the weights: handler, requirements) or `model_card.md`: the source tree's, or a wheel's."""
+    """`hub` (what lies beside the weights: handler, requirements) or `model_card.md`: the source tree's, or a
+    wheel's."""
     installed = Path(__file__).with_name("beside") / name
     found = installed if installed.exists() else Path(__file__).parents[2] / name
     if not found.exists():
@@ -25,7 +26,8 @@ def path_in_repository(name: str, file: str) -> str:
 
 
 def beside_files() -> dict[str, Path]:
-    """Files of `hub/` by their name in the repository: the endpoint's handler, the folder of its tasks, what it requires."""
+    """Files of `hub/` by their name in the repository: the endpoint's handler, the folder of its tasks, what it
+    requires."""
     folder = beside("hub")
     found = [path for path in sorted(folder.glob("*")) if path.suffix in (".py", ".txt") and path.name != "__init__.py"]
     found += sorted((folder / "endpoint").glob("*.py"))

@@ -1,8 +1,8 @@
 """`publish`: an assembled repository to the Hub, code and weights in one commit.
 
 What is there is compared with what should be, and only the difference is sent. So a run that was interrupted is
-continued by the same call: large files that arrived are not sent again, and before the one commit at the end nobody sees
-any of it.
+continued by the same call: large files that arrived are not sent again, and before the one commit at the end nobody
+sees any of it.
 """
 
 from __future__ import annotations

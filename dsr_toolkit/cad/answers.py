@@ -58,7 +58,8 @@ class Execution:
 
 # What a damaged answer can make go wrong while it is read.
 DAMAGE = (
-    ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError, MemoryError, struct.error
+    ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError, MemoryError,
+    struct.error
 )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """What Linux takes away from a process that runs a generated program.
 
-Three steps. `enter` is called once, by the fork server before anything is forked: user, mount, network, IPC and host-name
-namespaces of its own, and a root folder that holds one font and one empty folder. `fork` starts a keeper as the first
-process of a process-number namespace: whatever a program starts ends with its keeper, or when the keeper says so.
-`confine` is called by the child of one program: private working folder, an identity that owns nothing, no privileges, a
-limit of threads, a system-call filter, limits.
+Three steps. `enter` is called once, by the fork server before anything is forked: user, mount, network, IPC and
+host-name namespaces of its own, and a root folder that holds one font and one empty folder. `fork` starts a keeper as
+the first process of a process-number namespace: whatever a program starts ends with its keeper, or when the keeper says
+so. `confine` is called by the child of one program: private working folder, an identity that owns nothing, no
+privileges, a limit of threads, a system-call filter, limits.
 
 Plain system calls through ctypes: none of this is in Python's standard library.
 """
@@ -303,7 +303,8 @@ def _become_nobody(apart: bool, processes: int | None) -> None:
 
 
 def _close_descriptors(keep: int) -> None:
-    """All but the channel. Input has ended; output goes into pipes of its own that nobody reads, hence fails quietly."""
+    """All but the channel. Input has ended; output goes into pipes of its own that nobody reads, hence fails
+    quietly."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     ended, writer = os.pipe()
     os.close(writer)

@@ -1,4 +1,5 @@
-"""A solid that comes as B-rep: read back, checked, measured and meshed, in a confined process that has run no program."""
+"""A solid that comes as B-rep: read back, checked, measured and meshed, in a confined process that has run no
+program."""
 
 import io
 import math
@@ -54,8 +55,8 @@ def read_shape(brep: bytes) -> Shape:
 
 def measure(shape: Shape, check: bool) -> tuple[dict, list[bytes]]:
     """
-    Header and buffers of the answer: vertices float64 `[V, 3]`, faces int32 `[F, 3]`, number of its solid for every face
-    int32 `[F]`.
+    Header and buffers of the answer: vertices float64 `[V, 3]`, faces int32 `[F, 3]`, number of its solid for every
+    face int32 `[F]`.
     """
     # A mesh that came along would be taken for the shape's own.
     BRepTools.Clean_s(shape.wrapped, True)

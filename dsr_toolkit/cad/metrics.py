@@ -21,7 +21,8 @@ def normalize_prediction(mesh: TriangleMesh) -> TriangleMesh:
 
 
 def chamfer_distance(points: np.ndarray, others: np.ndarray) -> float:
-    """Mean squared distance from each of `points` `[P, 3]` to the nearest of `others` `[Q, 3]`, and the other way, added."""
+    """Mean squared distance from each of `points` `[P, 3]` to the nearest of `others` `[Q, 3]`, and the other way,
+    added."""
     from scipy.spatial import cKDTree
 
     forth = cKDTree(others).query(points)[0]
@@ -50,8 +51,8 @@ def intersection_over_union(
     """
     Volume shared by two bodies over the volume of both together, by exact booleans (manifold3d).
 
-    Each body is first made one: its solids are united, so that overlapping ones count once, and cavities taken out of the
-    solid around them.
+    Each body is first made one: its solids are united, so that overlapping ones count once, and cavities taken out of
+    the solid around them.
 
     Args:
         solids: `[F]` number of the solid of each face of `mesh`, if known; else its connected parts are told apart.

@@ -1,4 +1,5 @@
-"""Pictures of parts and of metrics: `processing_dsr.render_mesh`, a z-buffer in numpy, and Pillow. No display is needed."""
+"""Pictures of parts and of metrics: `processing_dsr.render_mesh`, a z-buffer in numpy, and Pillow. No display is
+needed."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

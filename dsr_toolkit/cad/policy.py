@@ -1,8 +1,8 @@
 """What a generated program may say. A filter in front of the confinement, which does not rely on it.
 
-The programs that the models are trained on are straight lines of CadQuery calls with the result in `r`; people also write
-functions and `show_object(part)`. A program may name what is in the vocabulary and what it defines itself, and nothing else;
-everything that such a program does not need is refused by its form, before any of it runs.
+The programs that the models are trained on are straight lines of CadQuery calls with the result in `r`; people also
+write functions and `show_object(part)`. A program may name what is in the vocabulary and what it defines itself, and
+nothing else; everything that such a program does not need is refused by its form, before any of it runs.
 """
 
 import ast
@@ -25,11 +25,13 @@ IMPORTABLE = ("cadquery", "math")
 # Names that Python has everywhere and that are not given; other unknown names are a program's own mistake.
 WITHHELD = frozenset(dir(builtins)) - frozenset(BUILTINS)
 STATEMENTS = (
-    ast.Import, ast.ImportFrom, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.For, ast.While, ast.If, ast.Pass,
+    ast.Import, ast.ImportFrom, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.For, ast.While, ast.If,
+    ast.Pass,
     ast.Break, ast.Continue, ast.FunctionDef, ast.Return, ast.Assert, ast.Raise,
 )  # fmt: skip
 EXPRESSIONS = (
-    ast.Call, ast.Attribute, ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.UnaryOp, ast.BinOp, ast.BoolOp,
+    ast.Call, ast.Attribute, ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.UnaryOp, ast.BinOp,
+    ast.BoolOp,
     ast.Compare, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.ListComp, ast.GeneratorExp, ast.Lambda,
     ast.JoinedStr, ast.FormattedValue,
 )  # fmt: skip

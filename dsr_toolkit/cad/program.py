@@ -1,7 +1,7 @@
 """A program and its result, inside its own process: what it may use, and its solid as B-rep on the way out.
 
-Nothing here is relied on. A program that takes hold of this process can send any solid, which is then measured like every
-other, in a process that it never saw (`measuring`).
+Nothing here is relied on. A program that takes hold of this process can send any solid, which is then measured like
+every other, in a process that it never saw (`measuring`).
 """
 
 import builtins
@@ -52,8 +52,8 @@ class Refused(Exception):
 
 def program_globals(limited: bool, shown: list) -> dict:
     """
-    A fresh namespace. `limited` gives the whitelisted builtins and what programs import. What is handed to `show_object`, as in
-    CadQuery's editor, is added to `shown`.
+    A fresh namespace. `limited` gives the whitelisted builtins and what programs import. What is handed to
+    `show_object`, as in CadQuery's editor, is added to `shown`.
     """
 
     def show_object(obj, *arguments, **options):

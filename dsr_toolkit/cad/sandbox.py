@@ -65,15 +65,15 @@ class Sandbox:
             for execution in sandbox.map(programs):
                 ...
 
-    A program is first held against `check_program`. It then runs in a confined process of its own: no files but a private
-    folder, no network, no other process, limited time and memory, and everything that it started ends with it. Its solid is
-    read back and measured by another confined process, which has run no program.
+    A program is first held against `check_program`. It then runs in a confined process of its own: no files but a
+    private folder, no network, no other process, limited time and memory, and everything that it started ends with it.
+    Its solid is read back and measured by another confined process, which has run no program.
 
     Args:
         workers: programs at a time; default one per core.
         limits: of each program.
-        policy: check the syntax tree and give programs a short list of builtins. Without it any Python is run, in the same
-            confinement.
+        policy: check the syntax tree and give programs a short list of builtins. Without it any Python is run, in the
+            same confinement.
         allow_missing: confinements that this machine may lack; "all" for any.
         skip: confinements to leave out although they could be had.
         confined: False runs children as they are, for measuring what confinement costs.
@@ -143,7 +143,8 @@ class Sandbox:
         return (answer, None) if isinstance(answer, Execution) else judge_step(*answer, self.limits.seconds)
 
     def map(self, programs: Iterable[str], **options) -> Iterator[Execution]:
-        """`run` of many programs, `workers` at a time, in their order. Whoever stops asking waits for none of the others."""
+        """`run` of many programs, `workers` at a time, in their order. Whoever stops asking waits for none of the
+        others."""
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="sandbox")
         try:
             yield from pool.map(lambda program: self.run(program, **options), programs)

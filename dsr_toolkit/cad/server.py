@@ -8,8 +8,8 @@
 What a child says about its solid is not asked for: only the checker's word goes to the parent. A keeper is the first
 process of a namespace of process numbers, so that nothing outlives it, however it ends.
 
-Neither zygote nor keeper ever makes geometry: the kernel's thread pool does not survive a fork, and children would hang.
-Messages are a length and JSON, then a length and bytes; nothing is ever unpickled.
+Neither zygote nor keeper ever makes geometry: the kernel's thread pool does not survive a fork, and children would
+hang. Messages are a length and JSON, then a length and bytes; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ class Job:
 
     def solid(self) -> tuple[dict, bytes]:
         """
-        Run the program, then measure what it made: (what was seen, answer). `stage` says whose answer it is; of the checker's
-        the last `brep` bytes are the solid itself, as the program's child wrote it.
+        Run the program, then measure what it made: (what was seen, answer). `stage` says whose answer it is; of the
+        checker's the last `brep` bytes are the solid itself, as the program's child wrote it.
         """
         from . import program
 

@@ -1,7 +1,7 @@
 """The system calls that a program and the geometry kernel need; every other one is refused.
 
-A seccomp filter in front of the kernel: an allowed call by number, some of them only with harmless arguments. What a later
-kernel adds is refused because it is not listed.
+A seccomp filter in front of the kernel: an allowed call by number, some of them only with harmless arguments. What a
+later kernel adds is refused because it is not listed.
 """
 
 import ctypes
@@ -10,8 +10,8 @@ import os
 import platform
 import struct
 
-# Files, memory, time, waiting and asking about oneself. Processes, programs, sockets, tracing, keys, namespaces, mounts,
-# secret memory, queues and everything with a name that is not here do not exist for a program.
+# Files, memory, time, waiting and asking about oneself. Processes, programs, sockets, tracing, keys, namespaces,
+# mounts, secret memory, queues and everything with a name that is not here do not exist for a program.
 ALLOWED = {
     "x86_64": dict(
         read=0, write=1, close=3, fstat=5, lseek=8, mmap=9, mprotect=10, munmap=11, brk=12, rt_sigaction=13,
@@ -71,8 +71,9 @@ def filter_program(machine: str, own_process: int) -> list[tuple[int, int, int, 
     """
     The filter as instructions (code, jump if true, jump if false, operand).
 
-    Threads may be made, which the geometry kernel does, processes not: `clone3` hides its flags behind a pointer, so it does
-    not exist, and the C library falls back to `clone`. A signal may go to the process itself, which is how it aborts.
+    Threads may be made, which the geometry kernel does, processes not: `clone3` hides its flags behind a pointer, so it
+    does not exist, and the C library falls back to `clone`. A signal may go to the process itself, which is how it
+    aborts.
     """
     guarded = GUARDED[machine]
     refuse = (RETURN, 0, 0, FAIL | errno.EPERM)

@@ -1,34 +1,35 @@
 """What a program may name: a list that is finished, instead of one of what is forbidden, which never is.
 
-The attributes are the public ones of the classes of `CADQUERY` and of their instances, as of CadQuery 2.8, without those that
-touch files or hand out objects of the geometry kernel below. A test derives them again from the installed classes, and
-another crawls all that can be reached through them.
+The attributes are the public ones of the classes of `CADQUERY` and of their instances, as of CadQuery 2.8, without
+those that touch files or hand out objects of the geometry kernel below. A test derives them again from the installed
+classes, and another crawls all that can be reached through them.
 """
 
 # Classes of `cadquery`; no module, hence no `exporters`, `importers`, `occ_impl`, `utils`.
 CADQUERY = tuple(
-    "Assembly BoundBox Color Compound Edge Face Location Matrix Plane Shape Shell Sketch Solid Vector Vertex Wire Workplane "
-    "sortWiresByBuildOrder".split()
+    "Assembly BoundBox Color Compound Edge Face Location Matrix Plane Shape Shell Sketch Solid Vector Vertex Wire "
+    "Workplane sortWiresByBuildOrder".split()
 )
 SELECTORS = tuple(
-    "AndSelector AreaNthSelector BoxSelector CenterNthSelector DirectionMinMaxSelector DirectionNthSelector DirectionSelector "
-    "InverseSelector LengthNthSelector NearestToPointSelector ParallelDirSelector PerpendicularDirSelector RadiusNthSelector "
-    "Selector StringSyntaxSelector SubtractSelector SumSelector TypeSelector".split()
+    "AndSelector AreaNthSelector BoxSelector CenterNthSelector DirectionMinMaxSelector DirectionNthSelector "
+    "DirectionSelector InverseSelector LengthNthSelector NearestToPointSelector ParallelDirSelector "
+    "PerpendicularDirSelector RadiusNthSelector Selector StringSyntaxSelector SubtractSelector SumSelector "
+    "TypeSelector".split()
 )
 BUILTINS = tuple(
-    "abs all any bool dict divmod enumerate filter float int isinstance len list map max min ord chr pow print range reversed "
-    "round set slice sorted str sum tuple zip True False None ArithmeticError AssertionError Exception IndexError KeyError "
-    "RuntimeError TypeError ValueError ZeroDivisionError".split()
+    "abs all any bool dict divmod enumerate filter float int isinstance len list map max min ord chr pow print range "
+    "reversed round set slice sorted str sum tuple zip True False None ArithmeticError AssertionError Exception "
+    "IndexError KeyError RuntimeError TypeError ValueError ZeroDivisionError".split()
 )
 MATH = tuple(
-    "acos acosh asin asinh atan atan2 atanh cbrt ceil comb copysign cos cosh degrees dist e exp exp2 expm1 fabs factorial "
-    "floor fmod frexp fsum gamma gcd hypot inf isclose isfinite isinf isnan isqrt lcm ldexp lgamma log log10 log1p log2 modf "
-    "nan nextafter perm pi pow prod radians remainder sin sinh sqrt tan tanh tau trunc ulp".split()
+    "acos acosh asin asinh atan atan2 atanh cbrt ceil comb copysign cos cosh degrees dist e exp exp2 expm1 fabs "
+    "factorial floor fmod frexp fsum gamma gcd hypot inf isclose isfinite isinf isnan isqrt lcm ldexp lgamma log log10 "
+    "log1p log2 modf nan nextafter perm pi pow prod radians remainder sin sinh sqrt tan tanh tau trunc ulp".split()
 )
 # Of numbers, texts, lists, sets and dictionaries. Not `format`: its fields can name any attribute.
 PLAIN = tuple(
-    "append capitalize clear count difference discard endswith get imag index insert intersection is_integer items join "
-    "keys lower lstrip pop real rstrip setdefault startswith strip title update upper values zfill".split()
+    "append capitalize clear count difference discard endswith get imag index insert intersection is_integer items "
+    "join keys lower lstrip pop real rstrip setdefault startswith strip title update upper values zfill".split()
 )
 CLASSES = tuple(
     """
@@ -62,7 +63,8 @@ CLASSES = tuple(
 )
 KEPT_BACK = tuple(
     # files
-    "export exportBin exportBrep exportStep exportStl exportSvg importBin importBrep importDXF importStep load save toSvg "
+    "export exportBin exportBrep exportStep exportStl exportSvg importBin importBrep importDXF importStep load save "
+    "toSvg "
     # objects of the geometry kernel and of the viewer
     "cast hashCode lcs toDir toOCC toPln toPnt toVtkPolyData wrapped "
     # of no use to a part

@@ -1,5 +1,5 @@
-"""Turn a part into a CAD solid: a mesh, a point cloud, views or a text becomes a CadQuery program, checked and executed in
-confinement. Of several candidates the one whose solid comes closest to the input is kept."""
+"""Turn a part into a CAD solid: a mesh, a point cloud, views or a text becomes a CadQuery program, checked and executed
+in confinement. Of several candidates the one whose solid comes closest to the input is kept."""
 
 import json
 from pathlib import Path
@@ -82,9 +82,8 @@ def run(args) -> int:
         files = write_outputs(output, sandbox, candidates, best, kind, part, label, source)
     for number, candidate in enumerate(candidates):
         distance = f"  chamfer x1000 {1000 * candidate.chamfer:.4f}" if candidate.chamfer is not None else ""
-        print(
-            f"{'*' if number == best else ' '} {number}: {candidate.code}{distance}  {candidate.execution.message}".rstrip()
-        )
+        mark = "*" if number == best else " "
+        print(f"{mark} {number}: {candidate.code}{distance}  {candidate.execution.message}".rstrip())
     if label:
         print(f"({label})")
     for path in files:
@@ -200,9 +199,11 @@ def write_outputs(output: Path, sandbox, candidates, best, kind, part, label, so
     output.parent.mkdir(parents=True, exist_ok=True)
     files = []
     report = {
-        "input": kind, "model": str(source) if source else None, "generated": source is not None, "note": label, "best": best,
+        "input": kind, "model": str(source) if source else None, "generated": source is not None, "note": label,
+        "best": best,
         "candidates": [
-            {"code": c.code, "message": c.execution.message, "chamfer": c.chamfer, "seconds": c.execution.seconds, "program": c.program}
+            {"code": c.code, "message": c.execution.message, "chamfer": c.chamfer, "seconds": c.execution.seconds,
+             "program": c.program}
             for c in candidates
         ],
     }  # fmt: skip

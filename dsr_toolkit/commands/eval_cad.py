@@ -1,5 +1,5 @@
-"""CadQuery programs against meshes: Chamfer distance, intersection over union by exact booleans, invalidity ratio, and why
-programs failed."""
+"""CadQuery programs against meshes: Chamfer distance, intersection over union by exact booleans, invalidity ratio, and
+why programs failed."""
 
 import csv
 import json

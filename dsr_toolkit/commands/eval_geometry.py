@@ -12,12 +12,14 @@ from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
 
+DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")
 TASKS = {
     "relpose": ("camera motion: ATE, RPE", ("ate", "rpe_trans", "rpe_rot")),
-    "video-depth": ("depth, one alignment per sequence", ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")),
-    "mono-depth": ("depth, each image by itself", ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")),
+    "video-depth": ("depth, one alignment per sequence", DEPTH_METRICS),
+    "mono-depth": ("depth, each image by itself", DEPTH_METRICS),
     "points": ("point maps: accuracy, completeness, normals", (
-        "accuracy", "accuracy_median", "completeness", "completeness_median", "normal_consistency", "normal_consistency_median",
+        "accuracy", "accuracy_median", "completeness", "completeness_median", "normal_consistency",
+        "normal_consistency_median",
     )),
 }  # fmt: skip
 NEEDS = {"relpose": "geometry", "points": "geometry"}  # extras
@@ -36,7 +38,8 @@ def add_arguments(parser, task: str) -> None:
 
     parser.add_argument("folder", metavar="FOLDER", help="sequences with truth")
     parser.add_argument(
-        "--model", default="pi3", metavar="MODEL", help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
+        "--model", default="pi3", metavar="MODEL",
+        help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
         "for a tiny random one (default: pi3)"
     )  # fmt: skip
     parser.add_argument("--layout", choices=LAYOUTS, help="of FOLDER (default: what it looks like)")

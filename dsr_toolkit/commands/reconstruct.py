@@ -1,8 +1,8 @@
 """Cameras, depth and coloured points of a scene, from images or video.
 
-INPUT is a folder of images, an image, a video, or a folder of synchronised views (time_00/view0.png, …), which gives one
-cloud per time. Whatever the formats, OUT gets overview.png and reconstruct.json. World coordinates are the model's own;
-cameras look along z, x right and y down.
+INPUT is a folder of images, an image, a video, or a folder of synchronised views (time_00/view0.png, …), which gives
+one cloud per time. Whatever the formats, OUT gets overview.png and reconstruct.json. World coordinates are the model's
+own; cameras look along z, x right and y down.
 """
 
 import json
@@ -27,7 +27,8 @@ def add_arguments(parser) -> None:
         "-o", "--output", default="dsr-reconstruct", metavar="OUT", help="where to write (default: dsr-reconstruct)"
     )
     parser.add_argument(
-        "--model", default="pi3", metavar="MODEL", help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
+        "--model", default="pi3", metavar="MODEL",
+        help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
         "for a tiny random one (default: pi3)"
     )  # fmt: skip
     parser.add_argument(
@@ -146,7 +147,8 @@ def run(args) -> None:
         print(f"   {output / ('*/' if multiview else '') / 'colmap'}")
 
 
-# What decides a window's prediction beside its frames; with anything else changed, an interrupted run goes on where it was.
+# What decides a window's prediction beside its frames; with anything else changed, an interrupted run goes on where it
+# was.
 PREDICTION = ("confidence", "edge_tolerance", "original_size", "point_source", "dtype")
 
 
@@ -207,7 +209,8 @@ def _predict(model, processor, frames: list, args, num_views: int | None = None)
     from ..reconstruction import predict
 
     return predict(
-        model, processor, [frame.image for frame in frames], [frame.name for frame in frames], [frame.time for frame in frames],
+        model, processor, [frame.image for frame in frames], [frame.name for frame in frames],
+        [frame.time for frame in frames],
         confidence=args.confidence, edge_tolerance=args.edge_tolerance or None, original_size=args.original_size,
         point_source=args.point_source, num_views=num_views,
     )  # fmt: skip

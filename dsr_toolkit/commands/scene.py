@@ -79,7 +79,8 @@ def read_scene(folder: Path, sample: str | None = None) -> dict:
                 scene[f"cam_{field}"] = {name: camera[field] for name, camera in cameras.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{described} must be {{camera: {{intrinsics: 3×3, extrinsics: 4×4}}}} ({type(error).__name__}: {error})."
+                f"{described} must be {{camera: {{intrinsics: 3×3, extrinsics: 4×4}}}} ({type(error).__name__}: "
+                f"{error})."
             ) from error
     return scene
 

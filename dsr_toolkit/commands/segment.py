@@ -1,6 +1,7 @@
 """Draw masks for phrases of an image, or for the phrases of an answer about it.
 
-Writes an overlay, one mask per phrase as PNG, and segment.json with scores, boxes and run lengths. IMAGE may be a showcase
+Writes an overlay, one mask per phrase as PNG, and segment.json with scores, boxes and run lengths. IMAGE may be a
+showcase
 manifest (.json): then its phrases are looked up in each of its images.
 """
 
@@ -118,7 +119,8 @@ def segment(model, processor, job: dict, folder: Path, args, is_random: bool) ->
         print(f"Q: {job['ask']}\nA: {found['answer']}")
         if not found["phrases"]:
             say(
-                "The answer names nothing that the model lists as a noun phrase, so there is no mask. Name words of it as PHRASE."
+                "The answer names nothing that the model lists as a noun phrase, so there is no mask. Name words of it "
+                "as PHRASE."
             )
             return record | {"phrases": []}
         if args.look_again:

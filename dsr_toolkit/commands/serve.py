@@ -1,4 +1,5 @@
-"""Serve every model of a repository over HTTP: what an Inference Endpoint does with the same handler, with requests in batches.
+"""Serve every model of a repository over HTTP: what an Inference Endpoint does with the same handler, with requests in
+batches.
 
 Opens at http://HOST:PORT/docs. Ctrl-C or SIGTERM: requests that were accepted are answered, then it ends.
 """

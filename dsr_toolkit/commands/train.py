@@ -1,4 +1,5 @@
-"""Train a model by a recipe: from nothing, or from a converted folder. Curves, predictions, checkpoints and a card come with it.
+"""Train a model by a recipe: from nothing, or from a converted folder. Curves, predictions, checkpoints and a card come
+with it.
 
 An interrupted run goes on with --resume and ends as if nothing had happened."""
 
@@ -24,8 +25,8 @@ def add_arguments(parser) -> None:
         default=[],
         metavar="KEY=VALUE",
         dest="settings",
-        help="another value: an argument of Trainer (max_steps=100), a part of a stage (data.seed=7); STAGE:KEY for one "
-        "stage; may be repeated",
+        help="another value: an argument of Trainer (max_steps=100), a part of a stage (data.seed=7); STAGE:KEY for "
+        "one stage; may be repeated",
     )
 
 

@@ -68,10 +68,10 @@ def find_sequences(root: str | Path, layout: str | None = None) -> list[Sequence
     The sequences of a folder.
 
     Args:
-        root: TUM or Bonn: a sequence (`rgb` or `rgb_90`, `groundtruth.txt`) or a folder of sequences; Sintel: what holds
-            `final` or `clean` beside `camdata_left` and `depth`, or its parent; KITTI: `image_gathered` and
-            `groundtruth_depth_gathered`, or `sequences` and `poses`; room: `condition.npz` beside numbered images; multiview:
-            `time_XX/viewY` with `geometry.npz`.
+        root: TUM or Bonn: a sequence (`rgb` or `rgb_90`, `groundtruth.txt`) or a folder of sequences; Sintel: what
+            holds `final` or `clean` beside `camdata_left` and `depth`, or its parent; KITTI: `image_gathered` and
+            `groundtruth_depth_gathered`, or `sequences` and `poses`; room: `condition.npz` beside numbered images;
+            multiview: `time_XX/viewY` with `geometry.npz`.
         layout: one of `LAYOUTS`; default: what the folder looks like.
     """
     root = Path(root)
@@ -81,8 +81,8 @@ def find_sequences(root: str | Path, layout: str | None = None) -> list[Sequence
         layout = next((name for name in LAYOUTS if READERS[name](root, True)), None)
         if layout is None:
             raise ValueError(
-                f"{root} looks like none of the layouts {', '.join(LAYOUTS)}; `dsr eval` reads folders as they are published. "
-                "Pass --layout to see what is missing."
+                f"{root} looks like none of the layouts {', '.join(LAYOUTS)}; `dsr eval` reads folders as they are "
+                "published. Pass --layout to see what is missing."
             )
     sequences = READERS[layout](root, False)
     if not sequences:
@@ -140,7 +140,8 @@ def read_trajectory(path: Path) -> tuple[np.ndarray, list[float]]:
 
 
 def _tum(root: Path, only_look: bool, layout: str = "tum"):
-    """TUM and Bonn RGB-D: images named by time; the cut versions have a number of frames in their names (rgb_90, rgb_110)."""
+    """TUM and Bonn RGB-D: images named by time; the cut versions have a number of frames in their names (rgb_90,
+    rgb_110)."""
     folders = (
         [root] if any(root.glob("groundtruth*.txt")) else [path for path in sorted(root.iterdir()) if path.is_dir()]
     )

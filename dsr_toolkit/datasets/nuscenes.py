@@ -77,7 +77,8 @@ class NuScenes:
         return {row["token"]: row for row in self._table("ego_pose")}
 
     def scene_names(self) -> list[str]:
-        """In the order of the table; of the mini version the published code trains on the first 8 and tests on the last 2."""
+        """In the order of the table; of the mini version the published code trains on the first 8 and tests on the last
+        2."""
         return [row["name"] for row in self._table("scene")]
 
     def samples(self, scene_names=None) -> list[str]:
@@ -94,8 +95,8 @@ class NuScenes:
         One sample as `SceneQFormerProcessor` takes it.
 
         Returns:
-            `images` (paths), `cam_intrinsics` `[3, 3]` in pixels and `cam_extrinsics` `[4, 4]` camera → vehicle by camera
-            name; `ego_pose` `[4, 4]` vehicle → world at the front camera's time; `sample_token`.
+            `images` (paths), `cam_intrinsics` `[3, 3]` in pixels and `cam_extrinsics` `[4, 4]` camera → vehicle by
+            camera name; `ego_pose` `[4, 4]` vehicle → world at the front camera's time; `sample_token`.
         """
         rows = self._images.get(sample_token, {})
         missing = [name for name in SCENE_CAMERAS if name not in rows]

@@ -45,7 +45,8 @@ def _coco():
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """The published referring expressions are a pickle of lists, dictionaries, strings and numbers: nothing else is built."""
+    """The published referring expressions are a pickle of lists, dictionaries, strings and numbers: nothing else is
+    built."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f"it would run {module}.{name}")
@@ -141,7 +142,8 @@ def read_png(
         image_id = int(narrative["image_id"])
         if image_id not in annotations:
             raise ValueError(
-                f"Narrative of image {image_id}: the panoptic annotations do not have it. Do both files belong together?"
+                f"Narrative of image {image_id}: the panoptic annotations do not have it. Do both files belong "
+                "together?"
             )
         grounded = [segment for segment in narrative["segments"] if segment["segment_ids"]]
         if not grounded:

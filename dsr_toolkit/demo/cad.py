@@ -17,7 +17,8 @@ r = r.union(cq.Workplane('XY').circle(22).extrude(60)).faces('>Z').workplane().h
 
 
 def run(folder: Path, model: str | None = None) -> dict:
-    """Both tiny models read the part's points; a written program stands in for a trained model's answer, and says so."""
+    """Both tiny models read the part's points; a written program stands in for a trained model's answer, and says
+    so."""
     from ..cad import ConfinementError, Sandbox
     from ..cad.candidates import best_candidate, generate_programs, judge_programs
     from ..cad.metrics import normalize_prediction

@@ -42,8 +42,8 @@ class Sample:
 
 def pair_files(predictions: Path, ground_truth: Path) -> tuple[list[tuple[str, Path, Path]], list[str]]:
     """
-    (shape, program, true mesh) by file name: a program is `SHAPE.py`, or `SHAPE+K.py` for several samples. Both folders may
-    nest, as DeepCAD's and Fusion360's do.
+    (shape, program, true mesh) by file name: a program is `SHAPE.py`, or `SHAPE+K.py` for several samples. Both folders
+    may nest, as DeepCAD's and Fusion360's do.
 
     Returns:
         The pairs, and the shapes for which there is no program.
@@ -116,8 +116,8 @@ def summarize(samples: list[Sample], without_program: list[str] = ()) -> dict:
     """
     Published aggregates: per shape the smallest chamfer distance and the largest IoU of its samples.
 
-    Chamfer distances are times 1000, ratios in percent. `skipped` lists, for i from 0 to 4, the invalidity ratio and the mean
-    chamfer distance if the i worst shapes count as invalid.
+    Chamfer distances are times 1000, ratios in percent. `skipped` lists, for i from 0 to 4, the invalidity ratio and
+    the mean chamfer distance if the i worst shapes count as invalid.
     """
     measurable = [sample for sample in samples if sample.code != "ground_truth"]
     shapes = sorted({sample.shape for sample in measurable} | set(without_program))

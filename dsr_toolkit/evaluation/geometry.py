@@ -130,12 +130,12 @@ def score_points(
     """
     Accuracy, completeness and normal consistency of a point cloud.
 
-    Predicted point maps, bilinear at the size of the truth, are brought to it by a similarity over all pixels (Umeyama) and then
-    by rigid ICP; clouds of more than `POINTS` points are sampled.
+    Predicted point maps, bilinear at the size of the truth, are brought to it by a similarity over all pixels (Umeyama)
+    and then by rigid ICP; clouds of more than `POINTS` points are sampled.
 
     Returns:
-        `accuracy` (prediction → truth), `completeness` (truth → prediction), `normal_consistency` (of both directions), each as
-        mean and as `…_median`, in the unit of the truth; the aligned cloud; the true one.
+        `accuracy` (prediction → truth), `completeness` (truth → prediction), `normal_consistency` (of both directions),
+        each as mean and as `…_median`, in the unit of the truth; the aligned cloud; the true one.
     """
     found, true = [], []
     for number, view in enumerate(views):
@@ -159,7 +159,8 @@ def icp(
     source: np.ndarray, target: np.ndarray, threshold: float = ICP_THRESHOLD, rounds: int = ICP_ROUNDS
 ) -> Similarity:
     """
-    Rigid point-to-point iterative closest points from `source` to `target`; pairs further apart than `threshold` do not count.
+    Rigid point-to-point iterative closest points from `source` to `target`; pairs further apart than `threshold` do not
+    count.
 
     P. J. Besl and N. D. McKay, "A method for registration of 3-D shapes", PAMI 1992.
     """

@@ -15,7 +15,8 @@ TINY_DEPTH = 1e-5
 
 
 def evaluation_frames(pixel_values: torch.Tensor, size: int = 518) -> torch.Tensor:
-    """Frames `[..., 3, H, W]` as PAGE-4D's published evaluation sees them: squashed to a square, whatever their shape."""
+    """Frames `[..., 3, H, W]` as PAGE-4D's published evaluation sees them: squashed to a square, whatever their
+    shape."""
     frames = pixel_values.reshape(-1, *pixel_values.shape[-3:])
     frames = torch.nn.functional.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False)
     return frames.view(*pixel_values.shape[:-2], size, size)
@@ -32,8 +33,8 @@ def fit_depth(prediction: torch.Tensor, truth: torch.Tensor, align: str) -> tupl
 
     Args:
         prediction, truth: `[n]` valid depths.
-        align: `"median"` ratio of medians; `"scale"` least absolute error of a scale (10 reweighted least-squares steps);
-            `"scale_shift"` least absolute error of both (1000 Adam steps of 1e-4 from the ratio of medians, as
+        align: `"median"` ratio of medians; `"scale"` least absolute error of a scale (10 reweighted least-squares
+            steps); `"scale_shift"` least absolute error of both (1000 Adam steps of 1e-4 from the ratio of medians, as
             published: it stops before it is optimal); `"lstsq"` least squares of both; `"metric"` neither.
     """
     if align == "metric":
@@ -90,8 +91,8 @@ def depth_metrics(
     """
     if prediction.shape != truth.shape:
         raise ValueError(
-            f"`prediction` and `truth` must have one shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}. Resize the "
-            "prediction to the true depth (the protocols do so bicubically)."
+            f"`prediction` and `truth` must have one shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}. "
+            "Resize the prediction to the true depth (the protocols do so bicubically)."
         )
     valid = truth > 0
     if max_depth is not None:
@@ -143,10 +144,12 @@ def trajectory_metrics(
 
     Args:
         estimate, truth: `[n, 4, 4]` camera-to-world.
-        timestamps, truth_timestamps: `[n]`; needed where the two have different lengths, poses are then matched by time.
+        timestamps, truth_timestamps: `[n]`; needed where the two have different lengths, poses are then matched by
+        time.
 
     Returns:
-        `ate` (RMSE of translation), `rpe_trans` and `rpe_rot` (RMSE of relative motion between neighbouring frames; degrees).
+        `ate` (RMSE of translation), `rpe_trans` and `rpe_rot` (RMSE of relative motion between neighbouring frames;
+        degrees).
     """
     needs("geometry", "A trajectory's score", "evo")
     from evo.core import metrics, sync
@@ -158,7 +161,8 @@ def trajectory_metrics(
             raise ValueError(f"`{name}` must be [n, 4, 4] camera-to-world with n ≥ 2, got {list(poses.shape)}.")
     if timestamps is None and truth_timestamps is None and len(estimate) != len(truth):
         raise ValueError(
-            f"`estimate` has {len(estimate)} poses and `truth` {len(truth)}; pass `timestamps` and `truth_timestamps` to match them."
+            f"`estimate` has {len(estimate)} poses and `truth` {len(truth)}; pass `timestamps` and `truth_timestamps` "
+            "to match them."
         )
     truth_times = (
         np.arange(len(truth), dtype=float) if truth_timestamps is None else np.asarray(truth_timestamps, float)

@@ -18,7 +18,8 @@ def mask_overlaps(found: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tens
 
 
 def masks_from_logits(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Boolean masks `[n, H, W]` at the size of the annotation: probabilities are resized, then compared with one half."""
+    """Boolean masks `[n, H, W]` at the size of the annotation: probabilities are resized, then compared with one
+    half."""
     probabilities = logits.float().sigmoid()[None]
     return (
         torch.nn.functional.interpolate(probabilities, size=tuple(size), mode="bilinear", align_corners=False)[0] > 0.5

@@ -45,8 +45,9 @@ def multiview_files(source: Path) -> dict[str, list[Path]]:
     for name, views in found.items():
         if not views or [number for number, _ in views] != expected:
             raise ValueError(
-                f"{source / name} holds the views {[number for number, _ in views]} and {first} {expected}; each time needs the "
-                "same views, as view0.png, view1.png and so on. Add the missing images or take the folder out."
+                f"{source / name} holds the views {[number for number, _ in views]} and {first} {expected}; each time "
+                "needs the same views, as view0.png, view1.png and so on. Add the missing images or take the folder "
+                "out."
             )
     return {name: [path for _, path in views] for name, views in found.items()}
 

@@ -29,7 +29,8 @@ class Join:
         similarity: from the later window's world to the earlier one's.
         residual: median distance of common points after it, in parts of their depth.
         agreement: part of the common points that it explains.
-        scale_spread: how much the scale differs between parts of the shared frames (standard deviation of its logarithm).
+        scale_spread: how much the scale differs between parts of the shared frames (standard deviation of its
+        logarithm).
         points: how many pairs there were, `COMMON_POINTS` at most.
         doubts: why it cannot be trusted, in words; empty where it can.
     """
@@ -62,9 +63,10 @@ def join_views(views: list[View], to: list[View]) -> Join:
     """
     The similarity that takes the world frame of `views` to that of `to`: the same frames, seen by two windows.
 
-    Its scale is the most frequent ratio of the two depths of a pixel, on which noise of either side has no pull. Rotation and
-    translation then come from the common points, each weighted by the confidences of both windows and the inverse square of
-    its depth, and from the shared cameras, which take part as points on their axes. Gross outliers are left out of all.
+    Its scale is the most frequent ratio of the two depths of a pixel, on which noise of either side has no pull.
+    Rotation and translation then come from the common points, each weighted by the confidences of both windows and the
+    inverse square of its depth, and from the shared cameras, which take part as points on their axes. Gross outliers
+    are left out of all.
     """
     pairs = [_common(view, other) for view, other in zip(views, to, strict=True)]
     x, y, depth_x, depth_y, weights, block = (np.concatenate(values) for values in zip(*pairs))
@@ -96,7 +98,8 @@ def join_views(views: list[View], to: list[View]) -> Join:
 
 
 def _common(view: View, other: View) -> tuple[np.ndarray, ...]:
-    """Points in both worlds, both depths, weights, and the block of the image, of the pixels that both windows trust."""
+    """Points in both worlds, both depths, weights, and the block of the image, of the pixels that both windows
+    trust."""
     if view.depth.shape != other.depth.shape:  # one window's first image chose another size of frames
         view = _resized(view, other.depth.shape)
     both = view.mask & other.mask & (view.depth > 0) & (other.depth > 0)
@@ -121,7 +124,8 @@ def _resized(view: View, shape: tuple[int, int]) -> View:
 
 
 def _axes(views, to, depth_x: float, depth_y: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each shared camera as four points in both worlds, its centre and one on each axis as far as the scene; and their reach."""
+    """Each shared camera as four points in both worlds, its centre and one on each axis as far as the scene; and their
+    reach."""
     points = []
     for cameras, depth in ((views, depth_x), (to, depth_y)):
         poses = np.stack([view.camera_to_world for view in cameras])
@@ -134,7 +138,8 @@ def _axes(views, to, depth_x: float, depth_y: float) -> tuple[np.ndarray, np.nda
 
 def location(values: np.ndarray, weights: np.ndarray) -> float:
     """
-    The centre of the densest part of `values` `[n]`: Tukey's estimate, started in the shortest interval with a quarter of them.
+    The centre of the densest part of `values` `[n]`: Tukey's estimate, started in the shortest interval with a quarter
+    of them.
 
     Whatever more than half of the values are, if they do not agree, does not matter.
     """
@@ -161,7 +166,8 @@ def location(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _by_cameras(views: list[View], to: list[View]) -> Join:
-    """Without a common point: the turn of the shared cameras, and the ratio of their paths where there are two or more."""
+    """Without a common point: the turn of the shared cameras, and the ratio of their paths where there are two or
+    more."""
     source, target = (np.stack([view.camera_to_world for view in cameras]) for cameras in (views, to))
     spreads = [np.linalg.norm(poses[:, :3, 3] - poses[:, :3, 3].mean(0)) for poses in (source, target)]
     known = min(spreads) > 0

@@ -1,4 +1,5 @@
-"""Places seen again: found by what the encoder says of each frame, and the chain of windows closed over them on Sim(3)."""
+"""Places seen again: found by what the encoder says of each frame, and the chain of windows closed over them on
+Sim(3)."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ def find_loops(
     descriptors: np.ndarray, window_of: np.ndarray, size: int, most: int = MOST_LOOPS
 ) -> list[tuple[int, int]]:
     """
-    Pairs of frames (earlier, later) that seem to show one place, though they are at least two windows apart; best first.
+    Pairs of frames (earlier, later) that seem to show one place, though they are at least two windows apart; best
+    first.
 
-    Two frames are alike if they are at least as alike as frames half a window apart usually are: those see one place too.
-    Likeness is the cosine between descriptors without what all frames have in common.
+    Two frames are alike if they are at least as alike as frames half a window apart usually are: those see one place
+    too. Likeness is the cosine between descriptors without what all frames have in common.
 
     Args:
         descriptors: `[N, C]`, of each frame. window_of: `[N]`, the window that predicted it, ascending.
@@ -59,7 +61,8 @@ def find_loops(
 
 @dataclass(frozen=True)
 class Edge:
-    """What was measured between two windows: `measured` takes the world of window `later` to that of window `earlier`."""
+    """What was measured between two windows: `measured` takes the world of window `later` to that of window
+    `earlier`."""
 
     earlier: int
     later: int
@@ -74,8 +77,8 @@ def close_loops(
     Placements of the windows that contradict joins and loops least; loops that cannot be brought to agree are left out.
 
     Args:
-        placements: of each window in the common world, as the joins alone give them. depths: a typical depth of each window,
-            in its own world, in which translations are measured.
+        placements: of each window in the common world, as the joins alone give them. depths: a typical depth of each
+            window, in its own world, in which translations are measured.
 
     Returns:
         The new placements, and by how much each loop disagrees with them (infinite: left out).
@@ -95,8 +98,9 @@ def optimise(placements: list[Similarity], edges: list[Edge], depths: list[float
     """
     Least squares over Sim(3) by the Levenberg-Marquardt method with sparse normal equations; the first window stays.
 
-    A window moves by rotation vector, translation and logarithm of its scale in its own frame, so that no direction and no
-    scale is special. H. Strasdat, J. M. M. Montiel and A. J. Davison, "Scale drift-aware large scale monocular SLAM", RSS 2010.
+    A window moves by rotation vector, translation and logarithm of its scale in its own frame, so that no direction and
+    no scale is special. H. Strasdat, J. M. M. Montiel and A. J. Davison, "Scale drift-aware large scale monocular
+    SLAM", RSS 2010.
     """
     from scipy.sparse import coo_matrix, eye
     from scipy.sparse.linalg import spsolve
@@ -139,7 +143,8 @@ def optimise(placements: list[Similarity], edges: list[Edge], depths: list[float
 
 
 def disagreement(placements: list[Similarity], edges: list[Edge], depths: list[float]) -> np.ndarray:
-    """Of each edge with the placements `[E, 7]`: rotation vector, translation in depths of its later window, log scale."""
+    """Of each edge with the placements `[E, 7]`: rotation vector, translation in depths of its later window, log
+    scale."""
     ends = np.array([edge.earlier for edge in edges]), np.array([edge.later for edge in edges])
     measured = _stack([edge.measured for edge in edges])
     return _errors(_stack(placements), measured, ends, np.asarray(depths, float))
@@ -157,7 +162,8 @@ def _stack(similarities: list[Similarity]) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _moved(state, step: np.ndarray, depths: np.ndarray):
-    """Each similarity after a small one of its own frame: `step` `[n, 7]` is rotation vector, translation, log scale."""
+    """Each similarity after a small one of its own frame: `step` `[n, 7]` is rotation vector, translation, log
+    scale."""
     from scipy.spatial.transform import Rotation
 
     scale, rotation, translation = state

@@ -13,7 +13,8 @@ SHOWN, CELL, PLAN, MARGIN, TITLE = 6, 220, 480, 16, 20
 
 
 class Overview:
-    """Takes views one by one and keeps a few of them, small, and a sample of points; the number of views need not be known."""
+    """Takes views one by one and keeps a few of them, small, and a sample of points; the number of views need not be
+    known."""
 
     def __init__(self):
         self.count, self.step, self.kept, self.cameras, self.sample = 0, 1, [], [], PointSample(60_000)
@@ -125,7 +126,8 @@ def trajectories(sequence, views: list[View]) -> Image.Image:
 
 
 def depth_errors(views: list[View], pairs: list) -> Image.Image:
-    """Of some images: the image, true depth, aligned prediction in the same colours, and the relative error (0 … 50 %)."""
+    """Of some images: the image, true depth, aligned prediction in the same colours, and the relative error (0 … 50
+    %)."""
     chosen = np.unique(np.linspace(0, len(views) - 1, min(SHOWN, len(views))).round().astype(int))
     rows = []
     for index in chosen:

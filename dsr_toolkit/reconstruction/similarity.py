@@ -12,8 +12,8 @@ START_TRIALS, START_POINTS = 256, 4  # random minimal fits, from which the rewei
 START_QUANTILE = 0.25
 GOOD_START = 0.05  # a guess whose quartile lies below it, in units of `reach`, is not tried against random ones
 SETTLED = 1e-5  # relative change of the spread at which the reweighting ends
-# Of the length of a 3-D Gaussian error in units of σ: its lower quartile and its median; and Tukey's cut, which keeps 95 % of
-# the efficiency of least squares.
+# Of the length of a 3-D Gaussian error in units of σ: its lower quartile and its median; and Tukey's cut, which keeps
+# 95 % of the efficiency of least squares.
 QUARTILE, MEDIAN, CUT = 1.101, 1.538, 4.685
 
 
@@ -51,13 +51,13 @@ def umeyama(
     """
     The similarity with the least weighted squared error from `source` to `target`, in closed form.
 
-    S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991. Leading axes are
-    a batch: its fields then have them too.
+    S. Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991. Leading
+    axes are a batch: its fields then have them too.
 
     Args:
         source, target: `[..., n, 3]`. weights: `[..., n]`, not negative.
-        symmetric: both sets are uncertain. The scale is then the ratio of their spreads (B. K. P. Horn, JOSA A 1987), so that
-            swapping the sets gives the inverse; the one-sided scale shrinks with the noise of `source`.
+        symmetric: both sets are uncertain. The scale is then the ratio of their spreads (B. K. P. Horn, JOSA A 1987),
+            so that swapping the sets gives the inverse; the one-sided scale shrinks with the noise of `source`.
         scale: known beforehand.
     """
     source, target = np.asarray(source, float), np.asarray(target, float)
@@ -90,11 +90,12 @@ def robust_similarity(
     seed: int = 0,
 ) -> tuple[Similarity, np.ndarray]:
     """
-    The similarity from `source` to `target`, both uncertain, that gross outliers do not move, though they be the majority.
+    The similarity from `source` to `target`, both uncertain, that gross outliers do not move, though they be the
+    majority.
 
-    Starts from the best of many fits to a few random points, by the quartile of their errors, and then fits all points again
-    and again, weighted by confidence and by Tukey's biweight, whose cut follows the median error of those within it. Errors
-    count in the middle between both scales, so that swapping the sets gives the inverse.
+    Starts from the best of many fits to a few random points, by the quartile of their errors, and then fits all points
+    again and again, weighted by confidence and by Tukey's biweight, whose cut follows the median error of those within
+    it. Errors count in the middle between both scales, so that swapping the sets gives the inverse.
 
     Args:
         source, target: `[n, 3]`, n ≥ 3. weights: `[n]`, confidence.
@@ -105,7 +106,8 @@ def robust_similarity(
         The similarity, and which points it counts as inliers: bool `[n]`.
 
     Raises:
-        ValueError: fewer than three points, or points that lie in one spot or on one line, where no rotation is defined.
+        ValueError: fewer than three points, or points that lie in one spot or on one line, where no rotation is
+        defined.
     """
     source, target = np.asarray(source, float), np.asarray(target, float)
     weights = np.ones(len(source)) if weights is None else np.asarray(weights, float)

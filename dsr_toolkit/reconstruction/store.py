@@ -28,8 +28,8 @@ def readable_size(count: float) -> str:
 
 class WindowStore:
     """
-    A folder of windows. Each is named after its number and the content of its frames, so that what was predicted for the very
-    same frames is found again and nothing else is.
+    A folder of windows. Each is named after its number and the content of its frames, so that what was predicted for
+    the very same frames is found again and nothing else is.
 
     Args:
         windows: how many there will be, where known; after the first, the size of all is told.
@@ -59,8 +59,8 @@ class WindowStore:
             raise OSError(
                 errno.ENOSPC,
                 f"the disk is full: the windows predicted so far, which are kept until the run ends, take "
-                f"{readable_size(self.size())} in {self.folder}. Make room and start again, and the run goes on from there, "
-                "or write to another disk with -o",
+                f"{readable_size(self.size())} in {self.folder}. Make room and start again, and the run goes on from "
+                "there, or write to another disk with -o",
             ) from error
         self._tell(name)
         return name, views
@@ -80,8 +80,8 @@ class WindowStore:
         one = sum(path.stat().st_size for path in (self.folder / name).iterdir())
         free = shutil.disk_usage(self.folder).free
         say(
-            f"Until the run ends, {self.windows} windows are kept in {self.folder}: about {readable_size(one * self.windows)}, "
-            f"of {readable_size(free)} free."
+            f"Until the run ends, {self.windows} windows are kept in {self.folder}: about "
+            f"{readable_size(one * self.windows)}, of {readable_size(free)} free."
         )
         if one * (self.windows - 1) > free:
             say("That is more than the disk has left: the run will stop before its end.")

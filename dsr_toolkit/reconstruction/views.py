@@ -14,7 +14,8 @@ from PIL import Image
 @dataclass(frozen=True)
 class View:
     """
-    A frame and what a model says of it. Camera axes are OpenCV's: x right, y down, z forward; the first pixel centre is (0, 0).
+    A frame and what a model says of it. Camera axes are OpenCV's: x right, y down, z forward; the first pixel centre is
+    (0, 0).
 
     Args:
         image: uint8 `[H, W, 3]`.
@@ -27,8 +28,8 @@ class View:
         dynamic: float32 `[H, W]` in 0 … 1, 1 where things move by themselves, or None if the model does not tell.
         name: of the image, in files that list images.
         time: seconds from the start of the video, or the number of the image.
-        descriptor: float32 `[C]`, what the model's encoder says of the whole image (the mean of its patches), or None. Images
-            of one place have alike ones.
+        descriptor: float32 `[C]`, what the model's encoder says of the whole image (the mean of its patches), or None.
+            Images of one place have alike ones.
     """
 
     image: np.ndarray
@@ -84,8 +85,8 @@ def predict(
     Args:
         images: frames of one scene. names, times: of each; default: the numbers of the frames.
         confidence, edge_tolerance: see `GeometryProcessor.post_process_geometry`; they make `mask`.
-        original_size: maps at the size of `images`. Default: at the size at which the model saw them, never enlarged; what a
-            crop left out is masked out.
+        original_size: maps at the size of `images`. Default: at the size at which the model saw them, never enlarged;
+            what a crop left out is masked out.
         point_source: PAGE-4D: "depth" or "points".
         num_views: the images are this many synchronised views of one time after another; default: one sequence.
     """
@@ -127,7 +128,8 @@ def run_model(
     sizes=None,
     boxes=None,
 ) -> list[View]:
-    """Views of `pixel_values` `[1, N, 3, H, W]` or `[1, T, V, 3, H, W]`; arguments as in [`predict`], `sizes` and `boxes` as in the processor."""
+    """Views of `pixel_values` `[1, N, 3, H, W]` or `[1, T, V, 3, H, W]`; arguments as in [`predict`], `sizes` and
+    `boxes` as in the processor."""
     import torch
 
     from modeling_dsr.frames import resize_image
@@ -151,7 +153,8 @@ def run_model(
         camera, intrinsics = (x[number].double().cpu().numpy() for x in (scene.camera_poses, scene.intrinsics))
         if not (np.isfinite(camera).all() and np.isfinite(intrinsics).all()):
             raise ValueError(
-                f"the model gives {names[number]} a camera that is not finite. Try --dtype float32, or leave the image out."
+                f"the model gives {names[number]} a camera that is not finite. Try --dtype float32, or leave the image "
+                "out."
             )
         views.append(
             View(

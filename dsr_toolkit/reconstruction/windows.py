@@ -22,7 +22,8 @@ Predict = Callable[[list], list[View]]
 
 
 def windows(frames: Iterable, size: int, overlap: int) -> Iterator[list]:
-    """Windows of `size` frames, each starting with the last `overlap` of the one before; the last one may be shorter."""
+    """Windows of `size` frames, each starting with the last `overlap` of the one before; the last one may be
+    shorter."""
     if not 0 < overlap < size:
         raise ValueError(f"`overlap` must be at least 1 and less than the window of {size} frames, got {overlap}.")
     window, fresh = [], 0
@@ -54,17 +55,18 @@ def reconstruct_windows(
     """
     The views of all `frames` in the world frame of the first window, in order.
 
-    Memory holds one window and the overlap of the one before. Without `loops`, views come as soon as they are known. With
-    them, all windows are predicted first and kept on disk; places that the encoder recognises (see `View.descriptor`) are
-    predicted once more together, and the chain of windows is closed over those where that prediction fits both windows.
+    Memory holds one window and the overlap of the one before. Without `loops`, views come as soon as they are known.
+    With them, all windows are predicted first and kept on disk; places that the encoder recognises (see
+    `View.descriptor`) are predicted once more together, and the chain of windows is closed over those where that
+    prediction fits both windows.
 
     Args:
         predict: frames of a window → their views, in a world frame of the window's own.
         size, overlap: see [`windows`].
         cache: a folder that keeps what `predict` said, so that an interrupted run need not ask again.
         loops: close them.
-        report: receives `joins`, a dictionary per window from the second on (see [`Join`]), and `loops`, one per place that
-            seemed to be seen again.
+        report: receives `joins`, a dictionary per window from the second on (see [`Join`]), and `loops`, one per place
+            that seemed to be seen again.
         total: number of frames, where known, so that the size of the cache can be told beforehand.
     """
     report = {} if report is None else report
@@ -86,7 +88,8 @@ def reconstruct_windows(
 
 
 def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store: WindowStore | None, report: dict):
-    """Each window's name in the store, its views in its own world, its placement, and how many of them are known already."""
+    """Each window's name in the store, its views in its own world, its placement, and how many of them are known
+    already."""
     before: list[View] = []
     placement, number, doubtful = Similarity.identity(), 0, 0
     for number, window in enumerate(windows(frames, size, overlap)):
@@ -98,8 +101,8 @@ def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store: W
             doubtful += not join.trusted
             if not join.trusted and doubtful <= DOUBTS_TOLD:
                 say(
-                    f"The join of window {number + 1} ({views[0].name} … {views[-1].name}) to the one before cannot be trusted: "
-                    f"{'; '.join(join.doubts)}."
+                    f"The join of window {number + 1} ({views[0].name} … {views[-1].name}) to the one before cannot be "
+                    f"trusted: {'; '.join(join.doubts)}."
                 )
         yield name, views, placement, len(before)
         before = views[-overlap:]

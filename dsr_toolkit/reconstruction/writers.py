@@ -1,7 +1,8 @@
-"""Files that people open, written view by view: memory holds one view and, where a format needs it, a bounded sample of points.
+"""Files that people open, written view by view: memory holds one view and, where a format needs it, a bounded sample of
+points.
 
-A writer takes a folder, gets every [`View`] in order through `add`, and completes its files in `finish`, which returns their
-paths.
+A writer takes a folder, gets every [`View`] in order through `add`, and completes its files in `finish`, which returns
+their paths.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ VIDEO_RATE = 10  # frames per second
 
 
 def cloud(view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Trusted points `[n, 3]`, their colours uint8 `[n, 3]`, tinted where they move, and whether they do, bool `[n]`."""
+    """Trusted points `[n, 3]`, their colours uint8 `[n, 3]`, tinted where they move, and whether they do, bool
+    `[n]`."""
     points, colours = view.points[view.mask], view.image[view.mask]
     moving = np.zeros(len(points), bool) if view.dynamic is None else view.dynamic[view.mask] > MOVING_FROM
     tinted = (0.35 * colours + 0.65 * MOVING).astype(np.uint8)
@@ -163,8 +165,9 @@ class NpzWriter:
         self.shape = self.shape or view.depth.shape
         if view.depth.shape != self.shape:
             raise ValueError(
-                f"npz stacks the maps of all images, but {view.name} has {view.depth.shape[1]}×{view.depth.shape[0]} pixels "
-                f"and the first {self.shape[1]}×{self.shape[0]}. Leave npz out of --format, or give images of one size."
+                f"npz stacks the maps of all images, but {view.name} has {view.depth.shape[1]}×{view.depth.shape[0]} "
+                f"pixels and the first {self.shape[1]}×{self.shape[0]}. Leave npz out of --format, or give images of "
+                "one size."
             )
         for name in self.FIELDS:
             if (value := getattr(view, name)) is not None:
@@ -239,11 +242,12 @@ class VideoWriter:
 
 class SceneWriter:
     """
-    scene.glb, a sample of the points with every camera as a frustum, and scene.html, the same in a page that needs no network.
+    scene.glb, a sample of the points with every camera as a frustum, and scene.html, the same in a page that needs no
+    network.
 
-    Everything hangs below the node "opencv", in the world frame of the views; its own matrix puts the first camera upright at
-    glTF's origin, where y points up. Nodes: "points", "moving" if anything moves, and "camera_000000" and so on, whose
-    matrices are camera-to-world. Cameras run from dark to light in time.
+    Everything hangs below the node "opencv", in the world frame of the views; its own matrix puts the first camera
+    upright at glTF's origin, where y points up. Nodes: "points", "moving" if anything moves, and "camera_000000" and so
+    on, whose matrices are camera-to-world. Cameras run from dark to light in time.
     """
 
     def __init__(self, folder: Path, max_points: int, formats: tuple[str, ...] = ("glb", "html")):

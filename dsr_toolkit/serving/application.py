@@ -1,4 +1,5 @@
-"""The HTTP side: `POST /` takes what an Inference Endpoint takes; `/docs`, `/tasks`, `/health`, `/metrics` beside it."""
+"""The HTTP side: `POST /` takes what an Inference Endpoint takes; `/docs`, `/tasks`, `/health`, `/metrics` beside
+it."""
 
 import asyncio
 import json

@@ -216,7 +216,8 @@ class BatchingQueue:
 
 
 def give_memory_back() -> None:
-    """glibc keeps what many threads freed, several times what the models need; this returns it. Elsewhere: nothing to do."""
+    """glibc keeps what many threads freed, several times what the models need; this returns it. Elsewhere: nothing to
+    do."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)

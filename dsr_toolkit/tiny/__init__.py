@@ -120,7 +120,8 @@ def hub_folder(model_type: str) -> Path:
 
 
 def repository_folder() -> Path:
-    """The tiny models of every type in one repository, as `python -m convert_weights hub` assembles it; kept likewise."""
+    """The tiny models of every type in one repository, as `python -m convert_weights hub` assembles it; kept
+    likewise."""
     from convert_weights import assemble
 
     def make(work: Path) -> Path:

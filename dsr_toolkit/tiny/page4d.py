@@ -82,7 +82,8 @@ def _block(prefix: str, width: int, head_dim: int = 0) -> dict[str, tuple[int, .
     """Pre-norm transformer block with LayerScale and, with `head_dim`, norms of queries and keys."""
     shapes = {f"{prefix}.{scale}.gamma": (width,) for scale in ("ls1", "ls2")}
     for name, size in (("norm1", (width,)), ("norm2", (width,)), ("attn.qkv", (3 * width, width)),
-                       ("attn.proj", (width, width)), ("mlp.fc1", (4 * width, width)), ("mlp.fc2", (width, 4 * width))):  # fmt: skip
+                       ("attn.proj", (width, width)), ("mlp.fc1", (4 * width, width)),
+                       ("mlp.fc2", (width, 4 * width))):  # fmt: skip
         shapes |= _layer(f"{prefix}.{name}", size)
     for name in ("q_norm", "k_norm") if head_dim else ():
         shapes |= _layer(f"{prefix}.attn.{name}", (head_dim,))

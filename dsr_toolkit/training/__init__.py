@@ -21,13 +21,13 @@ A new recipe, from nothing but functions ("package.module:function", called by n
                 model={"build": "mine:build", "options": {"width": 96}},   # (model, processor); the seed is set before
                 data={"rows": "mine:rows", "seed": 0, "options": {"frames": 4}},   # rows(seed=…, frames=…)[i] -> dict
                 evaluation={"rows": "mine:rows", "seed": 1_000_000, "count": 128},
-                collator="mine:collator",     # collator(processor)(rows) -> model's inputs; default: the processor's own
-                learning_rates={"encoder": 1e-4},
+                collator="mine:collator",     # collator(processor)(rows) -> model's inputs; default: the processor's
+                own learning_rates={"encoder": 1e-4},
                 arguments={"max_steps": 2000, "per_device_train_batch_size": 8, "learning_rate": 1e-3,
                            "lr_scheduler_type": "cosine", "warmup_steps": 100, "eval_steps": 500, "save_steps": 500,
                            "dataloader_num_workers": 1},
-                measure="mine:measure",       # (model, processor, rows, inputs, outputs) -> {"abs_rel": [one per sample]}
-                show="mine:show",             # (model, processor, rows) -> [{"image": PIL, "answer": "…"}, …]
+                measure="mine:measure",       # (model, processor, rows, inputs, outputs) -> {"abs_rel": [one per
+                sample]} show="mine:show",             # (model, processor, rows) -> [{"image": PIL, "answer": "…"}, …]
             ),
         ],
     )
@@ -35,8 +35,8 @@ A new recipe, from nothing but functions ("package.module:function", called by n
 Rows are dictionaries. A world without an end is read in order: sample i of the training is row i, so a resumed run sees
 what an uninterrupted one would have. Every row carries "seed", from which a collator draws its noise.
 
-The output folder has `recipe.json`, and per stage `log.jsonl`, `curves.png`, `samples/`, `checkpoints/`, `metrics.json`;
-`model/` is the result, with processor, code and card, and loads with `AutoModel.from_pretrained(…)`.
+The output folder has `recipe.json`, and per stage `log.jsonl`, `curves.png`, `samples/`, `checkpoints/`,
+`metrics.json`; `model/` is the result, with processor, code and card, and loads with `AutoModel.from_pretrained(…)`.
 """
 
 from .measures import Measures

@@ -22,8 +22,8 @@ class Stage:
 
     Args:
         name: of its folder in the output.
-        make: `make(folders, output, **options)` writes a model's folder `output`; `folders` holds those of the stages and
-            recipes before, by name. A stage with `make` has no other field but `options`.
+        make: `make(folders, output, **options)` writes a model's folder `output`; `folders` holds those of the stages
+            and recipes before, by name. A stage with `make` has no other field but `options`.
         model: where the model comes from. `{"path": REPO_OR_DIR, "subfolder": …, "dtype": …}`; `{"build": FUNCTION,
             "options": {…}}`, whose function returns (model, processor) after the seed was set; `{"stage": NAME}` or
             `{"recipe": NAME}`: what an earlier stage, or a required recipe, made. The last three take "dtype" too.

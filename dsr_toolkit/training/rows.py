@@ -13,7 +13,8 @@ class Rows(Dataset):
     A source of rows (dictionaries) for Trainer's data loader.
 
     Every row gets a "seed" that follows from the source's seed, the epoch and the row's number. Collators draw their
-    noise from it: fresh in every epoch and on every worker, and the same after a resumed run as without an interruption.
+    noise from it: fresh in every epoch and on every worker, and the same after a resumed run as without an
+    interruption.
 
     Args:
         source: anything with `[index]`; a length is used if it has one.

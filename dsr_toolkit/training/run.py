@@ -1,4 +1,5 @@
-"""Recipes carried out: stage after stage, resumed where they stopped, with everything beside the model that tells of it."""
+"""Recipes carried out: stage after stage, resumed where they stopped, with everything beside the model that tells of
+it."""
 
 import json
 import os
@@ -42,7 +43,8 @@ DEFAULTS = {
 
 @dataclass
 class Trained:
-    """A finished recipe: the folder of its model (weights, processor, code, card) and the figures of its last evaluation."""
+    """A finished recipe: the folder of its model (weights, processor, code, card) and the figures of its last
+    evaluation."""
 
     model: Path
     metrics: dict[str, float]
@@ -60,8 +62,8 @@ def train(
     Args:
         recipe: its stages are run in order, each into a folder of its name in `output`.
         output: a new folder; `output/model` will be the result, `output/recipe.json` repeats the run.
-        resume: go on in `output`, where the same recipe stopped: finished stages are kept, the others continue from their
-            last whole checkpoint and end as if nothing had happened.
+        resume: go on in `output`, where the same recipe stopped: finished stages are kept, the others continue from
+            their last whole checkpoint and end as if nothing had happened.
         finished: {recipe's name: folder of its model} of required recipes that were run already; the others are run
             first, into `output/requires`.
     """
@@ -98,8 +100,8 @@ def _begin(recipe: Recipe, output: Path, resume: bool) -> None:
         raise ValueError(f"--output {output} is not empty and holds no run of `dsr train`; choose another folder.")
     if earlier is not None and earlier != json.loads(recipe.to_json()):
         raise ValueError(
-            f"--resume: {output / RECIPE} differs from the recipe asked for. Repeat the settings of that run, or pass the "
-            "file itself as --recipe."
+            f"--resume: {output / RECIPE} differs from the recipe asked for. Repeat the settings of that run, or pass "
+            "the file itself as --recipe."
         )
     _wait()
     if _is_main():
@@ -149,7 +151,8 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
 
 
 def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
-    """Trainer's arguments of a stage. On the CPU each process computes with one thread unless OMP_NUM_THREADS says so."""
+    """Trainer's arguments of a stage. On the CPU each process computes with one thread unless OMP_NUM_THREADS says
+    so."""
     settings = {**DEFAULTS, **stage.arguments}
     if settings.get("eval_strategy") is None and stage.evaluation is not None and settings.get("eval_steps"):
         settings["eval_strategy"] = "steps"

@@ -1,7 +1,7 @@
 """Training of the scene Q-Former: the two stages and the augmentations.
 
-Stage 1 trains everything but the image backbone, which is frozen and stays in evaluation mode; stage 2 trains everything,
-the backbone with a tenth of the learning rate:
+Stage 1 trains everything but the image backbone, which is frozen and stays in evaluation mode; stage 2 trains
+everything, the backbone with a tenth of the learning rate:
 
     groups = begin_stage(model, 1)
     optimizer = torch.optim.AdamW(groups)
@@ -69,8 +69,8 @@ def mirror_scene(
 
     Args:
         pixel_values: `[..., 6, 3, H, W]` in nuScenes' order. cam_intrinsics: `[..., 6, 3, 3]` in its pixels.
-        cam_extrinsics: `[..., 6, 4, 4]` camera → vehicle. points: `[..., 2]` of the LiDAR frame (x right, y forward), in
-            metres or -1 … 1 over a range that is symmetric in x.
+        cam_extrinsics: `[..., 6, 4, 4]` camera → vehicle. points: `[..., 2]` of the LiDAR frame (x right, y forward),
+            in metres or -1 … 1 over a range that is symmetric in x.
 
     Returns:
         The same four, None where none was given.

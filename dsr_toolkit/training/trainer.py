@@ -1,4 +1,5 @@
-"""transformers' Trainer with what spatial models need beside the loss: its terms, rate groups, measures, predictions."""
+"""transformers' Trainer with what spatial models need beside the loss: its terms, rate groups, measures,
+predictions."""
 
 import re
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """Synthetic worlds with exact truth, from which the tiny models learn and on which they are measured.
 
-A world is an endless list: `make_world("space", seed=3)[7]` is its sample 7, the same on every machine, whatever was read
-before. Another seed is another world; seeds that were never trained on are the held-out set. numpy alone makes them.
+A world is an endless list: `make_world("space", seed=3)[7]` is its sample 7, the same on every machine, whatever was
+read before. Another seed is another world; seeds that were never trained on are the held-out set. numpy alone makes
+them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
 Parts: random sketch-and-extrude programs, their solids, surface points, meshes, views and a line of text.
 
-The programs are in the published style of CAD-Recode and Cadrille. Coordinates are whole numbers within ±100 on a grid of
-5, and a part's bounding box is centred with a longest side of 200. numpy alone makes them.
+The programs are in the published style of CAD-Recode and Cadrille. Coordinates are whole numbers within ±100 on a grid
+of 5, and a part's bounding box is centred with a longest side of 200. numpy alone makes them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The parts world as files of the published training sets: CAD-Recode's programs with meshes, Text2CAD's descriptions."""
+"""The parts world as files of the published training sets: CAD-Recode's programs with meshes, Text2CAD's
+descriptions."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ STL_FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attrib
 
 def write_cad_recode(world: PartsWorld, folder: str | Path, counts: dict[str, int]) -> Path:
     """
-    `SPLIT/NAME.py`, `SPLIT/NAME.stl` in the programs' coordinates, and `SPLIT.pkl`, a list of `{"py_path", "mesh_path"}`.
+    `SPLIT/NAME.py`, `SPLIT/NAME.stl` in the programs' coordinates, and `SPLIT.pkl`, a list of
+    `{"py_path", "mesh_path"}`.
 
     Args:
         folder: must not exist.

@@ -11,8 +11,8 @@ def write_program(solid: Solid) -> str:
     """
     `import cadquery as cq`, one line per work plane (`w0`, `w1`, …), and the solid in `r`.
 
-    The style of CAD-Recode v1.5 and Cadrille: whole numbers, sketches extruded on planes with an origin, joined by `union`
-    and `cut`.
+    The style of CAD-Recode v1.5 and Cadrille: whole numbers, sketches extruded on planes with an origin, joined by
+    `union` and `cut`.
     """
     planes, result = [], ""
     for extrusion in solid.extrusions:

@@ -2,8 +2,8 @@
 Solids of extruded sketches along one axis, in numpy alone: membership, surface points, closed triangle meshes.
 
 Outlines never cross or touch unless they are equal, which the world's generator sees to. A solid is then a stack of
-layers between the levels at which extrusions begin and end, the section of a layer is constant, and an outline bounds it
-exactly where the two sides of the outline's first edge differ. No boolean operation is needed.
+layers between the levels at which extrusions begin and end, the section of a layer is constant, and an outline bounds
+it exactly where the two sides of the outline's first edge differ. No boolean operation is needed.
 """
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ class Solid:
         return world
 
     def sample_surface(self, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """`count` points spread evenly over the true surface, not a mesh's, `[count, 3]`, and the outward normals there."""
+        """`count` points spread evenly over the true surface, not a mesh's, `[count, 3]`, and the outward normals
+        there."""
         walls, caps = self._surfaces()
         pieces = [(shape, side, low, high) for section, low, high in walls for shape, side in section.outlines]
         areas = [shape.length * (high - low) for shape, _, low, high in pieces] + [cap[0].area for cap in caps]
@@ -256,8 +257,8 @@ class Solid:
         """
         A closed mesh: vertices `[V, 3]` float64 and faces `[F, 3]` int64, counter-clockwise from outside.
 
-        As a CAD kernel's, each flat face has vertices of its own and round ones share theirs, so that vertex normals keep
-        the edges sharp. Equal corners are bit-equal.
+        As a CAD kernel's, each flat face has vertices of its own and round ones share theirs, so that vertex normals
+        keep the edges sharp. Equal corners are bit-equal.
         """
         walls, caps = self._surfaces()
         vertices, faces, total = [], [], 0

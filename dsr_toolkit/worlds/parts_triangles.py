@@ -8,11 +8,12 @@ import numpy as np
 def triangulate(outline: np.ndarray, holes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """
     Args:
-        outline: corners `[n, 2]`, counter-clockwise. holes: corners `[m, 2]` each, counter-clockwise, inside and disjoint.
+        outline: corners `[n, 2]`, counter-clockwise. holes: corners `[m, 2]` each, counter-clockwise, inside and
+        disjoint.
 
     Returns:
-        Corners `[V, 2]`, those of the outline and then of the holes, and triangles `[F, 3]`, counter-clockwise. Where three
-        corners lie on a line a triangle may have no area.
+        Corners `[V, 2]`, those of the outline and then of the holes, and triangles `[F, 3]`, counter-clockwise. Where
+        three corners lie on a line a triangle may have no area.
     """
     points = np.concatenate([outline, *holes])
     if not holes and _is_convex(outline):

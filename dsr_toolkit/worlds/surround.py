@@ -1,10 +1,12 @@
-"""The surround world: a street through the six cameras of a car, with exact calibration, boxes, map lines and questions.
+"""The surround world: a street through the six cameras of a car, with exact calibration, boxes, map lines and
+questions.
 
     sample = SurroundWorld(seed=3)[0]
-    sample.images["CAM_FRONT"], sample.cameras["CAM_FRONT"].intrinsics, sample.boxes, sample.elements(20), sample.questions
+    sample.images["CAM_FRONT"], sample.cameras["CAM_FRONT"].intrinsics, sample.boxes, sample.elements(20),
+    sample.questions
 
-Everything is in metres; boxes are in the vehicle frame (x forward, y left, z up), map lines in the LiDAR frame (x right,
-y forward), whose origin lies under the same point.
+Everything is in metres; boxes are in the vehicle frame (x forward, y left, z up), map lines in the LiDAR frame (x
+right, y forward), whose origin lies under the same point.
 """
 
 from __future__ import annotations

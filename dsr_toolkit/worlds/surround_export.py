@@ -40,8 +40,9 @@ def write_nuscenes(samples: Iterable[SurroundSample], root: str | Path, version:
     """
     A folder in nuScenes' layout, each sample a scene of its own, with all tables that the devkit asks for.
 
-    Beside them, what nuScenes keeps elsewhere: `questions.json` (`sample_token`, `type`, `question`, `answer`, `options`) and
-    `map_elements.json` (`sample_token`, `label`: 0 divider, 1 crossing, 2 boundary; `points` [20, 2], metres, LiDAR frame).
+    Beside them, what nuScenes keeps elsewhere: `questions.json` (`sample_token`, `type`, `question`, `answer`,
+    `options`) and `map_elements.json` (`sample_token`, `label`: 0 divider, 1 crossing, 2 boundary; `points` [20, 2],
+    metres, LiDAR frame).
 
     Args:
         root: a folder that does not exist yet, or is empty.
@@ -166,7 +167,8 @@ def _add_sample(tables: dict[str, list[dict]], sample: SurroundSample, root: Pat
 
 
 def quaternion(rotation: np.ndarray) -> list[float]:
-    """(w, x, y, z) of a rotation `[3, 3]`: the main axis of Shepperd's symmetric matrix, which no angle makes singular."""
+    """(w, x, y, z) of a rotation `[3, 3]`: the main axis of Shepperd's symmetric matrix, which no angle makes
+    singular."""
     (a, b, c), (d, e, f), (g, h, i) = rotation
     symmetric = np.array(
         [

@@ -1,7 +1,7 @@
 """Questions about the surround world, with true answers.
 
-Each question lists everything that its wording leaves possible (`options`), and the world is drawn so that each option is
-equally likely given the wording: who reads the text alone is right once in `len(options)` times.
+Each question lists everything that its wording leaves possible (`options`), and the world is drawn so that each option
+is equally likely given the wording: who reads the text alone is right once in `len(options)` times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 PLURALS = {kind: f"{kind}s" for kind in (*KINDS, "building")}
 # "front left" and so on: the camera that looks there.
 DIRECTIONS = {name.removeprefix("CAM_").replace("_", " ").lower(): yaw for name, yaw in CAMERA_YAWS.items()}
-# Degrees around the border between two directions, and metres between two distances, that nobody is asked to tell apart.
+# Degrees around the border between two directions, and metres between two distances, that nobody is asked to tell
+# apart.
 BORDER, CLEAR = 4.0, 2.5
 
 
@@ -25,8 +26,8 @@ BORDER, CLEAR = 4.0, 2.5
 class Question:
     """
     Args:
-        type: key of `TYPES`. text, answer: as a person would say them. options: all answers that the text allows, `answer`
-        among them, in an order that does not depend on it.
+        type: key of `TYPES`. text, answer: as a person would say them. options: all answers that the text allows,
+        `answer` among them, in an order that does not depend on it.
     """
 
     type: str
@@ -69,7 +70,8 @@ def named_things(scene: Surroundings) -> list[tuple[str, Thing]]:
     return found
 
 
-# ---- one function per type: (texts to choose from, answer, options), or None where the scene has nothing to ask ----------
+# ---- one function per type: (texts to choose from, answer, options), or None where the scene has nothing to ask
+# ----------
 
 
 def _lanes(scene, rng):

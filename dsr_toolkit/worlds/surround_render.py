@@ -1,7 +1,7 @@
 """The surround world through its cameras: colours, and the depth and the thing behind every pixel, exactly.
 
-A pixel shows what the ray through its centre meets first: the ground, or the parts of a thing, which are boxes. Lines on the
-ground are narrower than far pixels and colour them by the share they cover.
+A pixel shows what the ray through its centre meets first: the ground, or the parts of a thing, which are boxes. Lines
+on the ground are narrower than far pixels and colour them by the share they cover.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def render(
         cameras: with intrinsics for images of `height` and `width`. rng: of the grain of surfaces and the daylight.
 
     Returns:
-        Images `[N, H, W, 3]` uint8; depth along the optical axis `[N, H, W]` float32 metres, infinite in the sky; number of
-        the box in `surroundings.boxes` `[N, H, W]` int16, -1 where there is none.
+        Images `[N, H, W, 3]` uint8; depth along the optical axis `[N, H, W]` float32 metres, infinite in the sky;
+        number of the box in `surroundings.boxes` `[N, H, W]` int16, -1 where there is none.
     """
     rays, origins = _rays(cameras, height, width)
     colour = np.empty((*rays.shape[:3], 3), np.float32)
@@ -68,7 +68,8 @@ def render(
 
 
 def _rays(cameras: dict[str, Camera], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Directions `[N, H, W, 3]` in vehicle axes, of depth 1 along the optical axis, and the cameras' places `[N, 3]`."""
+    """Directions `[N, H, W, 3]` in vehicle axes, of depth 1 along the optical axis, and the cameras' places `[N,
+    3]`."""
     v, u = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
     pixels = np.stack([u, v, np.ones_like(u)], -1)
     rays = [pixels @ (c.extrinsics[:3, :3] @ np.linalg.inv(c.intrinsics)).T for c in cameras.values()]

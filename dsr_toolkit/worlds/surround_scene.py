@@ -1,8 +1,9 @@
 """What stands around the car in the surround world: a road, things beside it, buildings, six cameras.
 
-Vehicle frame as in nuScenes: origin on the ground under the car, x forward, y left, z up, metres. Azimuths are degrees from
-forward, counter-clockwise. Lanes, bend, crossing, the number of each kind, colours, azimuths and distances are drawn
-independently of each other and uniformly over what questions ask, so that nothing follows from the wording of a question.
+Vehicle frame as in nuScenes: origin on the ground under the car, x forward, y left, z up, metres. Azimuths are degrees
+from forward, counter-clockwise. Lanes, bend, crossing, the number of each kind, colours, azimuths and distances are
+drawn independently of each other and uniformly over what questions ask, so that nothing follows from the wording of a
+question.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ class Road:
         return np.stack([x * cos - y * sin, x * sin + y * cos], -1)
 
     def line_offsets(self) -> np.ndarray:
-        """`[lanes + 1]` metres to the left of the car's line, from left to right; the first and the last are boundaries."""
+        """`[lanes + 1]` metres to the left of the car's line, from left to right; the first and the last are
+        boundaries."""
         return self.left_edge - self.lane_width * np.arange(self.lanes + 1)
 
     def elements(self, num_points: int) -> list[dict]:

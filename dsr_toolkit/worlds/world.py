@@ -34,7 +34,8 @@ class World:
         raise NotImplementedError
 
     def generator(self, index: int, purpose: str = "") -> np.random.Generator:
-        """Random numbers of sample `index`; those for one purpose (scene, wording, …) do not move when another's change."""
+        """Random numbers of sample `index`; those for one purpose (scene, wording, …) do not move when another's
+        change."""
         return np.random.default_rng([self.seed, index, *purpose.encode()])
 
 

@@ -40,7 +40,8 @@ class Ask(Task):
             choose = processor.sample_frame_indices
             frames, facts = files.video("inputs.video", inputs["video"], lambda total: choose(total, wanted))
             metadata = VideoMetadata(
-                total_num_frames=facts["total"], fps=facts["fps"], duration=facts["total"] / facts["fps"], height=frames.shape[1],
+                total_num_frames=facts["total"], fps=facts["fps"], duration=facts["total"] / facts["fps"],
+                height=frames.shape[1],
                 width=frames.shape[2], video_backend="pyav", frames_indices=np.array(facts["indices"]),
             )  # fmt: skip
             arguments = {"videos": [frames], "video_metadata": [metadata]}

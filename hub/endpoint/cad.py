@@ -14,6 +14,8 @@ from .generation import generate_rows, pad_rows
 from .request import Field, RequestError, read_fields
 from .task import MODEL, SEED, TOP_P, Job, Task, new_tokens_field
 
+NORMALIZATIONS = ("fit", "unit_cube", "program", "none")
+
 
 class Cad(Task):
     NAME = "cad"
@@ -31,8 +33,8 @@ class Cad(Task):
         "temperature": Field("number", "of the sampled ones", 1.0, 1e-3, 10),
         "top_p": Field("number", TOP_P.about, 0.95, 1e-6, 1),
         "max_new_tokens": new_tokens_field(768),
-        "normalization": Field("text", "how points get into the model's frame", "fit", choices=("fit", "unit_cube", "program", "none")),
-        "execute": Field("flag", "run the programs in a sandbox; return the solid that comes closest as STEP and STL", False),
+        "normalization": Field("text", "how points get into the model's frame", "fit", choices=NORMALIZATIONS),
+        "execute": Field("flag", "run the programs in a sandbox; return the closest solid as STEP and STL", False),
         "seed": SEED, "model": MODEL,
     }  # fmt: skip
 
@@ -125,7 +127,9 @@ class Cad(Task):
         candidates = toolkit.judge_programs(programs, sandbox, target, seed=job.parameters["seed"])
         best = toolkit.best_candidate(candidates)
         outcome = {
-            "candidates": [{"code": one.code, "message": one.execution.message, "chamfer": one.chamfer} for one in candidates],
+            "candidates": [
+                {"code": one.code, "message": one.execution.message, "chamfer": one.chamfer} for one in candidates
+            ],
             "best": best,
         }  # fmt: skip
         if best is None:

@@ -122,8 +122,8 @@ class Files:
         except (av.FFmpegError, ValueError, TypeError, OverflowError) as error:
             raise RequestError(
                 "unreadable_media",
-                f"`{name}` cannot be decoded as a video ({getattr(error, 'strerror', None) or type(error).__name__}); expected a "
-                "complete file such as mp4, webm or avi.",
+                f"`{name}` cannot be decoded as a video ({getattr(error, 'strerror', None) or type(error).__name__}); "
+                "expected a complete file such as mp4, webm or avi.",
             ) from error
 
     def _decode(self, av, name: str, content: bytes, choose) -> tuple[np.ndarray, dict]:
@@ -152,8 +152,8 @@ class Files:
         if (indices[-1] + 1) * size[0] * size[1] > self.limits.video_pixels:
             raise RequestError(
                 "too_large",
-                f"`{name}`: {indices[-1] + 1} frames of {size[0]}×{size[1]} pixels are too much to decode. Cut it, scale it "
-                "down, or send chosen frames as images.",
+                f"`{name}`: {indices[-1] + 1} frames of {size[0]}×{size[1]} pixels are too much to decode. Cut it, "
+                "scale it down, or send chosen frames as images.",
             )
         return indices
 

@@ -45,7 +45,8 @@ def points_glb(points: np.ndarray, colours: np.ndarray) -> bytes:
     A binary glTF file of coloured points.
 
     Args:
-        points: float32 `[n, 3]`, OpenCV axes (y down, z forward); the file's node turns them upright. colours: uint8 `[n, 3]`.
+        points: float32 `[n, 3]`, OpenCV axes (y down, z forward); the file's node turns them upright. colours: uint8
+        `[n, 3]`.
     """
     if not len(points):  # viewers refuse empty buffers
         points, colours = np.zeros((1, 3)), np.zeros((1, 3))

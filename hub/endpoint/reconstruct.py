@@ -24,9 +24,9 @@ class Reconstruct(Task):
     PARAMETERS = {
         "num_frames": Field("integer", "frames taken of the video, evenly spread", 16, 1, "frames"),
         "outputs": Field("texts", "what to return beside the cameras", ("glb",), choices=OUTPUTS),
-        "views": Field("integer", "the images are so many synchronised views of one time after another", None, 1, "images"),
+        "views": Field("integer", "so many images at a time are synchronised views of one moment", None, 1, "images"),
         "confidence": Field("number", "points below it are left out of glb and mask", 0.1, 0, 1),
-        "edge_tolerance": Field("number", "so are points where depth jumps by this part of it; 0 keeps them", 0.03, 0, 1e6),
+        "edge_tolerance": Field("number", "so are points where depth jumps by this part; 0 keeps them", 0.03, 0, 1e6),
         "max_points": Field("integer", "of the glb file", 100_000, 1, "points"),
         "seed": SEED, "model": MODEL,
     }  # fmt: skip

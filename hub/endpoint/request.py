@@ -37,8 +37,8 @@ class Limits:
     Args:
         bytes: of all files of a request, decoded from base64.
         pixels: of one image or video frame. total_pixels: of all images and chosen frames of a request.
-        images: in a request. frames: taken of a video. video_frames: that a video may hold. video_pixels: that have to be
-            decoded to get to the last chosen frame.
+        images: in a request. frames: taken of a video. video_frames: that a video may hold. video_pixels: that have to
+            be decoded to get to the last chosen frame.
         points: of a cloud or a mesh (faces, too), and in the clouds that are sent back.
         text: characters of a question, caption or phrase. phrases: to look for.
         prompt_tokens: of a prompt with its image placeholders. new_tokens: written by a model.
@@ -81,7 +81,8 @@ KINDS = {  # of fields -> (Python types, JSON schema, in words)
     "texts": (list, {"type": "array", "items": {"type": "string"}}, "a list of texts"),
     "object": (dict, {"type": "object"}, "an object"),
     "cloud": (
-        (list, str, bytes), {"anyOf": [{"type": "array"}, {"type": "string", "format": "byte"}]}, "a list of rows, or a .npy file in base64",
+        (list, str, bytes), {"anyOf": [{"type": "array"}, {"type": "string", "format": "byte"}]},
+        "a list of rows, or a .npy file in base64",
     ),
     "integer": (int, {"type": "integer"}, "a whole number"),
     "number": ((int, float), {"type": "number"}, "a number"),

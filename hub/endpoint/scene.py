@@ -25,7 +25,8 @@ class Scene(Task):
     }
     PARAMETERS = {
         "outputs": Field("texts", "what to return beside the summary", ("picture",), choices=OUTPUTS),
-        "max_new_tokens": new_tokens_field(128), "temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED, "model": MODEL,
+        "max_new_tokens": new_tokens_field(128), "temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED,
+        "model": MODEL,
     }  # fmt: skip
 
     def prepare(self, model, inputs, parameters) -> Job:

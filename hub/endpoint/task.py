@@ -80,8 +80,8 @@ class Task:
         if length > self.limits.prompt_tokens:
             raise RequestError(
                 "too_large",
-                f"the prompt with its images has {length} tokens; at most {self.limits.prompt_tokens} are read. Send less or "
-                "smaller media.",
+                f"the prompt with its images has {length} tokens; at most {self.limits.prompt_tokens} are read. Send "
+                "less or smaller media.",
             )
 
     def one_of(self, given: dict, names: tuple[str, ...]) -> str:

@@ -18,10 +18,10 @@ from modeling_dsr.modeling_frozen_qwen_sam import FrozenQwenSAMModel
 
 KEYS = Path(__file__).resolve().parents[3] / "shared" / "reference" / "frozen_qwen_sam" / "keys.json"
 QWEN = {
-    "3B": dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
-               tie_word_embeddings=True, vocab_size=151936),
-    "7B": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-               tie_word_embeddings=False, vocab_size=152064),
+    "3B": dict(hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
+               num_key_value_heads=2, tie_word_embeddings=True, vocab_size=151936),
+    "7B": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+               num_key_value_heads=4, tie_word_embeddings=False, vocab_size=152064),
 }  # fmt: skip
 
 

@@ -315,7 +315,8 @@ def test_the_command_line_publishes_by_xet_and_continues_after_a_kill(tmp_path):
 
 @pytest.mark.slow
 def test_models_load_from_where_they_were_published(hub, send, tmp_path):
-    """Downloaded by `from_pretrained` itself, in a process that cannot see the source tree; nothing but what it needs."""
+    """Downloaded by `from_pretrained` itself, in a process that cannot see the source tree; nothing but what it
+    needs."""
     send(tag="v1")
     variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     variables["HF_HUB_CACHE"] = str(tmp_path / "cache")

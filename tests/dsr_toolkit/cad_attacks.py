@@ -1,5 +1,6 @@
-"""Malicious, runaway and broken programs, and what must come of them, with the policy check and, to prove the confinement
-itself, without it. Run as a program, as whichever user, it prints the outcomes: `python cad_attacks.py policy|free`."""
+"""Malicious, runaway and broken programs, and what must come of them, with the policy check and, to prove the
+confinement itself, without it. Run as a program, as whichever user, it prints the outcomes:
+`python cad_attacks.py policy|free`."""
 
 import json
 import sys
@@ -54,7 +55,8 @@ ATTACKS = {
         "import cadquery as cq\ncq.occ_impl.shapes.__builtins__['open']('{folder}/PWNED', 'w')", "policy", {"runtime"}
     ),
     "globals of a method": (
-        "import cadquery as cq\ncq.Workplane.__init__.__globals__['__builtins__']['open']('{folder}/PWNED', 'w')", "policy",
+        "import cadquery as cq\ncq.Workplane.__init__.__globals__['__builtins__']['open']('{folder}/PWNED', 'w')",
+        "policy",
         {"runtime"},
     ),
     "exporter": (BOX + "\ncq.exporters.export(r, '{folder}/PWNED.step')\nr = cq.Workplane().box(1, 1, 1)", "policy", {"ok", "runtime"}),
@@ -68,12 +70,14 @@ ATTACKS = {
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)", "policy", {"timeout"}
     ),
     "detached grandchild": (
-        "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(3); open('{folder}/PWNED', 'w')" + VALID_R, "policy",
+        "import os, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(3); open('{folder}/PWNED', 'w')" + VALID_R,
+        "policy",
         {"runtime"},
     ),
     "fork bomb": ("import os\nwhile True: os.fork()", "policy", {"runtime"}),
     "thread bomb": (
-        "import threading, time\nfor i in range(100000): threading.Thread(target=time.sleep, args=(60,)).start()", "policy",
+        "import threading, time\nfor i in range(100000): threading.Thread(target=time.sleep, args=(60,)).start()",
+        "policy",
         {"runtime", "timeout", "memory", "crash"},
     ),
     "huge list": ("x = [0] * 10**10" + VALID_R, "policy", {"memory"}),
@@ -110,7 +114,8 @@ ATTACKS = {
     "helper names": ("def compound_to_mesh(c): return 1" + VALID_R, "ok", {"ok"}),
     "class with val": ("class C:\n    def val(self): return 1\nr = C()", "policy", {"no_result"}),
     "patched tessellate": (
-        "import cadquery as cq\ncq.Shape.tessellate = lambda *a: ([], [])\ncq.Shape.Volume = lambda s: 7.0" + VALID_R, "policy", {"ok"}
+        "import cadquery as cq\ncq.Shape.tessellate = lambda *a: ([], [])\ncq.Shape.Volume = lambda s: 7.0" + VALID_R,
+        "policy", {"ok"}
     ),
     "sys.exit": ("import sys; sys.exit(0)" + VALID_R, "policy", {"runtime"}),
     "SystemExit": ("raise SystemExit" + VALID_R, "policy", {"runtime"}),
@@ -128,18 +133,21 @@ ATTACKS = {
     "killing everything": ("import os; os.kill(-1, 9)" + VALID_R, "policy", {"runtime"}),
     "tracing": ("import ctypes\nif ctypes.CDLL(None).ptrace(16, 2, 0, 0) < 0: raise OSError('refused')", "policy", {"runtime"}),
     "mounting": (
-        "import ctypes\nif ctypes.CDLL(None).mount(b'none', b'/work', b'tmpfs', 0, 0) < 0: raise OSError('refused')", "policy", {"runtime"}
+        "import ctypes\nif ctypes.CDLL(None).mount(b'none', b'/work', b'tmpfs', 0, 0) < 0: raise OSError('refused')",
+        "policy", {"runtime"}
     ),
     "new namespace": ("import ctypes\nif ctypes.CDLL(None).unshare(0x10000000) < 0: raise OSError('refused')", "policy", {"runtime"}),
     "filling the disk": (
-        "for i in range(9):\n    with open(f'f{{i}}', 'wb') as f:\n        for j in range(40): f.write(bytes(1 << 20))", "policy", {"runtime"}
+        "for i in range(9):\n    with open(f'f{{i}}', 'wb') as f:\n        for j in range(40): f.write(bytes(1 << 20))",
+        "policy", {"runtime"}
     ),
     "one large file": ("with open('f', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", "policy", {"runtime", "crash"}),
     "many open files": ("files = [open('f', 'w') for i in range(1000)]", "policy", {"runtime"}),
     "patched box": ("import cadquery as cq\ncq.Workplane.box = None", "policy", {"no_result"}),
     "null byte": ("x = '\0'", "syntax", {"syntax"}),
     "deep nesting": ("x = " + "(" * 5000 + ")" * 5000, "syntax", {"syntax", "memory", "runtime"}),
-    # ---- what the list lacked: full Python behind the policy, forged solids, descriptors, signals, processes left behind
+    # ---- what the list lacked: full Python behind the policy, forged solids, descriptors, signals, processes left
+    # behind
     "globals through a helper of cadquery": (
         "import cadquery as cq\nf = lambda: 0\ncq.utils.update_wrapper(f, cq.utils.currentframe, (), ('__globals__',))" + VALID_R,
         "policy", {"ok", "runtime"},
@@ -159,7 +167,8 @@ ATTACKS = {
     ),
     "forged answer after a solid": (
         FORGE + "import cadquery as cq\nb = io.BytesIO(); cq.Workplane().box(1, 1, 1).val().exportBin(b)\n"
-        "send({{'code': 'ok', 'volume': 42.0, 'vertices': 8, 'faces': 12}}, b.getvalue())\nos._exit(0)", "policy", {"ok"},
+        "send({{'code': 'ok', 'volume': 42.0, 'vertices': 8, 'faces': 12}}, b.getvalue())\nos._exit(0)", "policy",
+        {"ok"},
     ),
     "shape that is cut off": (
         FORGE + "import cadquery as cq\nb = io.BytesIO(); cq.Workplane().box(1, 1, 1).val().exportBin(b)\n"
@@ -167,8 +176,9 @@ ATTACKS = {
     ),
     "shape with numbers changed": (
         FORGE + "import cadquery as cq, random\nb = io.BytesIO(); cq.Workplane().box(1, 1, 1).val().exportBin(b)\n"
-        "b = bytearray(b.getvalue()); random.seed(3)\nfor i in range(60): b[random.randrange(400, len(b))] = random.randrange(256)\n"
-        "send({{'code': 'ok'}}, bytes(b))\nos._exit(0)", "policy", {"invalid_solid", "crash", "runtime", "memory", "timeout"},
+        "b = bytearray(b.getvalue()); random.seed(3)\nfor i in range(60): b[random.randrange(400, len(b))] = "
+        "random.randrange(256)\nsend({{'code': 'ok'}}, bytes(b))\nos._exit(0)", "policy",
+        {"invalid_solid", "crash", "runtime", "memory", "timeout"},
     ),
     "open box declared closed": (
         OCP + "for face in box.Faces()[:3]: builder.Add(shell, face.wrapped)\nshell.Closed(True); builder.Add(solid, shell)\n"
@@ -176,7 +186,8 @@ ATTACKS = {
     ),
     "open box with huge tolerances": (
         OCP + "for face in box.Faces()[:3]: builder.Add(shell, face.wrapped)\nshell.Closed(True); builder.Add(solid, shell)\n"
-        "from OCP.ShapeFix import ShapeFix_ShapeTolerance\nShapeFix_ShapeTolerance().SetTolerance(solid, 10.0)\nr = cq.Solid(solid)",
+        "from OCP.ShapeFix import ShapeFix_ShapeTolerance\nShapeFix_ShapeTolerance().SetTolerance(solid, 10.0)\nr = "
+        "cq.Solid(solid)",
         "policy", {"invalid_solid"},
     ),
     "edges under huge tolerances": (
@@ -193,8 +204,9 @@ ATTACKS = {
     "faces that are only a mesh": (
         OCP + "from OCP.TopoDS import TopoDS_Face\nfrom OCP.BRep import BRep_Tool\nfrom OCP.TopLoc import TopLoc_Location\n"
         "box.mesh(0.1)\nfor face in box.Faces():\n    bare = TopoDS_Face()\n"
-        "    builder.MakeFace(bare, BRep_Tool.Triangulation_s(face.wrapped, TopLoc_Location()))\n    builder.Add(shell, bare)\n"
-        "shell.Closed(True); builder.Add(solid, shell)\nr = cq.Solid(solid)", "policy", {"invalid_solid"},
+        "    builder.MakeFace(bare, BRep_Tool.Triangulation_s(face.wrapped, TopLoc_Location()))\n    "
+        "builder.Add(shell, bare)\nshell.Closed(True); builder.Add(solid, shell)\nr = cq.Solid(solid)", "policy",
+        {"invalid_solid"},
     ),
     "mesh of another solid": (
         OCP + "from OCP.BRep import BRep_Tool\nfrom OCP.TopLoc import TopLoc_Location\nbox.mesh(0.1)\n"
@@ -217,11 +229,12 @@ ATTACKS = {
     "closed descriptors and an exit": ("import os; os.closerange(0, 64); os._exit(0)", "policy", {"no_result"}),
     "mode of the null device": ("import os\nfor d in range(3): os.fchmod(d, 0)" + VALID_R, "policy", {"ok"}),
     "being root": (
-        "import os\nassert os.getuid() == os.getgid() == 65534 and not set(os.getgroups()) - {{65534}}\nos.setuid(0)", "policy", {"runtime"}
+        "import os\nassert os.getuid() == os.getgid() == 65534 and not set(os.getgroups()) - {{65534}}\nos.setuid(0)",
+        "policy", {"runtime"}
     ),
     "400 threads": (
-        "import threading, time\ntry:\n    for started in range(400): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
-        "except RuntimeError: pass\nassert started < 64, 'started %d threads' % started" + VALID_R, "policy", {"ok"},
+        "import threading, time\ntry:\n    for started in range(400): threading.Thread(target=time.sleep, args=(9,), "
+        "daemon=True).start()\nexcept RuntimeError: pass\nassert started < 64, 'started %d threads' % started" + VALID_R, "policy", {"ok"},
     ),
     "ending its keeper": ("import os\nfor pid in (1, os.getppid()): os.kill(pid, 9)", "policy", {"runtime"}),
     "stopping itself": ("import signal; signal.raise_signal(signal.SIGSTOP)" + VALID_R, "policy", {"timeout"}),

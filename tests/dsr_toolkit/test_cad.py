@@ -31,10 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIVED = ("--allow-missing", "all")
 HEAD = "import cadquery as cq\n"
 PARTS = {
-    "box": HEAD
-    + "r = cq.Workplane().box(60, 40, 20).faces('>Z').workplane().rect(40, 20, forConstruction=True).vertices().hole(8)",
-    "turned": HEAD
-    + "r = cq.Workplane('XZ').polyline([(0, 0), (20, 0), (20, 10), (12, 15), (12, 40), (0, 40)]).close().revolve(360, (0, 0, 0), (0, 1, 0))",
+    "box": HEAD + "r = cq.Workplane().box(60, 40, 20).faces('>Z').workplane().rect(40, 20, forConstruction=True)"
+    ".vertices().hole(8)",
+    "turned": HEAD + "r = cq.Workplane('XZ').polyline([(0, 0), (20, 0), (20, 10), (12, 15), (12, 40), (0, 40)]).close()"
+    ".revolve(360, (0, 0, 0), (0, 1, 0))",
     "bracket": HEAD
     + "r = cq.Workplane('YZ').polyline([(0, 0), (40, 0), (40, 8), (8, 8), (8, 40), (0, 40)]).close().extrude(30)",
 }
@@ -82,8 +82,10 @@ def test_chamfer_distance_follows_its_definition():
 SOLIDS = {
     "box": "r = cq.Workplane().box(1, 2, 3)",
     "hollow": "r = cq.Workplane().box(1, 1, 1).cut(cq.Workplane().box(0.6, 0.6, 0.6))",
-    "ball in a hollow box": "r = cq.Workplane().box(1, 1, 1).cut(cq.Workplane().box(0.6, 0.6, 0.6)).add(cq.Workplane().sphere(0.2)).combine()",
-    "overlapping solids": "r = cq.Compound.makeCompound([cq.Solid.makeBox(1, 1, 1), cq.Solid.makeBox(1, 1, 1, cq.Vector(0.5, 0, 0))])",
+    "ball in a hollow box": "r = cq.Workplane().box(1, 1, 1).cut(cq.Workplane().box(0.6, 0.6, 0.6))"
+    ".add(cq.Workplane().sphere(0.2)).combine()",
+    "overlapping solids": "one, other = cq.Solid.makeBox(1, 1, 1), cq.Solid.makeBox(1, 1, 1, cq.Vector(0.5, 0, 0))\n"
+    "r = cq.Compound.makeCompound([one, other])",
     "two bodies": "r = cq.Workplane().pushPoints([(0, 0), (5, 0)]).box(1, 1, 1)",
     "sphere": "r = cq.Workplane().sphere(1)",
     "torus": "r = cq.Workplane('XZ').center(3, 0).circle(1).revolve(360, (-3, 0, 0), (-3, 1, 0))",
@@ -279,9 +281,10 @@ def test_bad_input_is_explained(parts, arguments, message, capsys, monkeypatch):
 
 def test_rendering_needs_no_display(parts, tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from modeling_dsr.cad_solids import load_mesh; from dsr_toolkit.cad.metrics import "
-        "normalize_prediction; from dsr_toolkit.cad.pictures import part_sheet; mesh = normalize_prediction(load_mesh(sys.argv[1])); "
-        "part_sheet(mesh, mesh, 'part').save(sys.argv[2]); assert 'vtk' not in sys.modules and 'vtkmodules' not in sys.modules"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from modeling_dsr.cad_solids import load_mesh; from "
+        "dsr_toolkit.cad.metrics import normalize_prediction; from dsr_toolkit.cad.pictures import part_sheet; mesh = "
+        "normalize_prediction(load_mesh(sys.argv[1])); part_sheet(mesh, mesh, 'part').save(sys.argv[2]); assert 'vtk' "
+        "not in sys.modules and 'vtkmodules' not in sys.modules"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     command = [sys.executable, "-c", code, str(parts / "box.stl"), str(tmp_path / "part.png")]

@@ -1,4 +1,5 @@
-"""The sandbox: attacks with the policy check and without it, as this user and as an ordinary one; answers; confinements."""
+"""The sandbox: attacks with the policy check and without it, as this user and as an ordinary one; answers;
+confinements."""
 
 import json
 import os
@@ -253,7 +254,8 @@ DAMAGED = {
     "short": b"\xff" * 9, "noise": b"\xff" * 40, "nothing said": frame({"code": "ok"}), "no code": frame({}),
     "unknown code": frame({"code": "surprise", "message": ""}), "a list": frame([1]), "a number": frame(7),
     "message of another type": frame({"code": "runtime", "message": {"a": 1}}),
-    "more vertices than sent": triangle(vertices=((0, 0, 0),) * 4), "longer": triangle() + b"more", "shorter": triangle()[:-5],
+    "more vertices than sent": triangle(vertices=((0, 0, 0),) * 4), "longer": triangle() + b"more",
+    "shorter": triangle()[:-5],
     "infinite vertex count": triangle(said=b"1e999"),
     "no number of vertices": triangle(said=b"NaN"),
     "negative count": frame({"code": "ok", "vertices": -1, "faces": 1, "volume": 1}),
@@ -361,9 +363,11 @@ def test_closing_ends_every_process():
 @pytest.mark.parametrize(
     "program",
     [
-        "import cadquery as cq\nw0=cq.Workplane('XY',origin=(0,0,-20))\nr=w0.sketch().rect(150,90).push([(-40,0),(45,10)]).circle(14,mode='s').finalize().extrude(35)",
+        "import cadquery as cq\nw0=cq.Workplane('XY',origin=(0,0,-20))\n"
+        "r=w0.sketch().rect(150,90).push([(-40,0),(45,10)]).circle(14,mode='s').finalize().extrude(35)",
         "import cadquery as cq\nr=cq.Workplane()" + ".union(cq.Workplane().box(1,1,1))" * 300,
-        "import cadquery as cq\nfrom_here = [(i * 2, -i ** 2) for i in range(3)]\nr = cq.Workplane().polyline(from_here).close().extrude(1)",
+        "import cadquery as cq\nfrom_here = [(i * 2, -i ** 2) for i in range(3)]\n"
+        "r = cq.Workplane().polyline(from_here).close().extrude(1)",
         "import math\nx = 2 * math.pi if 1 < 2 else 0.5",
     ],
 )
@@ -377,7 +381,8 @@ def test_refusal_without_cadquery_names_the_extra():
         "real = sandbox.subprocess.Popen\n"
         "hide = 'import sys; sys.modules[\\'cadquery\\'] = None; '\n"  # as if it were not installed
         "sandbox.subprocess.Popen = lambda a, **k: real([*a[:3], hide + a[3], *a[4:]], **k)\n"
-        "try: sandbox.Sandbox(workers=1)\nexcept (ImportError, RuntimeError) as error: print(type(error).__name__, error)"
+        "try: sandbox.Sandbox(workers=1)\nexcept (ImportError, RuntimeError) as error: print(type(error).__name__, "
+        "error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError" in done.stdout and "[cad]" in done.stdout

@@ -1,4 +1,5 @@
-"""`dsr eval relpose|video-depth|mono-depth|points`: every layout is read, the truth scores as the truth, errors show."""
+"""`dsr eval relpose|video-depth|mono-depth|points`: every layout is read, the truth scores as the truth, errors
+show."""
 
 import json
 import struct
@@ -138,8 +139,10 @@ def views_of(poses, depths, change=lambda view: view) -> list[View]:
     return [
         change(
             View(
-                np.zeros((HEIGHT, WIDTH, 3), np.uint8), ((rays * depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]).astype(np.float32),
-                depth, everywhere.astype(np.float32), everywhere, pose, INTRINSICS, None, f"{number}.png", float(number),
+                np.zeros((HEIGHT, WIDTH, 3), np.uint8),
+                ((rays * depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]).astype(np.float32),
+                depth, everywhere.astype(np.float32), everywhere, pose, INTRINSICS, None, f"{number}.png",
+                float(number),
             )
         )
         for number, (pose, depth) in enumerate(zip(poses, depths))
@@ -308,7 +311,11 @@ def test_the_other_tasks_run_with_page4d(task, tmp_path, capsys):
     [
         (lambda root: None, "relpose", "looks like none of the layouts"),
         (write_kitti, "video-depth", "no sequence has what video-depth needs: depth"),
-        (lambda root: (write_kitti(root), (root / "poses" / "07.txt").write_text("1 2 3\n")), "relpose", "12 finite numbers"),
+        (
+            lambda root: (write_kitti(root), (root / "poses" / "07.txt").write_text("1 2 3\n")),
+            "relpose",
+            "12 finite numbers",
+        ),
         (
             lambda root: (write_room(root), (root / "4.png").unlink()), "points", "has 5 rows for 4 images",
         ),

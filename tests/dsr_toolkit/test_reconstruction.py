@@ -47,9 +47,12 @@ def true_views(count: int, seed: int = 0, height: int = HEIGHT, width: int = WID
         points = (rays * depth[..., None]) @ camera[:3, :3].T + camera[:3, 3]
         views.append(
             View(
-                generator.integers(0, 255, (height, width, 3), np.uint8), points.astype(np.float32), depth.astype(np.float32),
-                generator.uniform(0.3, 1, (height, width)).astype(np.float32), generator.random((height, width)) > 0.2, camera,
-                intrinsics, (generator.random((height, width)) > 0.7).astype(np.float32), f"frame {number}.jpg", number / 10,
+                generator.integers(0, 255, (height, width, 3), np.uint8), points.astype(np.float32),
+                depth.astype(np.float32),
+                generator.uniform(0.3, 1, (height, width)).astype(np.float32), generator.random((height, width)) > 0.2,
+                camera,
+                intrinsics, (generator.random((height, width)) > 0.7).astype(np.float32), f"frame {number}.jpg",
+                number / 10,
             )
         )  # fmt: skip
     return views
@@ -409,8 +412,10 @@ def test_the_page_shows_the_cloud_without_a_network(written, page):
     page.wait_for_timeout(500)
     assert not problems and not [url for url in requests if url.startswith("http")]
     drawn = page.evaluate(
-        "() => { let points = 0, lines = 0; scene.traverse(o => { points += o.isPoints ? 1 : 0; lines += o.isLine ? 1 : 0 });"
-        " return [points, lines] }"
+        "() => "
+        "{ let points = 0, lines = 0; "
+        "scene.traverse(o => { points += o.isPoints ? 1 : 0; lines += o.isLine ? 1 : 0 }); "
+        "return [points, lines] }"
     )
     assert drawn[0] == 2 and drawn[1] >= 5
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")

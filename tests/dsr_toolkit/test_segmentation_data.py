@@ -20,10 +20,12 @@ def refcoco(tmp_path):
     """Two images; the first has two referents of the validation split."""
     pytest.importorskip("pycocotools")
     annotations = [
-        {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 80, "bbox": [2, 2, 10, 8], "segmentation": [SQUARE]},
+        {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 80, "bbox": [2, 2, 10, 8],
+         "segmentation": [SQUARE]},
         {"id": 2, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 16, "bbox": [14, 2, 4, 4],
          "segmentation": [[14, 2, 18, 2, 18, 6, 14, 6]]},
-        {"id": 3, "image_id": 8, "category_id": 1, "iscrowd": 0, "area": 80, "bbox": [2, 2, 10, 8], "segmentation": [SQUARE]},
+        {"id": 3, "image_id": 8, "category_id": 1, "iscrowd": 0, "area": 80, "bbox": [2, 2, 10, 8],
+         "segmentation": [SQUARE]},
     ]  # fmt: skip
     images = [{"id": number, "file_name": f"{number}.jpg", "height": 16, "width": 20} for number in (7, 8)]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dog"}]}

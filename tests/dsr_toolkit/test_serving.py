@@ -388,7 +388,8 @@ def test_load_of_good_and_broken_requests(repository):
         else:
             assert status == handler_module().ERRORS[code][0] and answer["error"]["code"] == code, (code, answer)
     print(
-        f"memory {memory / 2**20:.0f} -> {memory_after / 2**20:.0f} MiB, threads {threads} -> {threads_after}, {calls:.0f} calls"
+        f"memory {memory / 2**20:.0f} -> {memory_after / 2**20:.0f} MiB, threads {threads} -> {threads_after}, "
+        f"{calls:.0f} calls"
     )
     assert calls < 180, "nothing was batched"
     assert memory_after <= 1.05 * memory

@@ -1,4 +1,5 @@
-"""Are two answers of the endpoint the same? Text and ids exactly, numbers to 1e-4, arrays to 1e-4 of their largest number."""
+"""Are two answers of the endpoint the same? Text and ids exactly, numbers to 1e-4, arrays to 1e-4 of their largest
+number."""
 
 import base64
 import io

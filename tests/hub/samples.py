@@ -199,7 +199,10 @@ def broken() -> dict[str, tuple[dict, str]]:
         "negative number": ({**ask(1), "parameters": {"seed": -1}}, "bad_request"),
         "too many tokens": (ask(1, max_new_tokens=10**9), "too_large"),
         "not a number": (ask(1, temperature=float("nan")), "bad_request"),
-        "special token": ({"task": "ask", "inputs": {"question": "<|image_pad|>?", "images": [encoded(picture())]}}, "invalid_input"),
+        "special token": (
+            {"task": "ask", "inputs": {"question": "<|image_pad|>?", "images": [encoded(picture())]}},
+            "invalid_input",
+        ),
         "no base64": _ask_image("%%%", "bad_request"),
         "address": _ask_image("https://127.0.0.1/secret.png", "bad_request"),
         "file address": _ask_image("file:///etc/passwd", "bad_request"),
@@ -231,15 +234,25 @@ def broken() -> dict[str, tuple[dict, str]]:
         "points of text": _points([["a", "b", "c"]] * 300, "bad_request"),
         "too many points": _points([[0, 0, 0]] * 200_001, "too_large"),
         "two inputs": ({"task": "cad", "inputs": {"points": points(), "text": "A plate"}}, "bad_request"),
-        "text for CAD-Recode": ({"task": "cad", "inputs": {"text": "A plate"}, "parameters": {"model": "cad_recode"}}, "invalid_input"),
+        "text for CAD-Recode": (
+            {"task": "cad", "inputs": {"text": "A plate"}, "parameters": {"model": "cad_recode"}},
+            "invalid_input",
+        ),
         "faces beyond vertices": (
             {"task": "cad", "inputs": {"mesh": {"vertices": points()[:3], "faces": [[0, 1, 9]]}}}, "invalid_input",
         ),
-        "truncated stl": ({"task": "cad", "inputs": {"stl": encoded(bytes(80) + b"\5\0\0\0" + bytes(60))}}, "unreadable_media"),
+        "truncated stl": (
+            {"task": "cad", "inputs": {"stl": encoded(bytes(80) + b"\5\0\0\0" + bytes(60))}},
+            "unreadable_media",
+        ),
         "no phrase": ({"task": "segment", "inputs": {"image": encoded(picture())}}, "bad_request"),
-        "empty phrase": ({"task": "segment", "inputs": {"image": encoded(picture()), "phrases": [""]}}, "invalid_input"),
+        "empty phrase": (
+            {"task": "segment", "inputs": {"image": encoded(picture()), "phrases": [""]}},
+            "invalid_input",
+        ),
         "phrase outside of its caption": (
-            {"task": "segment", "inputs": {"image": encoded(picture()), "phrases": ["cat"], "caption": "a dog"}}, "invalid_input",
+            {"task": "segment", "inputs": {"image": encoded(picture()), "phrases": ["cat"], "caption": "a dog"}},
+            "invalid_input",
         ),
         "model that cannot do it": (reconstruct(model="cadrille"), "bad_request"),
         "missing camera": ({"task": "scene", "inputs": {"images": {"CAM_FRONT": encoded(picture())}}}, "bad_request"),

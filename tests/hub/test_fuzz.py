@@ -142,7 +142,8 @@ def test_images_of_any_sizes(endpoint, sizes, model):
 
 arrays = st.builds(
     lambda shape, kind, seed: (np.random.default_rng(seed).normal(size=shape) * 100).astype(kind),
-    st.lists(st.integers(0, 40), min_size=0, max_size=4).map(tuple), st.sampled_from(["uint8", "float32", "int64"]), st.integers(0, 5),
+    st.lists(st.integers(0, 40), min_size=0, max_size=4).map(tuple), st.sampled_from(["uint8", "float32", "int64"]),
+    st.integers(0, 5),
 )  # fmt: skip
 images = st.builds(
     lambda width, height, mode: Image.new(mode, (width, height)), st.integers(1, 60), st.integers(1, 60),

@@ -361,7 +361,8 @@ import importlib.abc, json, sys
 
 class NoSourceTree(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.split(".")[0] in ("configuration_dsr", "processing_dsr", "modeling_dsr", "convert_weights", "dsr_toolkit"):
+        hidden = ("configuration_dsr", "processing_dsr", "modeling_dsr", "convert_weights", "dsr_toolkit")
+        if fullname.split(".")[0] in hidden:
             raise ImportError(f"{fullname} belongs to the source tree")
 
 sys.meta_path.insert(0, NoSourceTree())

@@ -18,7 +18,8 @@ def cadrille_config(**overrides) -> CadrilleConfig:
     text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}}
     vision = dict(depth=2, embed_dim=16, num_heads=2, hidden_size=32, mlp_ratio=2)
     fields = dict(
-        num_points=NUM_POINTS, point_token_id=POINT, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
+        num_points=NUM_POINTS, point_token_id=POINT, image_token_id=IMAGE, video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
         vision_end_token_id=VISION_END,
     )  # fmt: skip
     return CadrilleConfig(text_config=text, vision_config=vision, **{**fields, **overrides})

@@ -21,12 +21,15 @@ VLM = {
     ),
     "qwen2_vl": dict(
         text_config=TEXT,
-        vision_config=dict(depth=2, embed_dim=16, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=14, spatial_merge_size=2),
+        vision_config=dict(
+            depth=2, embed_dim=16, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=14, spatial_merge_size=2
+        ),
     ),
     "qwen3_vl": dict(
         text_config={**TEXT, "head_dim": 8, "rope_parameters": {**TEXT["rope_parameters"], "mrope_section": [2, 1, 1]}},
         vision_config=dict(
-            depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=32, patch_size=14, spatial_merge_size=2,
+            depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=32, patch_size=14,
+            spatial_merge_size=2,
             temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[0],
         ),
     ),
@@ -40,7 +43,8 @@ def tiny_config(kind: str = "qwen2_5_vl", **overrides) -> FrozenQwenSAMConfig:
         sam_config=dict(
             vision_config=dict(
                 hidden_size=16, num_hidden_layers=2, num_attention_heads=2, global_attn_indexes=[1], window_size=2,
-                image_size=SAM_SIZE, patch_size=16, output_channels=16, num_pos_feats=8, mlp_dim=32, initializer_range=0.02,
+                image_size=SAM_SIZE, patch_size=16, output_channels=16, num_pos_feats=8, mlp_dim=32,
+                initializer_range=0.02,
             ),
             prompt_encoder_config=dict(hidden_size=16, image_size=SAM_SIZE, patch_size=16, mask_input_channels=8),
             mask_decoder_config=dict(hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16),

@@ -17,7 +17,8 @@ from modeling_dsr.attention_capture import capture_attention, capture_hidden_sta
 from tests.model_checks import randomize
 
 SIZES = dict(
-    vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2,
     head_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 FAMILIES = {

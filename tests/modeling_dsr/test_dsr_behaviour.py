@@ -1,4 +1,5 @@
-"""What DSR does with real conversations: batches, packing, reuse of encoded videos, generation, attention, bad inputs."""
+"""What DSR does with real conversations: batches, packing, reuse of encoded videos, generation, attention, bad
+inputs."""
 
 import pytest
 import torch
@@ -191,7 +192,8 @@ def test_the_question_selects(model):
 
 @pytest.mark.parametrize("scope, same", [("question", True), ("published", False)])
 def test_training_and_inference_select_by_the_same_text(scope, same):
-    """The supervised answer never reaches the queries; the published rules also read the answer's header at inference."""
+    """The supervised answer never reaches the queries; the published rules also read the answer's header at
+    inference."""
     model = build(question_scope=scope)
     training = run(model, collate([conversation(0)], with_labels=True)).geometry_tokens
     inference = run(model, collate([conversation(0, answer=0)])).geometry_tokens

@@ -134,7 +134,8 @@ def test_decoder_chunks_do_not_change_masks(inputs):
     torch.testing.assert_close(whole.sam_pred_masks[0], chunked.sam_pred_masks[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("flags", [dict(use_text=False), dict(use_box=False), dict(use_mask=False), dict(multimask_output=True),
+@pytest.mark.parametrize("flags", [dict(use_text=False), dict(use_box=False), dict(use_mask=False),
+                                   dict(multimask_output=True),
                                    dict(use_text=False, use_box=False, use_mask=False), dict(merge="max")])  # fmt: skip
 def test_every_prompt_is_optional_and_matters(flags, inputs):
     with torch.no_grad():
@@ -219,7 +220,8 @@ def answer(model):
     row = sample(10, phrases=(1,))
     prompt = row["input_ids"][row["caption_ids"] == 0][None]
     return model.answer(
-        prompt, row["pixel_values"], row["image_grid_thw"], (prompt == IMAGE_TOKEN).int(), max_new_tokens=8, eos_token_id=None,
+        prompt, row["pixel_values"], row["image_grid_thw"], (prompt == IMAGE_TOKEN).int(), max_new_tokens=8,
+        eos_token_id=None,
         **{name: row[name] for name in ("sam_pixel_values", "original_sizes", "reshaped_input_sizes")},
     )  # fmt: skip
 

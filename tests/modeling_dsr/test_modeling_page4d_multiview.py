@@ -569,7 +569,8 @@ def test_the_freeze_policy_trains_geometry_and_what_is_new():
     free = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(name.startswith("multiview.") for name, p in model.named_parameters() if p.requires_grad)
     assert free == {
-        "dynamic_mask_head", "geo_time_blocks", "geo_view_blocks", "global_sparse_blocks", "memory_tokens", "lambda_kpt",
+        "dynamic_mask_head", "geo_time_blocks", "geo_view_blocks", "global_sparse_blocks", "memory_tokens",
+        "lambda_kpt",
         "lambda_pose_logit", "lambda_geo_logit", "lambda_pose_t_logit", "lambda_geo_t_logit",
     }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Multi-view PAGE-4D trained with `Trainer` on synchronised views: the loss falls, masks of a time never seen get better."""
+"""Multi-view PAGE-4D trained with `Trainer` on synchronised views: the loss falls, masks of a time never seen get
+better."""
 
 import json
 from pathlib import Path
@@ -61,7 +62,8 @@ def mask_iou(model: Page4DModel, sample: dict[str, torch.Tensor]) -> float:
 def test_training_lowers_the_loss_and_finds_what_moves_at_another_time(tmp_path):
     torch.manual_seed(0)
     config = tiny_config(
-        encoder_config=dict(num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2), img_size=WIDTH, embed_dim=64, num_heads=4,
+        encoder_config=dict(num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2), img_size=WIDTH, embed_dim=64,
+        num_heads=4,
         layer_scale_init=0.5, mask_loss_weight=5.0,
     )  # fmt: skip
     model = Page4DModel(config)

@@ -1,4 +1,5 @@
-"""Pipelines of a repository with tiny models: `image-text-to-text`, and the custom ones that its configurations name."""
+"""Pipelines of a repository with tiny models: `image-text-to-text`, and the custom ones that its configurations
+name."""
 
 import io
 import json

@@ -211,7 +211,8 @@ def test_scaling_the_image_with_its_intrinsics_keeps_the_code():
 
 
 def test_lidar_frame_keeps_points_ahead_inside_the_box():
-    """In the vehicle frame the published box ends 15 m ahead and clamps at 30 m; in the frame it was made for, at 60 m."""
+    """In the vehicle frame the published box ends 15 m ahead and clamps at 30 m; in the frame it was made for, at 60
+    m."""
     from modeling_dsr.scene_position import normalize_points
 
     config = SceneQFormerConfig()
@@ -567,7 +568,8 @@ def test_loss_follows_its_formula():
     assert torch.allclose(loss.loss, 1.2 * one, atol=1e-5)
     loss.loss.backward()
     assert torch.allclose(logit.grad.flatten(), torch.autograd.grad(
-        2 * (0.25 * (1 - torch.sigmoid(logit)) ** 2 * -torch.sigmoid(logit).log()).sum(), logit)[0].flatten())  # fmt: skip
+        2 * (0.25 * (1 - torch.sigmoid(logit)) ** 2 * -torch.sigmoid(logit).log()).sum(),
+        logit)[0].flatten())  # fmt: skip
 
 
 def test_scenes_without_elements_train_the_classes_alone():

@@ -76,7 +76,8 @@ def run_model(case, model, mask, rotary, positions_name, gradient_name) -> Resul
 
 
 def were_rounded(case, model) -> bool:
-    """The published code rounds point embeddings to bfloat16; most cases were made without, and their numbers show it."""
+    """The published code rounds point embeddings to bfloat16; most cases were made without, and their numbers show
+    it."""
     embeds = case.expected.get("intermediate.inputs_embeds")
     points = (case.inputs["input_ids"] == model.config.point_token_id) & (case.inputs["attention_mask"] != 0)
     if embeds is None or not points.any():

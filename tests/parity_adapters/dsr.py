@@ -1,4 +1,5 @@
-"""How the reference cases of DSR are run: forward passes, gradients, generation, pixels, positions, evaluation vectors."""
+"""How the reference cases of DSR are run: forward passes, gradients, generation, pixels, positions, evaluation
+vectors."""
 
 import inspect
 import re

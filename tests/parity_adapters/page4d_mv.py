@@ -1,7 +1,7 @@
 """The multi-view PAGE-4D against stored results: of published code where that works, of formulas elsewhere.
 
-Cases differ in the configuration, so each setting is a conversion of its own. A case is known by what it stores, and by the
-settings that `cases.json` gives it.
+Cases differ in the configuration, so each setting is a conversion of its own. A case is known by what it stores, and by
+the settings that `cases.json` gives it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from transformers import AutoModel
 from tests.parity import Case, Models, Result, Value
 
 SETTINGS = (
-    "aa_order", "special_token_pos", "dual_stream_layers", "enable_dual_stream", "mask_standardize", "time_pos", "landmark_k",
+    "aa_order", "special_token_pos", "dual_stream_layers", "enable_dual_stream", "mask_standardize", "time_pos",
+    "landmark_k",
     "enable_sparse_global", "sparse_strategy", "sparse_global_layers", "use_gating", "camera_trunk_scope",
 )  # fmt: skip
 STREAMS = ("pose", "geo")
@@ -154,7 +155,8 @@ def scene(case: Case, models: Models) -> dict:
 
 
 def published_lists(case: Case, model, streams) -> dict:
-    """The published lists have two entries a layer, in the order of its attentions; only some of the pose list are right."""
+    """The published lists have two entries a layer, in the order of its attentions; only some of the pose list are
+    right."""
     width, tensors = model.config.embed_dim, {}
     halves = {"time": slice(None, width), "view": slice(width, None)}
     for layer, entry in enumerate(streams["geo"]):

@@ -77,7 +77,8 @@ def run_case(case, models):
 
 
 def case_inputs(case) -> dict[str, torch.Tensor]:
-    """Inputs in float32; a case that refers to another one takes the batch items and the tensors it names from there."""
+    """Inputs in float32; a case that refers to another one takes the batch items and the tensors it names from
+    there."""
     inputs = dict(case.inputs)
     reference = re.match(r"case (\w+)(?:, batch item (\d+):(\d+))?(.*)", case.meta.get("inputs_from", ""))
     if reference:
@@ -131,7 +132,8 @@ def run_images(case, model, inputs) -> Result:
             if "images" in inputs:
                 output = model(inputs["images"], **cameras, output_attentions=wants_attention)
             else:
-                # Post-neck features of one scene's cameras. The table is all that depends on the image, and on its grid.
+                # Post-neck features of one scene's cameras. The table is all that depends on the image, and on its
+                # grid.
                 features = inputs["img_feats"].unflatten(0, (-1, model.config.num_cams))
                 output = model.read_features(features, (16 * features.shape[-2], 16 * features.shape[-1]), **cameras)
             if gradients:

@@ -31,8 +31,8 @@ class SpaceSample:
         intrinsics: `[T, (V,) 3, 3]` in pixels; the centre of the first pixel is (0, 0).
         poses: `[T, (V,) 4, 4]` camera-to-world; camera x right, y down, z forward; world z up, floor at 0; metres.
         names: of the K things, as in "red ball"; unique.
-        positions: `[K, T, 3]` of their centres in the world. rotations: `[K, T, 3, 3]` thing-to-world; the first column is
-            the front, which carries a white mark.
+        positions: `[K, T, 3]` of their centres in the world. rotations: `[K, T, 3, 3]` thing-to-world; the first column
+            is the front, which carries a white mark.
         questions: about the whole clip, each of another type.
         times: seconds `[T]`. fps: frames a second of the clip as a video.
         scene: what all of it was computed from.
@@ -71,7 +71,8 @@ class SpaceWorld(World):
         difficulty: `"easy"`, `"normal"` or `"hard"`, or a `SceneSettings`.
         seconds: length of a clip.
         questions: how many questions are asked about a clip, each of another type, 0 to 12.
-        question_kinds: which ones: types ("rel_dis"), viewers ("camera", "object") or both ("rel_dis/object"); default: all.
+        question_kinds: which ones: types ("rel_dis"), viewers ("camera", "object") or both ("rel_dis/object"); default:
+        all.
     """
 
     def __init__(

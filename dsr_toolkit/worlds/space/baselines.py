@@ -1,8 +1,9 @@
-"""What can be guessed about the space world's questions without seeing the clip: from the text alone, from one frame alone.
+"""What can be guessed about the space world's questions without seeing the clip: from the text alone, from one frame
+alone.
 
-Each baseline is a linear model over the options that is given more than any network could read: the text as the kinds, words
-and places of its options; the frame as the exact geometry of things and camera at that moment. It learns on one half of the
-questions and is measured on the other.
+Each baseline is a linear model over the options that is given more than any network could read: the text as the kinds,
+words and places of its options; the frame as the exact geometry of things and camera at that moment. It learns on one
+half of the questions and is measured on the other.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def _summary(questions: list[Question], right: np.ndarray, split: bool = True) -
 
 
 def _describe(scene: Scene, question: Question, moment: float | None) -> np.ndarray:
-    """Features `[options, F]` of a question: each option's place and words, or its meaning crossed with the geometry."""
+    """Features `[options, F]` of a question: each option's place and words, or its meaning crossed with the
+    geometry."""
     names = [name for thing in question.things for name in scene.things[thing].name.split()]
     rows = []
     for place, option in enumerate(question.options):
@@ -113,7 +115,8 @@ def _hash(word: str) -> int:
 
 
 def _geometry(scene: Scene, question: Question, moment: float) -> np.ndarray:
-    """Numbers of one frame: where the things asked about are in the camera's view, how they face, how large they are."""
+    """Numbers of one frame: where the things asked about are in the camera's view, how they face, how large they
+    are."""
     tau = np.array([moment])
     pose = scene.cameras[0].poses(tau)[0]
     local = (scene.positions(tau)[:, 0] - pose[:3, 3]) @ pose[:3, :3]

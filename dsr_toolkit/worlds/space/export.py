@@ -62,8 +62,8 @@ def write_video(sample, path: str | Path) -> Path:
 
 def write_refcoco(samples: Iterable, folder: str | Path, split: str = "train") -> Path:
     """
-    `instances.json` and `refs(unc).p` as RefCOCO publishes them, and `images/`: the middle frame of each sample, with every
-    phrase of every thing in it.
+    `instances.json` and `refs(unc).p` as RefCOCO publishes them, and `images/`: the middle frame of each sample, with
+    every phrase of every thing in it.
 
     Args:
         samples: `SpaceSample`s with one view. folder: must not exist, or be empty. split: of all of them.
@@ -92,8 +92,9 @@ def write_refcoco(samples: Iterable, folder: str | Path, split: str = "train") -
                 sentences.append({"sent_id": sentence, "raw": phrase.text, "sent": phrase.text, "tokens": tokens})
                 sentence += 1
             refs.append(
-                {"ref_id": len(refs), "ann_id": annotation["id"], "image_id": image_id, "category_id": 1, "split": split,
-                 "file_name": file, "sentences": sentences, "sent_ids": [entry["sent_id"] for entry in sentences]}
+                {"ref_id": len(refs), "ann_id": annotation["id"], "image_id": image_id, "category_id": 1,
+                 "split": split, "file_name": file, "sentences": sentences,
+                 "sent_ids": [entry["sent_id"] for entry in sentences]}
             )  # fmt: skip
             annotations.append(annotation)
     instances = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
@@ -103,7 +104,8 @@ def write_refcoco(samples: Iterable, folder: str | Path, split: str = "train") -
 
 
 def run_lengths(mask: np.ndarray) -> dict:
-    """COCO's uncompressed runs of a mask `[H, W]`: lengths of zeros and ones by turns, down the columns, zeros first."""
+    """COCO's uncompressed runs of a mask `[H, W]`: lengths of zeros and ones by turns, down the columns, zeros
+    first."""
     flat = np.concatenate([[False], mask.T.reshape(-1)])
     changes = np.flatnonzero(np.diff(flat.astype(np.int8)))
     counts = np.diff([0, *changes, mask.size])
@@ -112,8 +114,8 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 def write_multiview(sample, folder: str | Path) -> Path:
     """
-    `time_00/view0.png` …, and in each folder `geometry.npz` with `depth` `[V, H, W]`, `intrinsics` `[V, 3, 3]`, `extrinsics`
-    `[V, 3, 4]` (camera-from-world) and `dynamic_mask` `[V, H, W]`.
+    `time_00/view0.png` …, and in each folder `geometry.npz` with `depth` `[V, H, W]`, `intrinsics` `[V, 3, 3]`,
+    `extrinsics` `[V, 3, 4]` (camera-from-world) and `dynamic_mask` `[V, H, W]`.
     """
     folder = new_folder(folder)
     if sample.images.ndim != 5:
@@ -134,7 +136,8 @@ def write_multiview(sample, folder: str | Path) -> Path:
 
 
 def write_posed_images(sample, folder: str | Path) -> Path:
-    """`0.png` … and `condition.npz` with `poses` (camera-to-world), `intrinsics` and `depths`, as π³'s examples have them."""
+    """`0.png` … and `condition.npz` with `poses` (camera-to-world), `intrinsics` and `depths`, as π³'s examples have
+    them."""
     folder = new_folder(folder)
     if sample.images.ndim != 4:
         raise ValueError(f"`sample` must have one view, got images of shape {list(sample.images.shape)}.")

@@ -36,8 +36,8 @@ def phrases(sample, frame: int) -> list[Phrase]:
     """
     Every phrase that is true of one thing alone in a frame of a `SpaceSample` with one view.
 
-    A thing counts as being in the frame when enough of it is seen. What relates to a second thing is clear: anything else
-    that the words could mean is clearly not so related.
+    A thing counts as being in the frame when enough of it is seen. What relates to a second thing is clear: anything
+    else that the words could mean is clearly not so related.
     """
     instances = sample.instances[frame]
     if instances.ndim != 2:

@@ -26,8 +26,8 @@ CAMERA = -1
 class Question:
     """
     Args:
-        type: of `TYPES`: distance, direction, orientation, change of speed, comparison of speeds, prediction; "rel" in the
-            view of something that moves along, "abs" of something that stays in its place, or in the room.
+        type: of `TYPES`: distance, direction, orientation, change of speed, comparison of speeds, prediction; "rel" in
+            the view of something that moves along, "abs" of something that stays in its place, or in the room.
         viewer: "camera" or "object", what the question relates the thing to.
         text: the question. options: in the order in which they are shown; one is true.
         answer: index of the true option. phrase: the answer as a sentence.
@@ -264,8 +264,8 @@ class Wish:
 
 
 def draw_kinds(generator: np.random.Generator, kinds: tuple[Kind, ...], count: int) -> list[tuple[Kind, str]]:
-    """`count` kinds of different types, each with the answer that shall be true: types are equally likely, then viewers, then
-    answers."""
+    """`count` kinds of different types, each with the answer that shall be true: types are equally likely, then
+    viewers, then answers."""
     types = sorted({kind.type for kind in kinds})
     chosen = []
     for number in generator.choice(len(types), count, replace=False):

@@ -25,8 +25,8 @@ def render(scene: Scene, tau: np.ndarray, height: int, width: int) -> dict[str, 
     What every camera of `scene` sees at the moments `tau` `[T]` (-1 … 1 over the clip).
 
     Returns:
-        `images` uint8 `[T, V, H, W, 3]`, `depth` float32 `[T, V, H, W]`, `instances` uint8 `[T, V, H, W]` (0: the room, k + 1:
-        thing k), `intrinsics` `[T, V, 3, 3]`, `poses` `[T, V, 4, 4]` camera-to-world.
+        `images` uint8 `[T, V, H, W, 3]`, `depth` float32 `[T, V, H, W]`, `instances` uint8 `[T, V, H, W]` (0: the room,
+        k + 1: thing k), `intrinsics` `[T, V, 3, 3]`, `poses` `[T, V, 4, 4]` camera-to-world.
     """
     moments, views = len(tau), len(scene.cameras)
     poses = scene.poses(tau)
@@ -98,8 +98,8 @@ def _room(scene: Scene, origins: np.ndarray, rays: np.ndarray, positions: np.nda
 
 def pattern(surfaces, side: np.ndarray, u: np.ndarray, v: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """
-    Colours `[…, 3]` at (u, v) metres on the surfaces `side`: `a·sin·sin + b·sin` of three waves, sharpened into chequers or
-    stripes as far as the distance allows without aliasing.
+    Colours `[…, 3]` at (u, v) metres on the surfaces `side`: `a·sin·sin + b·sin` of three waves, sharpened into
+    chequers or stripes as far as the distance allows without aliasing.
     """
     table = lambda values: np.stack(values).astype(np.float32)[side]  # noqa: E731
     waves, phases = table([s.waves.reshape(-1) for s in surfaces]), table([s.phases for s in surfaces])
@@ -131,7 +131,8 @@ def _shade(scene: Scene, side: np.ndarray, points, positions: np.ndarray) -> np.
 
 
 def _near(poses, cameras, path: np.ndarray, bound: float, height: int, width: int) -> np.ndarray:
-    """Indices into the flattened `[N, H, W]` of pixels that may see a sphere of radius `bound` around `path` `[N, 3]`."""
+    """Indices into the flattened `[N, H, W]` of pixels that may see a sphere of radius `bound` around `path` `[N,
+    3]`."""
     local = np.einsum("nji,nj->ni", poses[:, :3, :3], path - poses[:, :3, 3])
     found = []
     for number, (centre, camera) in enumerate(zip(local, cameras)):

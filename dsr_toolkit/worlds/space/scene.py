@@ -2,9 +2,10 @@
 
 World axes: x and y on the floor, z up; metres and seconds. Cameras are OpenCV's: x right, y down, z forward.
 
-Everything is drawn around the middle of the clip, and what happens before and after it is independent of how things look
-there: with τ = -1 … 1 over the clip, a path is its middle plus a signed motion. So a scene played backwards is as likely as
-the scene, and the middle frame tells nothing about what moves where.
+Everything is drawn around the middle of the clip, and what happens before and after it is independent of how things
+look
+there: with τ = -1 … 1 over the clip, a path is its middle plus a signed motion. So a scene played backwards is as
+likely as the scene, and the middle frame tells nothing about what moves where.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class SceneSettings:
 
     Args:
         things: least and largest number of things.
-        moving, turning, hovering: shares of the things that move along the floor, turn, and float (those may rise, sink and
-            tumble).
+        moving, turning, hovering: shares of the things that move along the floor, turn, and float (those may rise, sink
+            and tumble).
         speed: metres a second, in the middle of the clip.
         arcs: share of the movers whose path bends.
         orbit: degrees that a camera goes around the middle of the room during the clip; either way.
@@ -82,9 +83,10 @@ class Motion:
     Where something is at each τ.
 
     Args:
-        middle: position `[3]` at τ = 0. heading: angle on the floor in which it moves at τ = 0. bend: its change per unit τ.
-        speed: metres per unit τ at τ = 0. gain: relative change of the speed per unit τ, in -1 … 1. climb: metres up per
-            unit τ.
+        middle: position `[3]` at τ = 0. heading: angle on the floor in which it moves at τ = 0. bend: its change per
+        unit τ.
+        speed: metres per unit τ at τ = 0. gain: relative change of the speed per unit τ, in -1 … 1. climb: metres up
+            per unit τ.
         facing: `[3, 3]`, thing-to-world rotation at τ = 0; its first column is the front. axis: `[3]`, of its turning.
         turn: radians per unit τ.
     """
@@ -106,8 +108,8 @@ class Thing:
     A coloured solid.
 
     Args:
-        shape: of `SHAPES`. colour: of `COLOURS`. radius: half its width; half_height: half its height; metres. Cones stand
-            on their base, with the middle of their height as their centre.
+        shape: of `SHAPES`. colour: of `COLOURS`. radius: half its width; half_height: half its height; metres. Cones
+            stand on their base, with the middle of their height as their centre.
         motion: see [`Motion`]. moves, turns, floats: whether it does.
     """
 
@@ -142,7 +144,8 @@ class Thing:
 
 @dataclass
 class CameraPath:
-    """Around the room's middle: azimuth (radians), distance, height and aim `[3]` at τ = 0, and each one's change per unit τ."""
+    """Around the room's middle: azimuth (radians), distance, height and aim `[3]` at τ = 0, and each one's change per
+    unit τ."""
 
     azimuth: float
     distance: float
@@ -205,7 +208,8 @@ class Scene:
 
 
 def look_at(position: np.ndarray, aim: np.ndarray, roll: np.ndarray) -> np.ndarray:
-    """Camera-to-world `[T, 4, 4]` of cameras at `position` `[T, 3]` that look at `aim`, turned by `roll` about their axis."""
+    """Camera-to-world `[T, 4, 4]` of cameras at `position` `[T, 3]` that look at `aim`, turned by `roll` about their
+    axis."""
     front = aim - position
     front = front / np.linalg.norm(front, axis=-1, keepdims=True)
     x, y, z = front.T
@@ -256,12 +260,12 @@ def draw_scene(
     """
     A possible scene: things do not touch, and stay in sight of every camera.
 
-    The middle of the clip is drawn first, then motions, anew until they are possible and wanted. So the middle frame says
-    nothing about the wish that the motions fulfil.
+    The middle of the clip is drawn first, then motions, anew until they are possible and wanted. So the middle frame
+    says nothing about the wish that the motions fulfil.
 
     Args:
-        wishes: from the scene in which nothing moves yet to whether motions are as wanted, or None where that scene cannot
-            do.
+        wishes: from the scene in which nothing moves yet to whether motions are as wanted, or None where that scene
+            cannot do.
     """
     while True:
         scene = _still_scene(generator, settings, seconds, views)
@@ -371,8 +375,8 @@ def _move_thing(generator, settings: SceneSettings, thing: Thing, half: float) -
 
 def _possible(thing: Thing, path: np.ndarray, others: list[Thing], paths, cameras: list[CameraPath], poses) -> bool:
     """
-    Whether `thing` on its `path` `[T, 3]` stays in sight of `cameras` at `poses`, above the floor and apart from the first
-    `others`, as many as have `paths`.
+    Whether `thing` on its `path` `[T, 3]` stays in sight of `cameras` at `poses`, above the floor and apart from the
+    first `others`, as many as have `paths`.
     """
     if thing.floats and path[:, 2].min() < thing.bound:
         return False

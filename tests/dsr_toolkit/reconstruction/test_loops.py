@@ -10,7 +10,8 @@ from tests.dsr_toolkit.reconstruction.tours import gap, model_of, scale_drift, t
 
 
 def drifting(predict, per_window: float = 0.03):
-    """A model whose later windows bend: what they see further back is larger, so that every join is wrong in the same way."""
+    """A model whose later windows bend: what they see further back is larger, so that every join is wrong in the same
+    way."""
 
     def bent(frames):
         views = predict(frames)

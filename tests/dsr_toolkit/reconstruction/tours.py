@@ -1,4 +1,5 @@
-"""A camera that goes round, and a model that knows the truth but for noise, outliers and a world of its own per window."""
+"""A camera that goes round, and a model that knows the truth but for noise, outliers and a world of its own per
+window."""
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -20,7 +21,8 @@ def world_of(seed: int) -> Similarity:
 
 
 def tour(count: int, turns: float = 1.0) -> list[View]:
-    """`count` views on a circle of radius 10, that looks outwards; one turn ends where it started. Descriptors tell the place."""
+    """`count` views on a circle of radius 10, that looks outwards; one turn ends where it started. Descriptors tell the
+    place."""
     generator, views = np.random.default_rng(0), []
     for number in range(count):
         angle = 2 * np.pi * turns * number / max(count - 1, 1)
@@ -32,7 +34,8 @@ def tour(count: int, turns: float = 1.0) -> list[View]:
         waves = angle * np.arange(1, 5)
         views.append(
             View(
-                generator.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8), points.astype(np.float32), depth.astype(np.float32),
+                generator.integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8), points.astype(np.float32),
+                depth.astype(np.float32),
                 np.ones((HEIGHT, WIDTH), np.float32), np.ones((HEIGHT, WIDTH), bool), camera, INTRINSICS, None,
                 f"{number:04d}.png", float(number), np.concatenate([np.cos(waves), np.sin(waves)]).astype(np.float32),
             )
@@ -41,7 +44,8 @@ def tour(count: int, turns: float = 1.0) -> list[View]:
 
 
 def model_of(truth: list[View], noise: float, outliers: float = 0.0, seed: int = 0):
-    """`predict` of windows: each pixel's depth is `noise` wrong (relative), some are gross; each call in a world of its own."""
+    """`predict` of windows: each pixel's depth is `noise` wrong (relative), some are gross; each call in a world of its
+    own."""
     generator, known, calls = np.random.default_rng(seed), {view.name: view for view in truth}, 0
 
     def predict(frames: list) -> list[View]:

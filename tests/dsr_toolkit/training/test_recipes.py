@@ -136,8 +136,9 @@ def test_kill_9_and_resume_by_the_command(tmp_path):
 def test_stages_follow_each_other_and_finished_ones_are_kept(tmp_path):
     first = recipe(evaluation=None, measure=None, show=None).changed({"max_steps": 1}).stages[0]
     copy = Stage(name="copy", make=f"{TOYS}:copy_model", options={"source": "train"})
-    second = Stage(name="more", model={"stage": "copy"}, data=first.data, collator=first.collator, freeze="without_encoder",
-                   arguments=first.arguments, learning_rates={"point_decoder": 1e-2})  # fmt: skip
+    second = Stage(name="more", model={"stage": "copy"}, data=first.data, collator=first.collator,
+                   freeze="without_encoder", arguments=first.arguments,
+                   learning_rates={"point_decoder": 1e-2})  # fmt: skip
     chain = Recipe(name="chain", description="", stages=[first, copy, second])
     train(chain, tmp_path / "out")
     one, two = (AutoModel.from_pretrained(tmp_path / "out" / name / "model") for name in ("copy", "more"))

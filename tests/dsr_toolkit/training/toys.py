@@ -1,4 +1,5 @@
-"""Functions that the recipes of the tests name: a π³ of a few thousand parameters on planes that stand before cameras."""
+"""Functions that the recipes of the tests name: a π³ of a few thousand parameters on planes that stand before
+cameras."""
 
 import numpy as np
 import torch

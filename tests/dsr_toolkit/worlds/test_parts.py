@@ -84,7 +84,8 @@ def test_points_lie_on_the_solid_and_normals_point_out_of_it(samples, executed):
 
 
 def test_points_are_spread_evenly(samples, executed):
-    """Chamfer distance to samples of CadQuery's mesh is what two samples of one surface have, and no face is left out."""
+    """Chamfer distance to samples of CadQuery's mesh is what two samples of one surface have, and no face is left
+    out."""
     pytest.importorskip("scipy")
     from dsr_toolkit.cad.metrics import chamfer_distance
     from modeling_dsr.cad_solids import TriangleMesh, sample_surface

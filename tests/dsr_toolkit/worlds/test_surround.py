@@ -233,8 +233,8 @@ def test_the_camera_of_the_answer_shows_the_thing(samples):
 
 def test_text_alone_is_at_chance(surroundings):
     """
-    Who knows by heart the commonest answer to every wording, learnt from half of the scenes, is right on the other half as
-    often as who guesses, within three standard deviations, for each type.
+    Who knows by heart the commonest answer to every wording, learnt from half of the scenes, is right on the other half
+    as often as who guesses, within three standard deviations, for each type.
     """
     learnt = defaultdict(Counter)
     right, expected, variance = Counter(), Counter(), Counter()
