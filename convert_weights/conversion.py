@@ -111,7 +111,17 @@ def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | None) -> None:
-    """Record in the configuration which class and dtype to load."""
+    """Record in the configuration which class and dtype to load.
+
+    A note of how weights were once packed does not describe these, which are plain numbers (the recipes refuse others),
+    and would keep `from_pretrained` from loading them.
+    """
+    for name in ("", *plan.config.sub_configs):
+        config = getattr(plan.config, name, None) if name else plan.config
+        if config is not None and hasattr(config, "quantization_config"):
+            delattr(config, "quantization_config")
+            where = f"`{name}.quantization_config`" if name else "`quantization_config`"
+            plan.notes.append(f"{where} of the source is left out: its weights are not quantised")
     plan.config.architectures = [plan.model_class.__name__]
     if dtype is None and getattr(plan.config, "dtype", None) is None:
         sizes: Counter[torch.dtype] = Counter()

@@ -68,8 +68,14 @@ def load(
     dtype: str = "auto",
     device: str | None = None,
     attn_implementation: str | None = None,
+    auto_class: str | None = None,
 ):
-    """The model, in evaluation mode, and its processor."""
+    """
+    The model, in evaluation mode, and its processor.
+
+    Args:
+        auto_class: of transformers, where not the one that the model type is known by.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     config = AutoConfig.from_pretrained(source)
@@ -79,7 +85,9 @@ def load(
             f"`dsr convert` turns published checkpoints into {model_type!r} folders."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    auto = getattr(transformers, ARCHITECTURES[model_type].auto_class)
+    if auto_class == "AutoModelForImageTextToText" and getattr(config, "text_config", None) is None:
+        raise ValueError(f"{source} has no language model to ask.")
+    auto = getattr(transformers, auto_class or ARCHITECTURES[model_type].auto_class)
     model = auto.from_pretrained(source, dtype=dtype, device_map=device, attn_implementation=attn_implementation)
     return model.eval(), AutoProcessor.from_pretrained(source)
 

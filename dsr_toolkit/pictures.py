@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from modeling_dsr.pictures import heat_colours, overlay_heat
+
 PAPER, INK, FAINT = (255, 255, 255), (25, 25, 30), (110, 110, 118)
 # Dark violet to light yellow, rising evenly in brightness, so that it also reads in grey and to the colour-blind.
-HEAT_COLOURS = np.array(
-    [[18, 8, 60], [72, 18, 110], [135, 35, 105], [195, 60, 80], [238, 105, 50], [250, 170, 40], [252, 240, 150]], float
-)
 WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "DejaVuSans.ttf")
 MARGIN, GAP, CELL_WIDTH, MAX_COLUMNS, MAX_FRAMES = 24, 10, 300, 4, 16
 
@@ -81,18 +80,7 @@ def shrink(frames, width: int = 2 * CELL_WIDTH) -> np.ndarray:
 
 def overlay(frame: np.ndarray, values: np.ndarray, low: float, high: float) -> Image.Image:
     """A grey frame under the colours of `values` `[H, W]`; the higher the value, the more colour."""
-    level = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    grey = frame.astype(float).mean(-1, keepdims=True)
-    opacity = 0.35 + 0.4 * level[..., None]
-    return Image.fromarray(((1 - opacity) * grey + opacity * heat_colours(level)).astype(np.uint8))
-
-
-def heat_colours(level: np.ndarray) -> np.ndarray:
-    """RGB in 0..255, `[..., 3]`, of levels in 0..1."""
-    position = level * (len(HEAT_COLOURS) - 1)
-    below = np.minimum(position.astype(int), len(HEAT_COLOURS) - 2)
-    fraction = (position - below)[..., None]
-    return (1 - fraction) * HEAT_COLOURS[below] + fraction * HEAT_COLOURS[below + 1]
+    return overlay_heat(Image.fromarray(frame), (values - low) / max(high - low, 1e-12))
 
 
 def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:

@@ -112,69 +112,174 @@ def build_token_layout(
         config: a [`DSRConfig`].
     """
     merge = config.vision_config.spatial_merge_size
-    ids, numbers = input_ids.cpu(), number_samples(sample_ids.cpu())
-    batch, length = ids.shape
-    valid = numbers >= 0
-    flat = valid.flatten().nonzero().squeeze(1)  # [N] real tokens, row by row
-    token, sample, row = ids.flatten()[flat], numbers.flatten()[flat], flat // length
-    num_samples = int(sample.max()) + 1 if len(sample) else 0
-    order = torch.arange(len(flat))
-    first = torch.full((num_samples,), len(flat)).scatter_reduce(0, sample, order, "amin")  # first token of each sample
+    tokens = _real_tokens(input_ids, sample_ids)
+    media = _find_media(tokens, image_grid_thw, video_grid_thw, second_per_grid_ts, merge, config)
+    medium_group, writes_geometry = _place_geometry(tokens, media, config)
+    is_vision, positions = _rotary_positions(tokens, media, config.vision_config.tokens_per_second)
 
-    # Media: runs of equal placeholder ids.
-    is_video = token == config.video_token_id
-    is_pad = is_video | (token == config.image_token_id)
+    batch, length = input_ids.shape
+    flat = tokens.flat
+    position_ids = torch.zeros(3, batch * length, dtype=torch.long)
+    position_ids[:, flat] = positions
+    text_positions = torch.zeros(batch * length, dtype=torch.long)
+    text_positions[flat] = tokens.order - tokens.first[tokens.sample] if tokens.num_samples else tokens.order
+    highest = torch.full((batch,), -1).scatter_reduce(0, tokens.row, positions.amax(0), "amax")
+    count = torch.bincount(tokens.row, minlength=batch)
+
+    return TokenLayout(
+        position_ids=position_ids.view(3, batch, length),
+        text_position_ids=text_positions.view(batch, length),
+        rope_deltas=(highest + 1 - count).unsqueeze(1),
+        image_index=flat[is_vision & ~media.is_video_token],
+        video_index=flat[is_vision & media.is_video_token],
+        geometry_index=flat[media.is_pad & ~is_vision],
+        medium_is_video=media.is_video,
+        medium_grid=media.grid,
+        medium_group=medium_group,
+        medium_seconds=media.seconds,
+        group_sample=media.sample[writes_geometry],
+        num_samples=tokens.num_samples,
+    )
+
+
+@dataclass
+class _Tokens:
+    """
+    The N real tokens of a batch, row by row.
+
+    Attributes:
+        flat: places in the `B*S` tokens. token, sample, row: id, number of the sample and row of each. order: 0 … N-1.
+        first: `[num_samples]`, the first token of each sample.
+    """
+
+    flat: torch.Tensor
+    token: torch.Tensor
+    sample: torch.Tensor
+    row: torch.Tensor
+    order: torch.Tensor
+    first: torch.Tensor
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.first)
+
+
+def _real_tokens(input_ids: torch.Tensor, sample_ids: torch.Tensor) -> _Tokens:
+    ids, numbers = input_ids.cpu(), number_samples(sample_ids.cpu())
+    flat = (numbers >= 0).flatten().nonzero().squeeze(1)
+    sample, order = numbers.flatten()[flat], torch.arange(len(flat))
+    num_samples = int(sample.max()) + 1 if len(sample) else 0
+    first = torch.full((num_samples,), len(flat)).scatter_reduce(0, sample, order, "amin")
+    return _Tokens(flat, ids.flatten()[flat], sample, flat // ids.shape[1], order, first)
+
+
+@dataclass
+class _Media:
+    """
+    The M media of a batch: runs of equal placeholders.
+
+    Attributes:
+        is_pad, is_video_token: `[N]` bool. medium: `[N]`, meaningful on placeholders.
+        start, length, sample: `[M]`, the run's first token, its length, its sample. is_video: `[M]` bool.
+        grid: `[M, 3]` patches. cells: `[M, 3]` merged tokens. seconds: `[M]` per temporal step, 0 for an image.
+    """
+
+    is_pad: torch.Tensor
+    is_video_token: torch.Tensor
+    medium: torch.Tensor
+    start: torch.Tensor
+    length: torch.Tensor
+    sample: torch.Tensor
+    is_video: torch.Tensor
+    grid: torch.Tensor
+    cells: torch.Tensor
+    seconds: torch.Tensor
+
+    @property
+    def num_vision(self) -> torch.Tensor:
+        return self.cells.prod(1)
+
+
+def _find_media(tokens: _Tokens, image_grid_thw, video_grid_thw, second_per_grid_ts, merge: int, config) -> _Media:
+    """First stage: where media stand, with the grids that belong to them."""
+    token, sample = tokens.token, tokens.sample
+    is_video_token = token == config.video_token_id
+    is_pad = is_video_token | (token == config.image_token_id)
     starts = is_pad.clone()
     starts[1:] &= (token[1:] != token[:-1]) | (sample[1:] != sample[:-1])
-    medium = starts.cumsum(0) - 1  # meaningful on placeholders
-    run_start = order[starts]
-    medium_is_video = is_video[run_start]
-    medium_sample = sample[run_start]
-    num_media = len(run_start)
-    run_length = torch.bincount(medium[is_pad], minlength=num_media)
+    medium = starts.cumsum(0) - 1
+    start = tokens.order[starts]
+    is_video = is_video_token[start]
 
-    grid = torch.zeros(num_media, 3, dtype=torch.long)
-    seconds = torch.zeros(num_media)  # a still image spans no time
-    grid[~medium_is_video] = _checked_grid(image_grid_thw, "image", int((~medium_is_video).sum()), merge)
-    grid[medium_is_video] = _checked_grid(video_grid_thw, "video", int(medium_is_video.sum()), merge)
-    seconds[medium_is_video] = _checked_seconds(second_per_grid_ts, int(medium_is_video.sum()))
-    cells = torch.stack([grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge], dim=1)  # [M, 3] merged tokens
-    num_vision = cells.prod(1)
+    grid = torch.zeros(len(start), 3, dtype=torch.long)
+    seconds = torch.zeros(len(start))  # a still image spans no time
+    grid[~is_video] = _checked_grid(image_grid_thw, "image", int((~is_video).sum()), merge)
+    grid[is_video] = _checked_grid(video_grid_thw, "video", int(is_video.sum()), merge)
+    seconds[is_video] = _checked_seconds(second_per_grid_ts, int(is_video.sum()))
+    return _Media(
+        is_pad=is_pad,
+        is_video_token=is_video_token,
+        medium=medium,
+        start=start,
+        length=torch.bincount(medium[is_pad], minlength=len(start)),
+        sample=sample[start],
+        is_video=is_video,
+        grid=grid,
+        cells=torch.stack([grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge], dim=1),
+        seconds=seconds,
+    )
 
-    # Geometry tokens: after each such medium, or after a sample's last one.
-    has_geometry = medium_is_video | config.geometry_for_images
-    writes_geometry = has_geometry
-    if config.geometry_tokens_per == "sample":
-        last = torch.full((num_samples,), -1).scatter_reduce(
-            0, medium_sample[has_geometry], torch.arange(num_media)[has_geometry], "amax"
+
+def _place_geometry(tokens: _Tokens, media: _Media, config) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Second stage: geometry tokens stand after each such medium, or after a sample's last one.
+
+    Returns:
+        The group of each medium `[M]`, -1 without geometry, and which media have a group's tokens behind them.
+    """
+    has_geometry = media.is_video | config.geometry_for_images
+    writes_geometry, count = has_geometry, len(media.start)
+    per_sample = config.geometry_tokens_per == "sample"
+    if per_sample:
+        last = torch.full((tokens.num_samples,), -1).scatter_reduce(
+            0, media.sample[has_geometry], torch.arange(count)[has_geometry], "amax"
         )
-        writes_geometry = has_geometry & (torch.arange(num_media) == last[medium_sample])
-    expected = num_vision + writes_geometry * config.num_geometry_tokens
-    _check_run_lengths(run_length, expected, num_vision, medium_is_video, row[run_start])
+        writes_geometry = has_geometry & (torch.arange(count) == last[media.sample])
+    expected = media.num_vision + writes_geometry * config.num_geometry_tokens
+    _check_run_lengths(media.length, expected, media.num_vision, media.is_video, tokens.row[media.start])
 
-    group_of_writer = writes_geometry.cumsum(0) - 1
-    if config.geometry_tokens_per == "sample":
-        sample_group = torch.full((num_samples,), -1)
-        sample_group[medium_sample[writes_geometry]] = group_of_writer[writes_geometry]
-        medium_group = torch.where(has_geometry, sample_group[medium_sample], -1)
-    else:
-        medium_group = torch.where(has_geometry, group_of_writer, -1)
+    group = writes_geometry.cumsum(0) - 1  # of the media that write one
+    if per_sample:
+        sample_group = torch.full((tokens.num_samples,), -1)
+        sample_group[media.sample[writes_geometry]] = group[writes_geometry]
+        group = sample_group[media.sample]
+    return torch.where(has_geometry, group, -1), writes_geometry
 
-    # Rotary positions. The whole advance of a medium is booked on its last vision token, so that an exclusive sum
-    # gives every one of its tokens the medium's start.
-    if num_media:
-        in_run = order - run_start[medium.clamp_min(0)]
-        of_medium = cells[medium.clamp_min(0)]
-        is_vision = is_pad & (in_run < num_vision[medium.clamp_min(0)])
+
+def _rotary_positions(tokens: _Tokens, media: _Media, tokens_per_second: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Third stage: which tokens are vision tokens, `[N]`, and positions `[3, N]`.
+
+    The whole advance of a medium is booked on its last vision token, so that an exclusive sum gives every one of its
+    tokens the medium's start.
+    """
+    order, cells = tokens.order, media.cells
+    if len(media.start):
+        medium = media.medium.clamp_min(0)
+        in_run, of_medium = order - media.start[medium], cells[medium]
+        is_vision = media.is_pad & (in_run < media.num_vision[medium])
     else:
-        in_run, of_medium, is_vision = torch.zeros_like(order), torch.ones(len(order), 3, dtype=torch.long), is_pad
+        in_run, of_medium, is_vision = (
+            torch.zeros_like(order),
+            torch.ones(len(order), 3, dtype=torch.long),
+            media.is_pad,
+        )
     advance = (~is_vision).long()
-    tokens_per_second = config.vision_config.tokens_per_second
-    if num_media:
-        duration = _temporal_positions(cells[:, 0] - 1, seconds, tokens_per_second) + 1
-        advance[run_start + num_vision - 1] = torch.stack([duration, cells[:, 1], cells[:, 2]]).amax(0)
+    if len(media.start):
+        duration = _temporal_positions(cells[:, 0] - 1, media.seconds, tokens_per_second) + 1
+        advance[media.start + media.num_vision - 1] = torch.stack([duration, cells[:, 1], cells[:, 2]]).amax(0)
     before = advance.cumsum(0) - advance
-    before = before - before[first][sample] if num_samples else before
+    before = before - before[tokens.first][tokens.sample] if tokens.num_samples else before
     within = torch.stack(
         [
             in_run // (of_medium[:, 1] * of_medium[:, 2]),
@@ -182,31 +287,9 @@ def build_token_layout(
             in_run % of_medium[:, 2],
         ]
     )
-    if num_media:
-        within[0] = _temporal_positions(within[0], seconds[medium.clamp_min(0)], tokens_per_second)
-    positions = before + within * is_vision  # [3, N]
-
-    position_ids = torch.zeros(3, batch * length, dtype=torch.long)
-    position_ids[:, flat] = positions
-    text_positions = torch.zeros(batch * length, dtype=torch.long)
-    text_positions[flat] = order - first[sample] if num_samples else order
-    highest = torch.full((batch,), -1).scatter_reduce(0, row, positions.amax(0), "amax")
-    rope_deltas = (highest + 1 - valid.sum(1)).unsqueeze(1)
-
-    return TokenLayout(
-        position_ids=position_ids.view(3, batch, length),
-        text_position_ids=text_positions.view(batch, length),
-        rope_deltas=rope_deltas,
-        image_index=flat[is_vision & ~is_video],
-        video_index=flat[is_vision & is_video],
-        geometry_index=flat[is_pad & ~is_vision],
-        medium_is_video=medium_is_video,
-        medium_grid=grid,
-        medium_group=medium_group,
-        medium_seconds=seconds,
-        group_sample=medium_sample[writes_geometry],
-        num_samples=num_samples,
-    )
+    if len(media.start):
+        within[0] = _temporal_positions(within[0], media.seconds[medium], tokens_per_second)
+    return is_vision, before + within * is_vision
 
 
 def spatial_position_ids(layout: TokenLayout, config) -> torch.Tensor:
@@ -246,12 +329,9 @@ def select_question_tokens(
         unsupervised.
         config: a [`DSRConfig`].
     """
-    ids, numbers = input_ids.cpu(), number_samples(sample_ids.cpu())
-    batch, length = ids.shape
-    flat = (numbers >= 0).flatten().nonzero().squeeze(1)
-    token, sample = ids.flatten()[flat], numbers.flatten()[flat]
-    num_samples = int(sample.max()) + 1 if len(sample) else 0
-    order = torch.arange(len(flat))
+    batch, length = input_ids.shape
+    tokens = _real_tokens(input_ids, sample_ids)
+    flat, token, sample, order, num_samples = tokens.flat, tokens.token, tokens.sample, tokens.order, tokens.num_samples
     special = [
         config.vision_start_token_id,
         config.vision_end_token_id,
@@ -271,8 +351,7 @@ def select_question_tokens(
     elif len(flat):
         opens = token == config.im_start_token_id
         header = torch.where(opens, order, -1).cummax(0).values  # index of the token that opened this turn
-        first = torch.full((num_samples,), len(flat)).scatter_reduce(0, sample, order, "amin")
-        in_turn = header >= first[sample]
+        in_turn = header >= tokens.first[sample]
         role = token[(header + 1).clamp(0, len(flat) - 1)]
         last = torch.full((num_samples,), -1).scatter_reduce(0, sample, torch.where(in_turn, header, -1), "amax")
         answering = token[(last + 1).clamp(0, len(flat) - 1)]

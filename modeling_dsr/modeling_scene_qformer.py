@@ -36,6 +36,7 @@ from .scene_map_head import (
     check_map_labels,
     map_detection_loss,
     output_query_mask,
+    packed_prompts_and_query_mask,
     prompt_and_query_mask,
 )
 from .scene_position import (
@@ -82,9 +83,10 @@ class SceneQFormerCausalLMOutputWithPast(CausalLMOutputWithPast):
             model's last states of the output queries.
         class_logits (`torch.FloatTensor` of shape `(batch, I, classes)`): class scores before the sigmoid.
         points (`torch.FloatTensor` of shape `(batch, I, P, 2)`): map elements, -1 … 1 over `point_range` of the LiDAR
-        frame. boxes (`torch.FloatTensor` of shape `(batch, I, 4)`): centre and size of the points' bounding box.
+            frame.
+        boxes (`torch.FloatTensor` of shape `(batch, I, 4)`): centre and size of the points' bounding box.
         class_loss, points_loss, direction_loss (`torch.FloatTensor`): terms of the map loss, unweighted, last
-        refinement.
+            refinement.
     """
 
     scene_tokens: torch.FloatTensor | None = None
@@ -99,8 +101,9 @@ class SceneQFormerCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 def float32_island(tensor: torch.Tensor):
-    """Autocast off: attention over thousands of cells and the geometry overflow or lose themselves in half
-    precision."""
+    """
+    Autocast off: attention over thousands of cells and the geometry overflow or lose themselves in half precision.
+    """
     device = tensor.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
@@ -125,7 +128,7 @@ class SceneQueries(nn.Module):
     """
     Learned queries. The first `num_constrained_queries` belong to cameras, in equal blocks (the first cameras get what
     is left over): content + embedding of the camera + embedding of the place in the block. The others are content
-    alone.
+        alone.
     """
 
     def __init__(self, config: SceneQFormerConfig):
@@ -184,8 +187,9 @@ class SceneQFormerPreTrainedModel(PreTrainedModel):
     ]
 
     def _init_weights(self, module):
-        """torch's own initial values, which the published model was trained from, except where a module says
-        otherwise."""
+        """
+        torch's own initial values, which the published model was trained from, except where a module says otherwise.
+        """
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
@@ -287,7 +291,8 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         if pixel_values.ndim != 5 or pixel_values.shape[2] != 3 or not 1 <= pixel_values.shape[1] <= cameras:
             raise ValueError(
                 f"`pixel_values` must be [batch, {cameras} cameras, 3, height, width], got "
-                f"{tuple(pixel_values.shape)}. SceneQFormerProcessor puts six named images in order."
+                f"{tuple(pixel_values.shape)}. "
+                "SceneQFormerProcessor puts six named images in order."
             )
         images = pixel_values.flatten(0, 1).to(self.neck[0].weight.dtype)
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
@@ -451,7 +456,9 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
                 [`SceneQFormerModel`].
             scene_tokens: instead of them, scene tokens `[scenes, num_queries, hidden]` computed before.
             attention_mask: `[B, L]`; or `[B, 1, L, L]`, bool (True = attend) or additive, for the whole sequence,
-                output queries included.
+                output queries included. A bool mask of the prompt alone is continued: output queries read what the last
+                    token
+                reads.
             labels: `[B, L]`, -100 where the language model is not supervised.
             map_labels: per prompt `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1 over `point_range`.
             output_map: append the output queries and detect map elements. Default: when `map_labels` are given.
@@ -551,8 +558,9 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         return (input_ids == self.config.image_token_index) | (input_ids == self.config.image_token_id)
 
     def _make_room(self, input_ids, attention_mask, labels, num_scenes: int, padding_side: str):
-        """Expand LLaVA placeholders; check that placeholders and scenes match. Returns also scenes per row, on the
-        CPU."""
+        """
+        Expand LLaVA placeholders; check that placeholders and scenes match. Returns also scenes per row, on the CPU.
+        """
         config = self.config
         counts = self._is_scene(input_ids).sum(1).cpu()  # [B]
         total, queries = int(counts.sum()), config.num_queries
@@ -574,8 +582,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         else:
             raise ValueError(
                 f"`input_ids` hold {total} scene placeholders for {num_scenes} scenes. Expected one "
-                f"{config.image_token_index} per scene, or {queries} times {config.image_token_id} as "
-                "SceneQFormerProcessor writes them."
+                f"{config.image_token_index} "
+                f"per scene, or {queries} times {config.image_token_id} as SceneQFormerProcessor writes them."
             )
         return input_ids, attention_mask, labels, counts
 
@@ -643,23 +651,32 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         config, (batch, length, _) = self.config.map_config, inputs_embeds.shape
         queries = self.map_queries().to(inputs_embeds.dtype).expand(batch, -1, -1)
         count = queries.shape[1]
-        if attention_mask is not None and attention_mask.ndim == 4:
-            if tuple(attention_mask.shape[-2:]) != (length + count, length + count):
-                raise ValueError(
-                    f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, "
-                    f"{length + count}, {length + count}], got {tuple(attention_mask.shape)}."
-                )
-            mask, prompt = attention_mask, inputs_embeds.new_ones((batch, length), dtype=torch.long)
-        else:
-            prompt = (
-                inputs_embeds.new_ones((batch, length), dtype=torch.long) if attention_mask is None else attention_mask
-            )
-            within = output_query_mask(config.num_instances, config.num_points, inputs_embeds.device)
+        within = output_query_mask(config.num_instances, config.num_points, inputs_embeds.device)
+        prompt = inputs_embeds.new_ones((batch, length), dtype=torch.long)
+        last = torch.full((batch,), length - 1, device=inputs_embeds.device)
+        if attention_mask is None:
             mask = prompt_and_query_mask(prompt.bool(), within)
+        elif attention_mask.ndim == 2:
+            prompt = attention_mask
+            mask = prompt_and_query_mask(prompt.bool(), within)
+            last = (prompt.bool() * torch.arange(length, device=last.device)).argmax(1)
+        elif tuple(attention_mask.shape[-2:]) == (length, length) and attention_mask.dtype == torch.bool:
+            mask, last = packed_prompts_and_query_mask(attention_mask, within)
+        elif tuple(attention_mask.shape[-2:]) == (length + count, length + count):
+            mask = attention_mask
+        else:
+            raise ValueError(
+                f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, "
+                f"{length + count}, "
+                f"{length + count}], or be a bool mask of the prompt, [{batch}, 1, {length}, {length}]; got "
+                f"{attention_mask.dtype} {tuple(attention_mask.shape)}."
+            )
         if position_ids is None:
             position_ids = (prompt.long().cumsum(1) - 1).clamp_min(0)
-        behind = position_ids[:, -1:] if attention_mask is None else position_ids.amax(1, keepdim=True)
-        position_ids = torch.cat([position_ids, behind + 1 + torch.arange(count, device=behind.device)], dim=1)
+        behind = position_ids.expand(batch, -1).gather(1, last[:, None])
+        position_ids = torch.cat(
+            [position_ids.expand(batch, -1), behind + 1 + torch.arange(count, device=behind.device)], dim=1
+        )
         return torch.cat([inputs_embeds, queries], dim=1), additive_mask(mask, inputs_embeds.dtype), position_ids
 
     def _detect(self, query_outputs, scene_tokens, map_labels) -> tuple[dict, torch.Tensor | None]:

@@ -245,6 +245,6 @@ def check_conditions(shape: tuple[int, int, int, int], conditions: dict[str, tor
     for name, problem in (("intrinsics", intrinsics_problem), ("poses", pose_problem)):
         value = conditions.get(name)
         if value is not None and value.device.type == "cpu":
-            found = problem(value.detach().flatten(0, 1).tolist())  # on the CPU this asks no device
+            found = problem(value.detach().flatten(0, 1))  # on the CPU this asks no device
             if found:
                 raise ValueError(f"`{name}` {found}")

@@ -130,7 +130,7 @@ def pi3_loss(
     config,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
-    π³'s loss: points + normals + weighted camera (+ weighted confidence, if `config.confidence_loss_weight`).
+    π³'s loss: points + weighted camera, normals and confidence; the last two only where `config` gives them a weight.
 
     Args:
         local_points: `[B, N, H, W, 3]`. camera_poses: `[B, N, 4, 4]`. conf: `[B, N, H, W, 1]` logits.
@@ -143,12 +143,14 @@ def pi3_loss(
     translation, rotation = pair_losses(aligned)
     losses = {
         "points": _masked_mean_all(error.mean(-1), targets.valid),
-        "normals": normal_loss(aligned, targets),
         "translation": translation.mean() if translation.numel() else translation.sum(),
         "rotation": rotation.mean() if rotation.numel() else rotation.sum(),
     }
     camera = TRANSLATION_WEIGHT * losses["translation"] + losses["rotation"]
-    total = losses["points"] + config.normal_loss_weight * losses["normals"] + config.camera_loss_weight * camera
+    total = losses["points"] + config.camera_loss_weight * camera
+    if config.normal_loss_weight:
+        losses["normals"] = normal_loss(aligned, targets)
+        total = total + config.normal_loss_weight * losses["normals"]
     if config.confidence_loss_weight:
         deserved = (error.detach().mean(-1) < ACCURATE).float()
         losses["confidence"] = confidence_loss(conf.squeeze(-1), deserved, targets)

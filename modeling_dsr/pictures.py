@@ -13,17 +13,25 @@ def cell_overlap(pixels: int, cells: int) -> torch.Tensor:
     return (torch.minimum(right, cell + 1) - torch.maximum(left, cell)).clamp_min(0).float()
 
 
-def heat_colors(heat: np.ndarray) -> np.ndarray:
-    """Black, red, yellow, white for 0 … 1, uint8 `[..., 3]`."""
-    level = np.clip(heat, 0, 1)[..., None] * 3 - np.arange(3)
-    return (np.clip(level, 0, 1) * 255).astype(np.uint8)
+HEAT_COLOURS = np.array(
+    [[18, 8, 60], [72, 18, 110], [135, 35, 105], [195, 60, 80], [238, 105, 50], [250, 170, 40], [252, 240, 150]], float
+)
+
+
+def heat_colours(level: np.ndarray) -> np.ndarray:
+    """RGB in 0..255, `[..., 3]`, of levels, clipped to 0..1: dark blue, red, orange, light yellow."""
+    position = np.clip(level, 0, 1) * (len(HEAT_COLOURS) - 1)
+    below = np.minimum(position.astype(int), len(HEAT_COLOURS) - 2)
+    fraction = (position - below)[..., None]
+    return (1 - fraction) * HEAT_COLOURS[below] + fraction * HEAT_COLOURS[below + 1]
 
 
 def overlay_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The picture in grey, coloured where heat is."""
-    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
-    weight = np.clip(heat, 0, 1)[..., None] ** 0.5 * 0.8
-    return Image.fromarray((grey * (1 - weight) + heat_colors(heat) * weight).astype(np.uint8))
+    """The picture in grey under the colours of `heat` `[H, W]` in 0..1; the more heat, the more colour."""
+    grey = np.asarray(picture.convert("RGB")).astype(float).mean(-1, keepdims=True)
+    level = np.clip(heat, 0, 1)
+    opacity = 0.35 + 0.4 * level[..., None]
+    return Image.fromarray(((1 - opacity) * grey + opacity * heat_colours(level)).astype(np.uint8))
 
 
 MASK_COLOURS = (

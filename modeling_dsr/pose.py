@@ -1,7 +1,5 @@
 """Camera algebra. Pure functions; OpenCV axes (x right, y down, z forward), extrinsics are camera-from-world."""
 
-import math
-
 import torch
 
 
@@ -130,6 +128,13 @@ def unproject_depth(
     return points if extrinsics is None else transform_points(invert_rigid(extrinsics), points)
 
 
+def rotation_error(rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest entry of |RRᵀ - I|, and det R, of `[..., 3, 3]`: 0 and 1 of a rotation."""
+    error = (rotation @ rotation.mT - torch.eye(3, device=rotation.device, dtype=rotation.dtype)).abs().amax((-1, -2))
+    # The determinant as a triple product: `torch.det` reads pivots back from the device.
+    return error, (rotation[..., 0, :] * torch.linalg.cross(rotation[..., 1, :], rotation[..., 2, :])).sum(-1)
+
+
 def check_cameras(extrinsics: torch.Tensor | None, intrinsics: torch.Tensor | None, tolerance: float = 1e-3) -> None:
     """
     Raise a ValueError unless cameras are usable: finite numbers, orthonormal rotations of determinant 1, positive focal
@@ -137,10 +142,7 @@ def check_cameras(extrinsics: torch.Tensor | None, intrinsics: torch.Tensor | No
     """
     problems = []
     if extrinsics is not None:
-        rotation = extrinsics[..., :3, :3].float()
-        error = (rotation @ rotation.transpose(-1, -2) - torch.eye(3, device=rotation.device)).abs().amax((-1, -2))
-        # The determinant as a triple product: `torch.det` reads pivots back from the device.
-        determinant = (rotation[..., 0, :] * torch.linalg.cross(rotation[..., 1, :], rotation[..., 2, :])).sum(-1)
+        error, determinant = rotation_error(extrinsics[..., :3, :3].float())
         finite = extrinsics.isfinite().all(-1).all(-1)
         problems += [~finite, ~((error <= tolerance) & (determinant > 0))]
     if intrinsics is not None:
@@ -160,50 +162,47 @@ def check_cameras(extrinsics: torch.Tensor | None, intrinsics: torch.Tensor | No
             )
 
 
-def intrinsics_problem(matrices: list) -> str:
-    """What is wrong with intrinsics, `n` nested lists of 3×3 numbers in pixels, in words, or ""."""
-    for index, matrix in enumerate(matrices):
-        if not all(math.isfinite(value) for row in matrix for value in row):
-            cure = "Leave out or mask frames without intrinsics."
-            return f"hold numbers that are not finite in matrix {index}: {matrix}. {cure}"
-        if not (matrix[0][0] > 0 and matrix[1][1] > 0):
-            expected = "Expected pixels, [[fx, 0, cx], …]."
-            return f"hold a focal length that is not positive in matrix {index}: {matrix}. {expected}"
-    return ""
-
-
-def pose_problem(matrices: list, tolerance: float = 1e-2) -> str:
-    """What makes camera-to-world matrices, `n` nested lists of 4×4 numbers, not rigid, in words, or ""."""
-    cure = "Expected camera-to-world [R | t; 0 0 0 1] with a rotation R: divide scales out, mask frames without a pose."
-    for index, matrix in enumerate(matrices):
-        if not all(math.isfinite(value) for row in matrix for value in row):
-            return f"hold numbers that are not finite in matrix {index}: {matrix}. {cure}"
-        x, y, z = (row[:3] for row in matrix[:3])
-        products = [sum(p * q for p, q in zip(a, b)) - (a is b) for a in (x, y, z) for b in (x, y, z)]
-        error = max(abs(value) for value in products)
-        determinant = (
-            x[0] * (y[1] * z[2] - y[2] * z[1]) - x[1] * (y[0] * z[2] - y[2] * z[0]) + x[2] * (y[0] * z[1] - y[1] * z[0])
+def intrinsics_problem(matrices: torch.Tensor | list) -> str:
+    """What is wrong with intrinsics `[n, 3, 3]` in pixels, in words, or ""."""
+    matrices = torch.as_tensor(matrices, dtype=torch.float64)
+    not_finite = ~matrices.isfinite().flatten(1).all(1)
+    focal = torch.stack([matrices[:, 0, 0], matrices[:, 1, 1]], 1)
+    index = _first(not_finite)
+    if index is not None:
+        found = matrices[index].tolist()
+        return (
+            f"hold numbers that are not finite in matrix {index}: {found}. Leave out or mask frames without intrinsics."
         )
-        bottom = max(abs(value - wanted) for value, wanted in zip(matrix[3], (0, 0, 0, 1)))
-        if error > tolerance or determinant < 0 or bottom > tolerance:
-            return (
-                f"hold a matrix that is not rigid: number {index} has |RRᵀ - I| up to {error:.2g}, det R "
-                f"{determinant:.3g} and last row {matrix[3]}. {cure}"
-            )
+    index = _first(~(focal > 0).all(1))
+    if index is not None:
+        found = matrices[index].tolist()
+        return (
+            f"hold a focal length that is not positive in matrix {index}: {found}. Expected pixels, [[fx, 0, cx], …]."
+        )
     return ""
 
 
-def unproject(depth: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
-    """Camera-frame points `[..., H, W, 3]` of depths `[..., H, W]`; pixel centres lie at whole numbers."""
-    height, width = depth.shape[-2:]
-    u = torch.arange(width, device=depth.device)
-    v = torch.arange(height, device=depth.device).unsqueeze(-1)
-    fx, fy, cx, cy = (intrinsics[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    return torch.stack([(u - cx) * depth / fx, (v - cy) * depth / fy, depth], -1)
+def pose_problem(matrices: torch.Tensor | list, tolerance: float = 1e-2) -> str:
+    """What makes camera-to-world matrices `[n, 4, 4]` not rigid, in words, or ""."""
+    cure = "Expected camera-to-world [R | t; 0 0 0 1] with a rotation R: divide scales out, mask frames without a pose."
+    matrices = torch.as_tensor(matrices, dtype=torch.float64)
+    index = _first(~matrices.isfinite().flatten(1).all(1))
+    if index is not None:
+        return f"hold numbers that are not finite in matrix {index}: {matrices[index].tolist()}. {cure}"
+    error, determinant = rotation_error(matrices[:, :3, :3])
+    bottom = (matrices[:, 3] - matrices.new_tensor([0, 0, 0, 1])).abs().amax(1)
+    index = _first((error > tolerance) | (determinant < 0) | (bottom > tolerance))
+    if index is None:
+        return ""
+    return (
+        f"hold a matrix that is not rigid: number {index} has |RRᵀ - I| up to {float(error[index]):.2g}, det R "
+        f"{float(determinant[index]):.3g} and last row {matrices[index, 3].tolist()}. {cure}"
+    )
 
 
-def invert_poses(poses: torch.Tensor) -> torch.Tensor:
-    """Rigid inverse of `[..., 4, 4]`: camera-to-world poses to world-to-camera extrinsics, and back."""
-    rotation = poses[..., :3, :3].mT
-    top = torch.cat([rotation, -rotation @ poses[..., :3, 3:]], -1)
-    return torch.cat([top, poses[..., 3:, :]], -2)
+def _first(wrong: torch.Tensor) -> int | None:
+    """
+    The first place of `[n]`, on the CPU, where something is wrong. Asked of numpy: no operator that a device waits for.
+    """
+    found = wrong.numpy()
+    return int(found.argmax()) if found.any() else None

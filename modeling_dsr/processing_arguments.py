@@ -4,6 +4,7 @@ import functools
 import inspect
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 
 def refuses_unreadable(call):
@@ -51,10 +52,8 @@ def per_sample(value, is_single, count: int | None, name: str) -> list:
 
 
 def pad_tokens(rows: list[list[int]], value: int, side: str) -> torch.LongTensor:
-    length = max(len(row) for row in rows)
-    if side == "left":
-        return torch.tensor([[value] * (length - len(row)) + list(row) for row in rows])
-    return torch.tensor([list(row) + [value] * (length - len(row)) for row in rows])
+    """`[B, S]` of rows of ids."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side=side)
 
 
 def per_row(value, rows: int, batched: bool, name: str) -> list:

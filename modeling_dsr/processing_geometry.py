@@ -13,7 +13,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .frame_sizes import page4d_image_size, pi3_image_size
 from .frames import IMAGE_SUFFIXES, choose_frames, read_frames, resize_image
 from .point_maps import depth_normal_edge, recover_intrinsics
-from .pose import intrinsics_problem, invert_poses, pose_problem, unproject
+from .pose import intrinsics_problem, invert_rigid, pose_problem, unproject_depth
 from .processing_arguments import refuses_unreadable
 
 
@@ -264,7 +264,7 @@ class GeometryProcessor(ProcessorMixin):
         if wrong:
             raise ValueError(f"`{name}` must be [N, {side}, {side}], got matrices of {wrong[0]}.")
         matrices = torch.stack(value).float()
-        problem = (intrinsics_problem if name == "intrinsics" else pose_problem)(matrices.tolist())
+        problem = (intrinsics_problem if name == "intrinsics" else pose_problem)(matrices)
         if problem:
             raise ValueError(f"`{name}` {problem}")
         if name == "intrinsics":
@@ -333,7 +333,7 @@ class GeometryProcessor(ProcessorMixin):
     def _scene_geometry(found: dict, sizes: torch.Tensor, boxes: torch.Tensor, first_camera: bool) -> SceneGeometry:
         poses = found["camera_poses"]
         if first_camera:
-            poses = invert_poses(poses[:1]) @ poses
+            poses = invert_rigid(poses[:1]) @ poses
         names = ["confidence"] + (["dynamic_mask"] if "dynamic_mask" in found else [])
         maps = torch.cat([found["local_points"], *(found[name].unsqueeze(-1) for name in names)], -1)
         finite = maps.isfinite().all(-1, keepdim=True)
@@ -356,7 +356,7 @@ class GeometryProcessor(ProcessorMixin):
         # From frame to original; both count pixel centres from 0, and lengths from the pixels' outer edge.
         intrinsics[:, :2, :2] /= scale.unsqueeze(-1)
         intrinsics[:, :2, 2] = (intrinsics[:, :2, 2] + 0.5 - offset) / scale - 0.5
-        return SceneGeometry(depth, points, confidence, mask, intrinsics, poses, invert_poses(poses), *dynamic_mask)
+        return SceneGeometry(depth, points, confidence, mask, intrinsics, poses, invert_rigid(poses), *dynamic_mask)
 
 
 def _is_scene(item) -> bool:
@@ -461,7 +461,7 @@ def _decode_page4d_output(
                 'This camera head tells no field of view, so that depth has no points; `point_source="points"` does.'
             )
         intrinsics = outputs["intrinsics"].float()
-        local_points = unproject(values.squeeze(-1), intrinsics)
+        local_points = unproject_depth(values.squeeze(-1), intrinsics)
     else:
         rotation, translation = extrinsics[..., None, :3, :3], extrinsics[..., None, None, :3, 3]
         local_points = values @ rotation.mT + translation
@@ -480,7 +480,7 @@ def _decode_page4d_output(
         "confidence": confidence,
         "mask": mask,
         "intrinsics": intrinsics,
-        "camera_poses": invert_poses(torch.cat([extrinsics, bottom], -2)),
+        "camera_poses": invert_rigid(torch.cat([extrinsics, bottom], -2)),
     }
     if "dynamic_mask" in outputs:
         found["dynamic_mask"] = torch.nn.functional.interpolate(

@@ -7,8 +7,9 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_scene_qformer import SCENE_CAMERAS
 from .frames import open_image, resize_image
-from .pictures import cell_overlap, heat_colors, overlay_heat
+from .pictures import cell_overlap, heat_colours, overlay_heat
 from .processing_arguments import refuses_unreadable
+from .scene_collator import SceneTrainingCollator
 
 # How people look at the six images: left to right, ahead above, behind below.
 SCENE_LAYOUT = (
@@ -46,6 +47,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         image_token (`str`, *optional*, defaults to `"<image>"`): what stands for a scene in a prompt.
         image_token_index (`int`, *optional*, defaults to -200):
             Written once per scene where the tokenizer has no `image_token`; the model makes room for it.
+        map_instruction (`str`, *optional*): what asks for the map, see `map_prompt`.
     """
 
     get_attributes = _SceneSubProcessors()
@@ -62,6 +64,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         camera_names=SCENE_CAMERAS,
         image_token: str = "<image>",
         image_token_index: int = -200,
+        map_instruction: str = MAP_INSTRUCTION,
         **kwargs,
     ):
         self.tokenizer = tokenizer
@@ -72,6 +75,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         self.camera_names = tuple(camera_names)
         self.image_token = image_token
         self.image_token_index = image_token_index
+        self.map_instruction = map_instruction
         if tokenizer is None:
             super().__init__(chat_template=chat_template)
         else:
@@ -246,7 +250,100 @@ class SceneQFormerProcessor(ProcessorMixin):
 
     def map_prompt(self) -> str:
         """The prompt of the map task."""
-        return f"{self.image_token}\n{MAP_INSTRUCTION}"
+        return f"{self.image_token}\n{self.map_instruction}"
+
+    def question_prompt(self, question: str) -> str:
+        """A question about one scene: a user's turn of the chat template, or plain where there is none."""
+        text = f"{self.image_token}\n{question}"
+        if self._template() is None:
+            return text
+        return self.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
+
+    def conversation(self, question: str, answer: str) -> tuple[str, str]:
+        """What `question_prompt` gives, and the text that a model should write behind it, end mark included."""
+        prompt = self.question_prompt(question)
+        if self._template() is None:
+            return prompt, f" {answer}{self.tokenizer.eos_token or ''}"
+        turns = [
+            {"role": "user", "content": f"{self.image_token}\n{question}"},
+            {"role": "assistant", "content": answer},
+        ]
+        whole = self.apply_chat_template(turns)
+        if not whole.startswith(prompt):
+            raise ValueError(
+                f"The chat template writes an answered question otherwise than an open one: {whole!r} does not begin "
+                f"with "
+                f"{prompt!r}. Pass a `chat_template` that does."
+            )
+        return prompt, whole[len(prompt) :]
+
+    def apply_chat_template(self, conversation, *args, tokenize: bool = False, chat_template=None, **kwargs):
+        """
+        As of every processor; an item that is an image stands for a scene and becomes `image_token` in the text.
+        Content is given to the template as text, and as a list of one text where the template takes lists alone.
+
+        With `tokenize` what is returned are the inputs of the texts; the scenes themselves go to `__call__`.
+        """
+        if args:
+            raise ValueError(
+                "SceneQFormerProcessor.apply_chat_template takes one conversation or a list, all else by name."
+            )
+        template = self._template() if chat_template is None else chat_template
+        if template is None:
+            raise ValueError("Neither processor nor tokenizer has a `chat_template`; see `question_prompt`.")
+        single = isinstance(conversation[0], dict)
+        texts = [self._render(turns, template, kwargs) for turns in ([conversation] if single else conversation)]
+        if tokenize:
+            return self(text=texts, return_tensors=kwargs.get("return_tensors", "pt"))
+        return texts[0] if single else texts
+
+    def _template(self) -> str | None:
+        return self.chat_template or getattr(self.tokenizer, "chat_template", None)
+
+    def _render(self, turns, template: str, settings: dict) -> str:
+        import jinja2
+
+        texts = [self._text_of(turn["content"]) for turn in turns]
+        scenes = sum(text.count(self.image_token) for text in texts)
+        problem = ""
+        for wrap in (lambda text: text, lambda text: [{"type": "text", "text": text}]):
+            messages = [{**turn, "content": wrap(text)} for turn, text in zip(turns, texts)]
+            try:
+                prompt = self.tokenizer.apply_chat_template(
+                    messages, chat_template=template, **{**settings, "tokenize": False}
+                )
+            except (TypeError, jinja2.TemplateError) as error:  # adds text and list, say, or refuses a role
+                problem = problem or f"{type(error).__name__}: {error}"
+                continue
+            if prompt.count(self.image_token) == scenes:
+                return prompt
+        raise ValueError(
+            f"The chat template cannot show this conversation ({problem or 'it leaves the text out'}); its content was "
+            f"tried "
+            "as text and as a list."
+        )
+
+    def _text_of(self, content) -> str:
+        if isinstance(content, str):
+            return content
+        parts = []
+        for item in content:
+            if item["type"] == "image":
+                parts.append(f"{self.image_token}\n")
+            elif item["type"] == "text":
+                parts.append(item["text"])
+            else:
+                raise ValueError(f"An item of a turn must be an image (a scene) or a text, got type {item['type']!r}.")
+        return "".join(parts)
+
+    def scene_placeholders(self) -> list[int]:
+        """The ids that stand for one scene, one per scene token."""
+        known = self.tokenizer.get_vocab().get(self.image_token)
+        return [self.image_token_index if known is None else known] * self.num_scene_tokens
+
+    def training_collator(self, **options) -> SceneTrainingCollator:
+        """What makes batches of rows for Trainer; see [`SceneTrainingCollator`]."""
+        return SceneTrainingCollator(self, **options)
 
     def _encode(self, prompts: list[str], num_scenes: int) -> dict[str, np.ndarray]:
         """Token ids; chunks between placeholders are tokenised on their own, the first one with special tokens
@@ -258,8 +355,8 @@ class SceneQFormerProcessor(ProcessorMixin):
             raise ValueError(
                 f"`text` holds {sum(counts)} {self.image_token} for {num_scenes} scenes; write one per scene."
             )
-        known = self.tokenizer.get_vocab().get(self.image_token)
-        place = [self.image_token_index] if known is None else [known] * self.num_scene_tokens
+        known = self.image_token in self.tokenizer.get_vocab()
+        place = self.scene_placeholders() if known else [self.image_token_index]
         rows = []
         for prompt in prompts:
             first, *others = prompt.split(self.image_token)
@@ -334,7 +431,7 @@ class SceneQFormerProcessor(ProcessorMixin):
                 sheet.paste(overlay_heat(picture, heat[number] / top), (left, upper + head))
         bar = np.tile(np.linspace(0, 1, 120), (10, 1))
         lower = sheet.height - 20
-        sheet.paste(Image.fromarray(heat_colors(bar)), (gap, lower))
+        sheet.paste(Image.fromarray(heat_colours(bar).astype(np.uint8)), (gap, lower))
         pen.text((gap + 126, lower - 2), f"0 to {top * heat.size:.2g} times the even share of a pixel", fill="black")
         return sheet
 

@@ -75,6 +75,25 @@ def prompt_and_query_mask(prompt_mask: torch.Tensor, query_mask: torch.Tensor) -
     return (mask & real[:, None, :]).unsqueeze(1)
 
 
+def packed_prompts_and_query_mask(prompts: torch.Tensor, query_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The same where each row's prompts have a mask of their own: output queries read what the row's last token reads.
+
+    Args:
+        prompts: bool `[B, 1, L, L]`; padding is read by nobody and reads nothing. query_mask: bool `[T, T]`.
+
+    Returns:
+        bool `[B, 1, L + T, L + T]`, and the index `[B]` of each row's last token.
+    """
+    length, count = prompts.shape[-1], len(query_mask)
+    real = prompts[:, 0].diagonal(dim1=1, dim2=2).long()  # [B, L]
+    last = (real * torch.arange(length, device=real.device)).argmax(1)
+    mask = nn.functional.pad(prompts, (0, count, 0, count), value=False)
+    mask[:, :, length:, :length] = prompts[torch.arange(len(prompts)), :, last].unsqueeze(2)
+    mask[:, :, length:, length:] = query_mask
+    return mask, last
+
+
 # ---- weights -----------------------------------------------------------------------------
 
 

@@ -110,9 +110,10 @@ def commands() -> dict:
     from dsr_toolkit.cli import COMMANDS, build_parser
     from dsr_toolkit.commands.eval import TASKS
     from dsr_toolkit.demo.clip import CLIP
-    from dsr_toolkit.demo.surround import write
+    from dsr_toolkit.worlds.surround import SurroundWorld
+    from dsr_toolkit.worlds.surround_export import write_scene
 
-    street = write(Path("street"))
+    street = write_scene(SurroundWorld(0)[0], Path("street"))
     Image.effect_noise((120, 90), 60).convert("RGB").save("picture.png")
     np.save("cloud.npy", np.random.default_rng(0).random((300, 3)))
     truth = Path("room")  # the layout "room": images and condition.npz

@@ -21,8 +21,10 @@ An architecture takes part with a module `tests/parity_adapters/ARCH.py`:
     def run_function_case(case) -> Result | None                                                    # optional
         # The library's own process, for functions that do not ship with the weights (losses, metrics).
 
-Both look at what a case contains (`case.inputs`, `case.meta`, `case.expected`), never at its name. With
-`PARITY_TRACEBACK=1` in the environment, what keeps a case from running is printed in full.
+Both look at what a case contains (`case.inputs`, `case.meta`, `case.expected`), never at its name, and read every
+setting from the case, from what lies beside the checkpoint or from the checkpoint itself (`published_overrides`).
+Whatever keeps one case from being compared, a conversion of its own included, fails that case and no other. With
+`PARITY_TRACEBACK=1` in the environment it is printed in full.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable
 
 import torch
 from safetensors.torch import load_file
@@ -68,7 +70,8 @@ class Case:
     suite: Suite
     name: str
     meta: dict[str, Any]
-    path: Path | None  # the stored tensors; None for a file of results in JSON, whose content is `meta`
+    path: Path | None  # the stored tensors, or a file of results in JSON, whose content is `meta["content"]`
+    broken: str = ""  # why there is nothing to read
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -128,7 +131,10 @@ class Suite:
     @cached_property
     def cases(self) -> list[Case]:
         listed = self.document.get("cases", self.document)
-        entries = [(case["name"], case) for case in listed] if isinstance(listed, list) else list(listed.items())
+        if isinstance(listed, list):
+            entries = [(case.get("name", f"case {index}"), case) for index, case in enumerate(listed)]
+        else:
+            entries = list(listed.items())
         cases = []
         for name, meta in entries:
             if not isinstance(meta, dict) or name.startswith("_"):
@@ -142,7 +148,7 @@ class Suite:
                 cases.append(Case(self, path.stem.removeprefix("case_"), {}, path))
         for path in sorted(self.folder.glob("*.json")):
             if not CHECKPOINT_FILES.fullmatch(path.name):
-                cases.append(Case(self, path.stem, {"content": json.loads(path.read_text())}, path))
+                cases.append(Case(self, path.stem, *_json_results(path)))
         return cases
 
     def files(self, pattern: str) -> list[Path]:
@@ -156,6 +162,13 @@ class Suite:
             if case.name == name:
                 return case
         raise ValueError(f"{self.folder / 'cases.json'} refers to a case {name!r} that it does not define.")
+
+
+def _json_results(path: Path) -> tuple[dict[str, Any], Path, str]:
+    try:
+        return {"content": json.loads(path.read_text())}, path, ""
+    except ValueError as error:
+        return {"content": {}}, path, f"no JSON: {error}"
 
 
 def find_suites(reference: Path) -> list[Suite]:
@@ -298,6 +311,47 @@ class Value:
     tolerance: Tolerance = field(default_factory=lambda: Tolerance(rtol=1e-6))  # for floating-point numbers
 
 
+class ConversionFailed(ValueError):
+    """A checkpoint that a case needs could not be converted."""
+
+
+def published_overrides(
+    published: dict[str, Any], fields: dict[str, str], only: dict[str, Any] | None = None, known: Iterable[str] = ()
+) -> dict[str, Any]:
+    """
+    Overrides for the converter from settings that lie beside a checkpoint.
+
+    Args:
+        published: the settings, by their published names.
+        fields: our name by published name; a setting that is absent is left to the converter.
+        only: settings that this library has in one way, with that one.
+        known: settings that shapes tell, or that do not bear on results. Names that begin with `_` are remarks.
+
+    Raises:
+        ValueError: a setting has a value that the library does not have, or a name that nobody knows.
+    """
+    only = only or {}
+    for name, value in published.items():
+        if name in only and value != only[name]:
+            raise ValueError(f"the reference has {name} = {value!r}, this library has {only[name]!r} alone")
+        if not (name in fields or name in only or name in known or name.startswith("_")):
+            raise ValueError(f"the reference has a setting that its adapter does not know: {name} = {value!r}")
+    return {ours: published[theirs] for theirs, ours in fields.items() if theirs in published}
+
+
+def rows_like(stored: torch.Tensor, found: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    """`found` with a row per beam where `stored` has them, and one per sample where it has not."""
+    rows, wanted = found.shape[axis], stored.shape[axis]
+    if rows < wanted and wanted % rows == 0:
+        return found.repeat_interleave(wanted // rows, axis)
+    if rows > wanted and rows % wanted == 0:
+        groups = found.unflatten(axis, (wanted, rows // wanted))
+        first = groups.narrow(axis + 1, 0, 1)
+        if bool((groups == first).all()):  # the beams of a sample are alike: it is stored once
+            return first.squeeze(axis + 1)
+    return found
+
+
 @dataclass
 class Result:
     """What a case gave.
@@ -320,14 +374,28 @@ class Result:
 
 
 class Models:
-    """The converted checkpoints of a suite, loaded through the Auto classes and kept."""
+    """The converted checkpoints of a suite, loaded through the Auto classes and kept.
 
-    def __init__(self, folders: dict[str, str | Path], isolated: bool = True):
+    Args:
+        folders: converted folders by name.
+        failures: why others could not be converted, by name.
+    """
+
+    def __init__(self, folders: dict[str, str | Path], failures: dict[str, str] | None = None, isolated: bool = True):
         self.folders = {name: Path(folder) for name, folder in folders.items()}
+        self.failures = failures or {}
         self.isolated = isolated
         self._loaded: dict[Any, Any] = {}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.folders or name in self.failures
+
+    def __len__(self) -> int:
+        return len(self.folders) + len(self.failures)
+
     def folder(self, name: str = "model") -> Path:
+        if name in self.failures:
+            raise ConversionFailed(self.failures[name])
         if name not in self.folders:
             raise ValueError(f"the suite has no converted checkpoint {name!r}, only {sorted(self.folders)}")
         return self.folders[name]
@@ -543,34 +611,55 @@ def load_adapter(arch: str):
 
 
 def describe(error: BaseException) -> str:
+    if isinstance(error, ConversionFailed):
+        return str(error)
     text = " ".join(str(error).split())
     return f"did not run: {type(error).__name__}: {text[:300]}"
 
 
-def run_cases(function, cases: list[Case], *arguments) -> Iterator[tuple[Case, Result | None, str]]:
-    """(case, result, reason it did not run) of each; a result of None without reason was declined by `function`."""
-    for case in cases:
+def case_rows(function, case: Case, *arguments) -> list[Row] | None:
+    """The rows of one case that `function` runs, None if it declines. Whatever goes wrong is a row of this case."""
+    if case.broken:
+        return [failed_case(case, case.broken)]
+    try:
         if case.expected and all((case.excuse(tensor) or (False,))[0] for tensor in case.expected):
-            yield case, Result(), ""  # nothing of it is to be reproduced
-            continue
-        try:
-            yield case, function(case, *arguments), ""
-        except Exception as error:  # a case that cannot run is a row of the table, not the end of it
-            if os.environ.get("PARITY_TRACEBACK"):
-                traceback.print_exc()
-            yield case, None, describe(error)
+            return compare_case(case, Result())  # nothing of it is to be reproduced
+        result = function(case, *arguments)
+        return None if result is None else compare_case(case, result)
+    except Exception as error:
+        if os.environ.get("PARITY_TRACEBACK"):
+            traceback.print_exc()
+        return uncompared(case, describe(error))
 
 
-def convert_suite(adapter, suite: Suite, arch: str, folder: Path) -> dict[str, str]:
-    """Convert the suite's checkpoints with the real converter; {name: converted folder}."""
+def uncompared(case: Case, reason: str) -> list[Row]:
+    """A failure for every stored result, or one for the case if they cannot be read."""
+    try:
+        return compare_case(case, None, reason)
+    except Exception as error:
+        return [failed_case(case, f"{reason}; {describe(error)}" if reason != describe(error) else reason)]
+
+
+def failed_case(case: Case, reason: str) -> Row:
+    return Row(case.suite.name, case.name, "(all)", None, "", False, reason)
+
+
+def convert_suite(adapter, suite: Suite, arch: str, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Convert the suite's checkpoints with the real converter; (folder by name, reason by name of what failed)."""
     from convert_weights import convert
 
-    folders = {}
+    folders, failures = {}, {}
     for name, arguments in adapter.conversions(suite).items():
         output = folder / re.sub(r"\W", "_", f"{suite.name}_{name}")
-        convert(arguments.pop("arch", arch), output=output, progress=False, **arguments)
-        folders[name] = str(output)
-    return folders
+        try:
+            convert(arguments.pop("arch", arch), output=output, progress=False, **arguments)
+        except Exception as error:
+            if os.environ.get("PARITY_TRACEBACK"):
+                traceback.print_exc()
+            failures[name] = describe(error).replace("did not run", "conversion failed")
+        else:
+            folders[name] = str(output)
+    return folders, failures
 
 
 class _NoSourceTree(importlib.abc.MetaPathFinder):
@@ -583,27 +672,31 @@ class _NoSourceTree(importlib.abc.MetaPathFinder):
 
 
 def worker(job: str) -> None:
-    """Body of the isolated process: run the cases of `job`, write the rows."""
+    """Body of the isolated process: run the cases of `job`, write a line of JSON as each is done."""
     sys.meta_path.insert(0, _NoSourceTree())
     task = json.loads(Path(job).read_text())
     adapter = load_adapter(task["arch"])
-    answer = {"rows": [], "declined": []}
-    suites = find_suites(Path(task["reference"]))
-    for index, suite in enumerate(suites):
-        models = Models(task["folders"].get(str(index), {}))
-        cases = [case for case in suite.cases if str(index) not in task["failed"]]
-        for case, result, error in run_cases(adapter.run_case, cases, models):
-            if result is None and not error:
-                answer["declined"].append([index, case.name])
-            else:
-                answer["rows"].append([index, case.name, [asdict(row) for row in compare_case(case, result, error)]])
-    Path(task["answer"]).write_text(json.dumps(answer))
+    with open(task["answers"], "a") as answers:
+        for index, suite in enumerate(find_suites(Path(task["reference"]))):
+            models = Models(task["folders"].get(str(index), {}), task["failures"].get(str(index)))
+            for case in suite.cases:
+                if [index, case.name] not in task["left"]:
+                    continue
+                rows = case_rows(adapter.run_case, case, models)
+                answer = {"suite": index, "case": case.name, "rows": rows and [asdict(row) for row in rows]}
+                print(json.dumps(answer), file=answers, flush=True)
 
 
-def run_isolated(task: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Run `worker` in a process of its own, without the source tree and with a code cache of its own."""
-    job, answer = folder / "job.json", folder / "answer.json"
-    job.write_text(json.dumps({**task, "answer": str(answer)}))
+def run_isolated(task: dict[str, Any], folder: Path) -> dict[tuple[int, str], list[Row] | str | None]:
+    """
+    Run `worker` in a process of its own, without the source tree and with a code cache of its own.
+
+    Returns:
+        By suite and case: rows, None where the adapter declined, or why the process died. Another process then goes on
+        with the cases behind; of two that die without a case between them, the second one's reason is that of all.
+    """
+    job, answers = folder / "job.json", folder / "answers.jsonl"
+    found: dict[tuple[int, str], list[Row] | str | None] = {}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {
         "HF_HUB_OFFLINE": "1",
@@ -611,14 +704,27 @@ def run_isolated(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.parity import worker; worker({str(job)!r})"
-    process = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd="/", env=environment, capture_output=True, text=True
-    )
-    if process.returncode or not answer.exists():
-        raise RuntimeError(f"the isolated process failed:\n{process.stderr[-4000:]}")
-    if os.environ.get("PARITY_TRACEBACK"):
-        print(process.stderr, file=sys.stderr)
-    return json.loads(answer.read_text())
+    left = [tuple(case) for case in task["cases"]]
+    while left:
+        answers.unlink(missing_ok=True)
+        job.write_text(json.dumps({**task, "left": left, "answers": str(answers)}))
+        process = subprocess.run(
+            [sys.executable, "-P", "-c", code], cwd="/", env=environment, capture_output=True, text=True
+        )
+        if os.environ.get("PARITY_TRACEBACK"):
+            print(process.stderr, file=sys.stderr)
+        lines = answers.read_text().splitlines() if answers.exists() else []
+        for line in map(json.loads, lines):
+            rows = line["rows"]
+            found[line["suite"], line["case"]] = rows and [Row(**row) for row in rows]
+        left = [case for case in left if case not in found]
+        if left and not process.returncode:
+            raise RuntimeError(f"the isolated process left out {left}")
+        died = " ".join(process.stderr[-600:].split())
+        for case in left if not lines else left[:1]:
+            found[case] = f"its process died ({process.returncode}): {died}"
+        left = [case for case in left if case not in found]
+    return found
 
 
 def run_parity(arch: str, reference: str | Path) -> list[Row]:
@@ -628,32 +734,36 @@ def run_parity(arch: str, reference: str | Path) -> list[Row]:
         raise ValueError(f"the reference folder {reference} does not exist.")
     adapter = load_adapter(arch)
     suites = find_suites(reference)
-    by_case: dict[tuple[int, str], list[Row]] = {}
     with tempfile.TemporaryDirectory(prefix="parity_") as temporary:
-        folder, folders, failed = Path(temporary), {}, {}
+        folder, folders, failures, refused = Path(temporary), {}, {}, {}
         for index, suite in enumerate(suites):
             try:
-                folders[str(index)] = convert_suite(adapter, suite, arch, folder)
-            except Exception as error:
+                folders[str(index)], failures[str(index)] = convert_suite(adapter, suite, arch, folder)
+            except Exception as error:  # it cannot be told what to convert
                 if os.environ.get("PARITY_TRACEBACK"):
                     traceback.print_exc()
-                failed[str(index)] = describe(error).replace("did not run", "conversion failed")
+                refused[index] = describe(error).replace("did not run", "conversion failed")
         # JSON files of results beside the suites may concern the code that any of them converts to.
-        first = next((found for found in folders.values() if found), {})
-        folders = {index: found or first for index, found in folders.items()}
-        task = {"arch": arch, "reference": str(reference), "folders": folders, "failed": sorted(failed)}
-        answer = run_isolated(task, folder)
-    for index, name, rows in answer["rows"]:
-        by_case[index, name] = [Row(**row) for row in rows]
+        converted = [found for found in folders.values() if found]
+        converted.sort(key=lambda found: not any(architecture_of(folder) == arch for folder in found.values()))
+        first = next(iter(converted), {})
+        folders = {index: found or ({} if failures[index] else first) for index, found in folders.items()}
+        cases = [(i, case.name) for i, suite in enumerate(suites) if i not in refused for case in suite.cases]
+        task = {"arch": arch, "reference": str(reference), "folders": folders, "failures": failures, "cases": cases}
+        found = run_isolated(task, folder)
+    rows = []
     for index, suite in enumerate(suites):
-        if str(index) in failed:
-            cases = [(case, None, failed[str(index)]) for case in suite.cases]
-        else:
-            declined = [case for case in suite.cases if [index, case.name] in answer["declined"]]
-            cases = run_cases(getattr(adapter, "run_function_case", lambda case: None), declined)
-        for case, result, error in cases:
-            by_case[index, case.name] = compare_case(case, result, error)
-    return [row for i, suite in enumerate(suites) for case in suite.cases for row in by_case.get((i, case.name), [])]
+        for case in suite.cases:
+            answer = found.get((index, case.name), refused.get(index))
+            if answer is None:
+                here = getattr(adapter, "run_function_case", lambda case: None)
+                answer = case_rows(here, case) or uncompared(case, "")
+            rows += uncompared(case, answer) if isinstance(answer, str) else answer
+    return rows
+
+
+def architecture_of(folder: str | Path) -> str:
+    return json.loads((Path(folder) / "conversion_report.json").read_text())["architecture"]
 
 
 def format_table(rows: list[Row]) -> str:

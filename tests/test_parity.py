@@ -75,7 +75,7 @@ def converted(tmp_path_factory):
     """(adapter, suite, models) of DSR's small reference folder, in this process."""
     adapter = load_adapter("dsr")
     suite = next(suite for suite in find_suites(SMALL / "dsr") if suite.files("config.json"))
-    folders = convert_suite(adapter, suite, "dsr", tmp_path_factory.mktemp("converted"))
+    folders, _ = convert_suite(adapter, suite, "dsr", tmp_path_factory.mktemp("converted"))
     return adapter, suite, Models(folders, isolated=False)
 
 

@@ -9,7 +9,7 @@ from dsr_toolkit.demo.clip import CLIP
 from modeling_dsr.frame_sizes import pi3_image_size
 from modeling_dsr.frames import read_frames
 from modeling_dsr.point_maps import depth_edge, depth_normal_edge, recover_intrinsics
-from modeling_dsr.pose import invert_poses
+from modeling_dsr.pose import invert_rigid
 from processing_dsr import GeometryProcessor
 from tests.modeling_dsr.pi3_samples import intrinsics, poses
 
@@ -155,7 +155,7 @@ def test_extrinsics_are_the_inverse_of_the_poses(processor):
     (scene,) = processor.post_process_geometry(pinhole_scene((28, 28), (30.0, 30.0)))
     identity = torch.eye(4).expand(2, 4, 4)
     torch.testing.assert_close(scene.extrinsics @ scene.camera_poses, identity, atol=1e-5, rtol=0)
-    torch.testing.assert_close(invert_poses(scene.extrinsics), scene.camera_poses, atol=1e-5, rtol=0)
+    torch.testing.assert_close(invert_rigid(scene.extrinsics), scene.camera_poses, atol=1e-5, rtol=0)
 
 
 def test_the_first_camera_can_be_the_world(processor):

@@ -184,6 +184,59 @@ def test_map_prompt_names_the_cameras_in_their_order():
     assert prompt.startswith("<image>\n") and places == sorted(places)
 
 
+TEXT_ONLY = (  # adds strings, as SmolLM2's does
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LISTS_ONLY = (
+    "{% for message in messages %}[{{ message.role }}]{% for item in message.content %}"
+    "{% if item.type == 'text' %}{{ item.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template, prompt",
+    [
+        (TEXT_ONLY, "<|im_start|>user\n<image>\nHow many cars?<|im_end|>\n<|im_start|>assistant\n"),
+        (LISTS_ONLY, "[user]<image>\nHow many cars?"),
+        (None, "<image>\nHow many cars?"),
+    ],
+)
+def test_question_is_shown_as_the_chat_template_takes_it(tokenizer, template, prompt):
+    made = processor(tokenizer=tokenizer, chat_template=template)
+    made.tokenizer.chat_template = None
+    assert made.question_prompt("How many cars?") == prompt
+    if template is not None:
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many cars?"}]}]
+        assert made.apply_chat_template(turn, add_generation_prompt=True) == prompt
+        assert made.apply_chat_template([turn, turn], add_generation_prompt=True) == [prompt, prompt]
+        ids = made.apply_chat_template(turn, add_generation_prompt=True, tokenize=True)["input_ids"]
+        assert ids.tolist() == made(text=prompt)["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [("nothing", "leaves the text out"), ("{{ raise_exception('no users') }}", "TemplateError: no users")],
+)
+def test_a_template_that_cannot_ask_is_refused(tokenizer, template, message):
+    with pytest.raises(ValueError, match=message):
+        processor(tokenizer=tokenizer, chat_template=template).question_prompt("How many cars?")
+
+
+def test_a_video_in_a_turn_is_refused(tokenizer):
+    made = processor(tokenizer=tokenizer, chat_template=TEXT_ONLY)
+    with pytest.raises(ValueError, match="must be an image .a scene. or a text, got type 'video'"):
+        made.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
+
+
+def test_answered_question_begins_as_the_open_one(tokenizer):
+    made = processor(tokenizer=tokenizer, chat_template=TEXT_ONLY)
+    prompt, answer = made.conversation("How many cars?", "two")
+    assert prompt == made.question_prompt("How many cars?") and answer == "two<|im_end|>\n"
+    with pytest.raises(ValueError, match="otherwise than an open one"):
+        processor(tokenizer=tokenizer, chat_template="{{ messages | length }}<image>").conversation("How?", "so")
+
+
 def test_text_without_tokenizer_is_refused():
     with pytest.raises(ValueError, match="needs a tokenizer"):
         processor()(pictures(SIZE), "<image>")

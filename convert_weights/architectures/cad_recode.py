@@ -11,6 +11,7 @@ from .cadrille import (
     POINT_RULES,
     check_width,
     feature_count,
+    features,
     new_point_encoder,
     projection_width,
     token_id,
@@ -26,6 +27,7 @@ QWEN2_RULES = [
     rename(r"model\.(.+)", r"model.\1"),
 ]
 FIRST_VERSION_CHANNELS = 6  # points with normals
+QWEN_END_OF_TEXT, QWEN_IM_END = 151643, 151645  # in Qwen2's own vocabulary
 
 
 def plan(sources: dict[str, Source], overrides: dict) -> Plan:
@@ -42,15 +44,14 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
         )
     for key in OWN_FIELDS:
         content.pop(key, None)
-    im_end = token_id(source, "<|im_end|>")
-    if im_end is None and content.get("bos_token_id") is not None:
-        im_end = content["bos_token_id"] + 2  # Qwen's vocabularies begin their special tokens so
-    if im_end is not None:
-        content.setdefault("point_token_id", im_end)
-    config = build_config(CADRecodeConfig, content, overrides)
+    content |= _point_token(source, content, overrides)
     if "point_channels" not in {**content, **overrides}:
-        if projection_width(source) == feature_count(config, FIRST_VERSION_CHANNELS):
-            config.point_channels = FIRST_VERSION_CHANNELS
+        # Points with normals are three channels more: the width says so, as coordinates are read in every version.
+        width, bare = projection_width(source) or 0, not overrides.get("include_input", True)
+        content["point_channels"] = FIRST_VERSION_CHANNELS if width and width % 2 == bare else 3
+    channels = overrides.get("point_channels", content["point_channels"])
+    content = {**features(source, channels), **content}
+    config = build_config(CADRecodeConfig, content, overrides)
     check_width(source, config, config.point_channels)
     generation = source.json("generation_config.json") or {
         "bos_token_id": config.bos_token_id,
@@ -63,6 +64,28 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
         load={name: [*POINT_RULES, *QWEN2_RULES]},
         fill=[] if name == "cad_recode" else new_point_encoder(feature_count(config, config.point_channels)),
         generation_config=generation,
+    )
+
+
+def _point_token(source: Source, content: dict, overrides: dict) -> dict:
+    """
+    `<|im_end|>` of the tokenizer stands for points; without one it is known for Qwen2's own vocabulary alone.
+
+    Raises:
+        ValueError: there is no tokenizer, and the vocabulary is another one.
+    """
+    if "point_token_id" in {**content, **overrides}:
+        return {}
+    im_end = token_id(source, "<|im_end|>")
+    if im_end is not None:
+        return {"point_token_id": im_end}
+    if content.get("bos_token_id") in (None, QWEN_END_OF_TEXT):
+        return {"point_token_id": QWEN_IM_END}
+    raise ValueError(
+        f"Source `{source.name}` ({source.location}) has no tokenizer and a vocabulary of its own (bos_token_id "
+        f"{content['bos_token_id']}), so the token that stands for points is unknown. Give it as configuration "
+        f"override, "
+        'such as {"point_token_id": 265}, or put the tokenizer files beside the weights.'
     )
 
 

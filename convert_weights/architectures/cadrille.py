@@ -7,6 +7,7 @@ from pathlib import Path
 from ..recipe import Initialiser, Plan, build_config, drop, init, rename
 from ..sources import Source
 from .dsr import QWEN_RULES
+from .qwen_preprocessing import check_patch_sizes, normalisation, patch_sizes
 
 SOURCES = (("cadrille",), ("qwen2_vl",))
 MODELS = {"CadrilleForConditionalGeneration": "modeling_dsr.modeling_cadrille"}
@@ -35,11 +36,17 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
 
     name, source = next(iter(sources.items()))
     content = _config(source)
-    endoftext = token_id(source, "<|endoftext|>") or content.get("bos_token_id") or _text(content).get("bos_token_id")
+    endoftext = token_id(source, "<|endoftext|>")
+    if endoftext is None:  # the token that pads; Qwen2-VL's own configuration calls it bos
+        candidates = (part.get(name) for name in ("pad_token_id", "bos_token_id")
+                      for part in (content, _text(content), source.json("generation_config.json")))  # fmt: skip
+        endoftext = next((found for found in candidates if found is not None), None)
     if endoftext is not None:
         content.setdefault("point_token_id", endoftext)
+    content = {**features(source, channels=3), **content}
     config = build_config(CadrilleConfig, content, overrides)
     check_width(source, config, channels=3)
+    check_patch_sizes(source, config.vision_config)
     text = config.text_config
     generation = source.json("generation_config.json") or {
         "bos_token_id": text.bos_token_id,
@@ -98,6 +105,15 @@ def feature_count(config, channels: int) -> int:
     return 3 * (2 * config.num_freqs + int(config.include_input)) + channels - 3
 
 
+def features(source: Source, channels: int) -> dict:
+    """Frequencies of the point encoder and whether it reads the coordinates beside them, from its width."""
+    width = projection_width(source)
+    if width is None or width < channels or (width - (channels - 3)) % 3:
+        return {}  # `check_width` says what is wrong
+    per_coordinate = (width - (channels - 3)) // 3
+    return {"num_freqs": per_coordinate // 2, "include_input": bool(per_coordinate % 2)}
+
+
 def check_width(source: Source, config, channels: int) -> None:
     """Refuse a point encoder that the configuration does not describe."""
     width, expected = projection_width(source), feature_count(config, channels)
@@ -139,12 +155,7 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
 
     from modeling_dsr.processing_cadrille import CadrilleProcessor
 
-    vision = config.vision_config
-    image_processor = Qwen2VLImageProcessor(
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-    )
+    image_processor = Qwen2VLImageProcessor(**patch_sizes(config.vision_config), **normalisation(source))
     chat_template = source.json("chat_template.json").get("chat_template") or tokenizer.chat_template
     processor = CadrilleProcessor(image_processor, tokenizer, chat_template=chat_template, num_points=config.num_points)
     processor.save_pretrained(folder)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..recipe import Plan, build_config, drop, init, normal, ones, rename, zeros
 from ..sources import Source
-from .pi3_encoder import encoder_config, encoder_fill, encoder_rules
+from .pi3_encoder import encoder_config, encoder_fill, encoder_rules, image_normalisation
+from .qwen_preprocessing import check_patch_sizes, normalisation, patch_sizes
 
 SOURCES = (("dsr",), ("qwen", "pi3"))
 MODELS = {"DSRForConditionalGeneration": "modeling_dsr.modeling_dsr"}
@@ -45,8 +46,9 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     main = trained or sources["qwen"]
     content = _trained_config(trained, overrides) if trained else _new_config(main, sources["pi3"], overrides)
     content.setdefault("question_scope", "published" if trained else "question")
-    content |= _token_ids(main, content, overrides)
+    content = {**_undone_normalisation(main), **content, **_token_ids(main, content, overrides)}
     config = build_config(DSRConfig, content, overrides)
+    check_patch_sizes(main, config.vision_config)
     return Plan(
         config=config,
         model_class=DSRForConditionalGeneration,
@@ -112,7 +114,7 @@ def _new_module(config) -> list:
 def _new_config(qwen: Source, pi3: Source, overrides: dict) -> dict:
     content = _qwen_config(qwen)
     content["geometry_config"] = encoder_config(pi3, "encoder.", overrides.get("geometry_config", {}))
-    return content
+    return content | {f"geometry_{name}": value for name, value in image_normalisation(pi3).items()}
 
 
 # --------------------------------------------------------------------------------------
@@ -137,6 +139,13 @@ def _qwen_config(source: Source) -> dict:
     if "text_config" not in content:
         content = Qwen2_5_VLConfig(**content).to_dict()
     return {key: value for key, value in content.items() if key not in ("model_type", "transformers_version")}
+
+
+def _undone_normalisation(source: Source) -> dict:
+    """The video processor's normalisation, which the geometry branch undoes: as its files say, else as published."""
+    given = normalisation(source, "video")
+    names = {"image_mean": "unnormalize_mean", "image_std": "unnormalize_std"}
+    return {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
 
 
 def _token_ids(source: Source, content: dict, overrides: dict) -> dict:
@@ -205,12 +214,7 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
 
     from modeling_dsr.processing_dsr import DSRProcessor
 
-    vision = config.vision_config
-    sizes = {
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-    }
+    sizes = patch_sizes(config.vision_config)
     image_processor = (
         Qwen2VLImageProcessor.from_pretrained(source.folder)
         if source.path("preprocessor_config.json")
@@ -221,6 +225,7 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
     else:
         # The defaults of the class, 128 to 768 tokens a frame, are what DSR was evaluated with. Qwen publishes bounds
         # for images, with a maximum 21 times as large; a source whose maximum is below DSR's means it.
+        sizes |= normalisation(source, "video")
         video_processor = Qwen2VLVideoProcessor(**sizes)
         if image_processor.size["longest_edge"] < video_processor.size["longest_edge"]:
             video_processor = Qwen2VLVideoProcessor(**sizes, size=dict(image_processor.size))

@@ -6,9 +6,10 @@ import math
 import re
 from pathlib import Path
 
-from ..recipe import Initialiser, Plan, build_config, drop, init, linear_default, merge_config, ones, rename, zeros
+from ..recipe import Initialiser, Plan, build_config, drop, init, linear_default, ones, rename, zeros
 from ..sources import HUB_ID, Source
-from .sam import is_transformers_layout, sam_content, sam_rules, transformers_rules
+from .qwen_preprocessing import check_patch_sizes, image_settings
+from .sam import check_sam_pixels, is_transformers_layout, sam_content, sam_rules, transformers_rules
 
 SOURCES = (("qwen", "sam"), ("qwen", "sam", "flmm"))
 MODELS = {"FrozenQwenSAMModel": "modeling_dsr.modeling_frozen_qwen_sam"}
@@ -88,6 +89,9 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     if trained:
         content |= _trained_content(trained)
     config = build_config(FrozenQwenSAMConfig, content, overrides)
+    check_patch_sizes(qwen, config.vlm_config.vision_config)
+    for source in filter(None, (sam, trained)):
+        check_sam_pixels(source)
     load = {
         "qwen": qwen_rules(),
         "sam": transformers_rules("sam.") if is_transformers_layout(sam) else sam_rules("", "sam."),
@@ -138,12 +142,40 @@ def _trained_content(source: Source) -> dict:
         "mask_head_stages": len(stages),
     }
     published = source.config if "mask_head" in source.config else {}
+    _check_mask_head(source, published.get("mask_head", {}), len(stages))
     if "merge" in published:
         content["merge"] = published["merge"]
     if "upsample_input" in published.get("mask_head", {}):
         content["mask_head_size"] = published["mask_head"]["upsample_input"]
     flags = ("use_text", "use_mask", "use_box", "multimask_output")
     return content | {name: value for name, value in published.get("sam", {}).items() if name in flags}
+
+
+def _check_mask_head(source: Source, published: dict, stages: int) -> None:
+    """The U-Net's widths show in its weights; of how it is built otherwise the model knows the published way alone."""
+    ones, twos, yes = [1] * stages, [2] * stages, [True] * (stages - 1)
+    only = {
+        "type": "UNetHead",
+        "normalize_input": True,
+        "strides": ones,
+        "enc_num_convs": twos,
+        "dec_num_convs": twos[1:],
+        "downsamples": yes,
+        "enc_dilations": ones,
+        "dec_dilations": ones[1:],
+        "norm_cfg": {"type": "GroupNorm", "num_groups": 1},
+        "upsample_cfg": {"type": "InterpConv"},
+    }
+    for name, value in only.items():
+        found = published.get(name, value)
+        found = list(found) if isinstance(found, tuple) else found
+        if isinstance(value, dict) and isinstance(found, dict):
+            found = {key: found.get(key) for key in value}  # others say nothing of the layers
+        if found != value:
+            raise ValueError(
+                f"Source `{source.name}` ({source.location}): its config.json says mask_head.{name} = {found!r}, the "
+                f"model has {value!r} alone."
+            )
 
 
 def _hub_source(source: Source) -> dict | None:
@@ -159,15 +191,10 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
 
     from modeling_dsr.processing_frozen_qwen_sam import FrozenQwenSAMProcessor
 
-    source, vision = sources["qwen"], config.vlm_config.vision_config
+    source = sources["qwen"]
     if not any(source.path(name) for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return [f"source `{source.name}` has no tokenizer, so no processor was written: put Qwen's beside its weights"]
-    sizes = {
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-    }
-    image_processor = Qwen2VLImageProcessorPil.from_dict(merge_config(source.json("preprocessor_config.json"), sizes))
+    image_processor = Qwen2VLImageProcessorPil.from_dict(image_settings(source, config.vlm_config.vision_config))
     tokenizer = AutoTokenizer.from_pretrained(source.folder)
     chat_template = source.json("chat_template.json").get("chat_template") or tokenizer.chat_template
     FrozenQwenSAMProcessor(

@@ -16,7 +16,8 @@ import torch
 
 from ..recipe import Plan, Rule, build_config, constant, copy, drop, init, linear_default, normal, rename, transform
 from ..sources import Source
-from .pi3_encoder import encoder_config, encoder_fill, encoder_rules
+from .pi3 import rope_base
+from .pi3_encoder import encoder_config, encoder_fill, encoder_rules, image_normalisation
 
 # `page4d`: PAGE-4D, VGGT-1B or the multi-view model. `track`: weights with a track head, such as VGGT-1B, to go with a
 # PAGE-4D that has none. `pi3`: for the three stages. `extra`: tensors of the multi-view model that its checkpoint
@@ -104,6 +105,7 @@ def _staged_plan(sources: dict[str, Source], overrides: dict) -> Plan:
     content = _trunk_config(source, prefix, overrides) | _layer_roles(source, prefix, overrides)
     content |= _camera_config(source, prefix) | _dense_config(source, prefix) | _track_config(source, prefix)
     content |= {"enable_dual_stream": True, "time_pos": "none"} | _multiview_layers(overrides)
+    content |= image_normalisation(pi3)  # the encoder is π³'s
     width, registers = content["embed_dim"], content["num_register_tokens"]
     if pi3.shape("register_token")[-1] != width:
         raise ValueError(
@@ -120,6 +122,11 @@ def _staged_plan(sources: dict[str, Source], overrides: dict) -> Plan:
             f"spatial_mask_head: the checkpoint's layout {found!r} is not the model's {wanted!r}; it starts anew"
         )
     config = build_config(Page4DConfig, content, overrides)
+    if rope_base(pi3) != config.rope_freq:
+        raise ValueError(
+            f"The blocks of source `pi3` ({pi3.location}) have rotary positions of base {rope_base(pi3):g}, the model "
+            f"would have `rope_freq` {config.rope_freq:g}."
+        )
 
     def first_registers(tokens: torch.Tensor) -> torch.Tensor:
         return tokens[:, :, :registers].expand(1, 2, -1, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..recipe import Plan, build_config, rename
@@ -11,6 +12,7 @@ from .pi3_encoder import encoder_config, encoder_fill, encoder_rules
 SOURCES = (("pi3",), ("pi3x",))
 MODELS = {"Pi3Model": "modeling_dsr.modeling_pi3"}
 HEAD_DIM = 64  # of the published models, where shapes do not show it
+PUBLISHED_POSITIONS = "rope100"  # Pi3X writes no config.json that says so
 
 # Everything but the two DINOv2 encoders has its published name.
 KEPT = (
@@ -30,6 +32,13 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
         raise ValueError(f"Source `{variant}` ({source.location}) is {found} checkpoint: name it `--source {other}=…`.")
     content = _config(source, overrides)
     fill = encoder_fill("encoder.")
+    conditioned = source.config.get("use_multimodal")
+    if conditioned not in (None, "depth_emb" in source):
+        raise ValueError(
+            f"Source `{variant}` ({source.location}): its config.json says use_multimodal = {conditioned!r}, its "
+            f"weights "
+            f"{'have' if 'depth_emb' in source else 'lack'} the conditioning."
+        )
     if variant == "pi3x":
         content |= _pi3x_config(source, overrides)
         fill += encoder_fill("depth_encoder.") if content["use_conditioning"] else []
@@ -55,6 +64,7 @@ def _config(source: Source, overrides: dict) -> dict:
         "num_decoder_layers": _count(source, r"decoder\.(\d+)\.norm1\.weight"),
         "num_attention_heads": width // source.shape("decoder.0.attn.q_norm.weight")[0],
         "num_register_tokens": source.shape("register_token")[2],
+        "rope_base": rope_base(source),
         "mlp_ratio": source.shape("decoder.0.mlp.fc1.weight")[0] / width,
         "head_hidden_size": head_width,
         "head_num_attention_heads": _heads(source, "head_num_attention_heads", head_width, overrides),
@@ -62,6 +72,18 @@ def _config(source: Source, overrides: dict) -> dict:
         "point_dim": source.shape("point_decoder.linear_out.weight")[0],
         "camera_dim": source.shape("camera_decoder.linear_out.weight")[0],
     }
+
+
+def rope_base(source: Source) -> float:
+    """The base of the decoder's rotary positions: the published class writes `"pos_type": "rope100"` to config.json."""
+    kind = source.config.get("pos_type", PUBLISHED_POSITIONS)
+    found = re.fullmatch(r"rope(\d+(?:\.\d+)?)", kind) if isinstance(kind, str) else None
+    if found is None or float(found[1]) <= 0:
+        raise ValueError(
+            f"Source `{source.name}` ({source.location}): its config.json says pos_type = {kind!r}, expected rotary "
+            'positions with their base, such as "rope100".'
+        )
+    return float(found[1])
 
 
 def _pi3x_config(source: Source, overrides: dict) -> dict:

@@ -35,6 +35,17 @@ def encoder_fill(target_prefix: str) -> list[Rule]:
     return [init(re.escape(target_prefix) + r"embeddings\.mask_token", zeros)]
 
 
+def image_normalisation(source: Source) -> dict:
+    """
+    `image_mean` and `image_std` that π³'s file carries, {} if it has none; weights are read for nothing else here.
+    """
+    if not source.has_weights:
+        return {}
+    names = [name for name in ("image_mean", "image_std") if name in source]
+    # The shortest decimal numbers that these float32 values are.
+    return {name: [round(value, 6) for value in source.read(name).float().flatten().tolist()] for name in names}
+
+
 def encoder_config(source: Source, source_prefix: str, overrides: dict) -> dict:
     """
     Fields of `Dinov2WithRegistersConfig` that the shapes tell.

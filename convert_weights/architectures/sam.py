@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 from ..recipe import Rule, rename
 from ..sources import Source
 
@@ -50,6 +52,36 @@ def sam_rules(source_prefix: str, target_prefix: str, when_taken: str = "error")
         rule(decoder + mlps + r"\.layers\.2\.(.+)", r"mask_decoder.\1.proj_out.\2"),
         rule(r"(mask_decoder\.(?:iou_token|mask_tokens|transformer)\..+)", r"\1"),
     ]
+
+
+# Of RGB in 0 … 255: what every release of SAM was trained with, and what the processor here does.
+PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def check_sam_pixels(source: Source) -> None:
+    """
+    The processor has SAM's published normalisation: a source that says another one is refused.
+
+    Raises:
+        ValueError: `pixel_mean` or `pixel_std` of the weights, or the preprocessor_config.json beside a transformers
+            folder, is not the published one.
+    """
+    found = {}
+    if is_transformers_layout(source):
+        given = source.json("preprocessor_config.json")
+        scale = 1 / given.get("rescale_factor", 1 / 255)
+        found = {name: torch.tensor(given[name], dtype=torch.float32) * scale
+                 for name in ("image_mean", "image_std") if name in given}  # fmt: skip
+    elif source.has_weights:
+        keys = [match[0] for match in source.match(r"(?:.*\.)?pixel_(?:mean|std)")]
+        found = {key: source.read(key).float().reshape(-1) for key in keys}
+    for name, values in found.items():
+        published = torch.tensor(PIXEL_STD if name.endswith("std") else PIXEL_MEAN)
+        if values.shape != published.shape or not torch.allclose(values, published, rtol=1e-3):
+            raise ValueError(
+                f"Source `{source.name}` ({source.location}): `{name}` is {values.tolist()} of 255, SAM's processor "
+                f"here normalises by {published.tolist()} alone."
+            )
 
 
 def is_transformers_layout(source: Source) -> bool:

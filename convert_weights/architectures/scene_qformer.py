@@ -35,6 +35,12 @@ MODELS = {
 # Rank 32 with alpha 64 is how the published map detector is trained; the file does not tell alpha.
 PUBLISHED_LORA_SCALE = 2.0
 IMAGE_TOKEN = "<image>"
+# Of a ResNet's own configuration; where a block has its stride shows in no shape.
+RESNET_FIELDS = (
+    *("depths", "hidden_sizes", "embedding_size", "layer_type", "hidden_act", "num_channels"),
+    *("downsample_in_first_stage", "downsample_in_bottleneck"),
+)
+ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor")
 IMAGE_SIZES = {"sine_camera": (336, 336), "depth_3d": (448, 800), "ray_3d": (448, 800)}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # Fields that the published `build_qformer` reads, and those that a config.json beside a checkpoint may add.
@@ -50,6 +56,7 @@ PUBLISHED_FIELDS = (
         "missing_calibration",
     ),
     *("position_frame", "sine_normalize_2pi", "output_clamp", "image_token_index"),
+    *("sine_temperature", "point_clamp", "backbone_dilation"),
 )
 
 
@@ -71,6 +78,8 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     if text_source is not None:
         content["text_config"] = _text_config(text_source, llm is not None, overrides)
         content["image_token_id"] = _image_token_id(text_source)
+        if isinstance(text_source.config.get("image_token_index"), int):
+            content.setdefault("image_token_index", text_source.config["image_token_index"])
         content |= _map_config(text_source, overrides)
     for name in ("text_config", "map_config"):
         if isinstance(overrides.get(name), dict):
@@ -255,10 +264,8 @@ def _qformer_config(source: Source, prefix: str, overrides: dict) -> dict:
 def _resnet_config(source: Source, prefix: str, overrides: dict) -> dict:
     """Sizes of a ResNet; `overrides` may end it early (`backbone_stage`)."""
     if source.config.get("model_type") == "resnet":
-        content = {
-            key: value for key, value in source.config.items() if key in ("depths", "hidden_sizes", "embedding_size")
-        }
-        return {"model_type": "resnet", "layer_type": source.config.get("layer_type", "bottleneck"), **content}
+        content = {key: value for key, value in source.config.items() if key in RESNET_FIELDS}
+        return {"model_type": "resnet", "layer_type": "bottleneck", **content}
     stem = "0.weight" if f"{prefix}0.weight" in source else "conv1.weight"
     names = [str(number) for number in range(4, 8)] if stem[0] == "0" else [f"layer{number}" for number in range(1, 5)]
     names = names[: overrides.get("backbone_stage") or len(names)]
@@ -290,7 +297,11 @@ def _text_config(source: Source, alone: bool, overrides: dict) -> dict:
     if kind not in CONFIG_MAPPING:
         raise ValueError(f"Source `{source.name}` ({source.location}) is of the unknown model type {kind!r}.")
     known = CONFIG_MAPPING[kind]().to_dict()
-    content = {key: value for key, value in content.items() if key in known and key != "architectures"}
+    # The class itself reads what earlier releases wrote apart, such as rope_theta and rope_scaling.
+    read = CONFIG_MAPPING[kind].from_dict({**content, "model_type": kind}).to_dict()
+    given = {key for key in content if key in known and key != "architectures"}
+    given |= {"rope_parameters"} if any(key in content for key in ROPE_FIELDS) else set()
+    content = {key: read[key] for key in given}
     if not alone:
         prefix = "llm.base_model.model." if source.match(r"llm\.base_model\..+") else "llm."
         layers = source.match(re.escape(prefix) + r"model\.layers\.(\d+)\.input_layernorm\.weight")
@@ -489,8 +500,22 @@ def _map_fill(config, hidden_size: int) -> list:
 # --------------------------------------------------------------------------------------
 
 
+def _normalisation(sources: dict[str, Source]) -> dict:
+    """Mean and deviation that the backbone was trained with: of transformers' preprocessor_config.json, or of timm."""
+    source = sources.get("scene_qformer") or sources.get("resnet")
+    if source is None:
+        return {}
+    timm = source.config.get("pretrained_cfg", {})
+    names = {"image_mean": "mean", "image_std": "std"}
+    given = {
+        name: source.json("preprocessor_config.json").get(name, timm.get(of_timm)) for name, of_timm in names.items()
+    }
+    return {name: tuple(value) for name, value in given.items() if value is not None}
+
+
 def write_processor(sources: dict[str, Source], config, folder: Path) -> list[str]:
-    """Processor files; with a tokenizer where the language model brought one, its placeholder added."""
+    """Processor files; with a tokenizer where the language model brought one, its placeholder added. Images are
+    normalised as the configuration beside the backbone says, as ImageNet is where there is none."""
     from modeling_dsr.processing_scene_qformer import SceneQFormerProcessor
 
     tokenizer, notes = None, []
@@ -505,6 +530,7 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
         image_size=IMAGE_SIZES[config.position_encoding],
         num_scene_tokens=config.num_queries,
         needs_calibration=config.position_encoding != "sine_camera",
+        **_normalisation(sources),
         **({"chat_template": tokenizer.chat_template} if tokenizer is not None else {}),
     ).save_pretrained(folder)
     return notes

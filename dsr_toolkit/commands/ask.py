@@ -4,11 +4,11 @@ Prints the answers, and writes answer.json and a picture of where the geometry t
 whatever the number of questions.
 """
 
-import json
 import time
 from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, TokenProgress, say, step
+from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "ask about a video or image"
 TITLE = "Where the {} geometry tokens looked"
@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--device", help='"cpu", "cuda:1", or "auto" for all GPUs (default: a GPU if there is one)')
     parser.add_argument("--attn", metavar="NAME", help="attention implementation: sdpa, eager, flash_attention_2, …")
-    parser.add_argument("-o", "--output", default="dsr-ask", metavar="DIR", help="where to write (default: dsr-ask)")
+    add_output_arguments(parser, "dsr-ask")
 
 
 def run(args) -> None:
@@ -39,9 +39,13 @@ def run(args) -> None:
     for path in args.video + args.image:
         if not Path(path).is_file():
             raise ValueError(f"there is no file at {path!r}.")
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-
+    output = Output(
+        args.output or free_folder("dsr-ask"),
+        "answer.json",
+        names=("attention*.png",),
+        inputs=args.video + args.image,
+        overwrite=args.overwrite,
+    )
     with step("Loading libraries"):
         from ..loading import load, resolve
     source, is_random = resolve(args.model, "dsr")
@@ -52,10 +56,19 @@ def run(args) -> None:
 
     media = read_media(args.video, args.image, processor.num_frames if args.frames is None else args.frames)
     results = answer(model, processor, media, args.questions, args.max_new_tokens)
+    with output:
+        write_answers(output, processor, media, results, args.questions, source, is_random)
+
+
+def write_answers(
+    output: Output, processor, media, results, questions: list[str], source: str, is_random: bool
+) -> None:
+    """Print the answers as they come, and write their pictures and answer.json."""
     report = {"model": str(source), "random_weights": is_random, "media": describe(media), "answers": []}
     for number, result in enumerate(results, 1):
-        name = "attention" if len(args.questions) == 1 else f"attention-{number}"
-        pictures = draw(processor, media, result, output / name, RANDOM_WEIGHTS if is_random else None)
+        name = "attention" if len(questions) == 1 else f"attention-{number}"
+        pictures = draw(processor, media, result, output.path(name), RANDOM_WEIGHTS if is_random else None)
+        pictures = output.publish(*(picture.name for picture in pictures)) if pictures else []
         print(f"Q: {result['question']}\nA: {result['answer']}")
         for picture in pictures:
             print(f"   {picture}")
@@ -65,8 +78,7 @@ def run(args) -> None:
         )
     if is_random:
         print(RANDOM_WEIGHTS)
-    (output / "answer.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"   {output / 'answer.json'}")
+    print(f"   {output.report(report)}")
 
 
 def read_media(videos: list[str], images: list[str], num_frames: int) -> list[dict]:

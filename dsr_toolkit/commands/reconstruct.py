@@ -8,6 +8,7 @@ own; cameras look along z, x right and y down.
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
@@ -234,11 +235,23 @@ def _sequence(model, processor, frames, total: int, folder: Path, formats, args,
         views = reconstruct_windows(
             predict, frames, args.window, args.overlap, cache, loops=args.loops, report=joins, total=total
         )
-    return _write(tqdm(views, total=total, unit="frame", desc="Writing"), folder, formats, args) | joins
+    views = tqdm(views, total=total, unit="frame", desc="Writing")
+    return _write(views, folder, formats, args, _about(model, args)) | joins
+
+
+def _about(model, args):
+    """What writers are told of the scene."""
+    from ..reconstruction.inputs import is_video
+    from ..reconstruction.writers import OWN_SCALE, About
+
+    metric = getattr(model.config, "variant", None) == "pi3x"
+    return About(Path(args.input).resolve().name, "metres" if metric else OWN_SCALE, seconds=is_video(Path(args.input)))
 
 
 def _multiview(model, processor, times: dict, frames: list, folder: Path, formats, args) -> dict:
-    """All times and views together, so that they share a world; a folder of files per time."""
+    """All times and views together, so that they share a world; a folder of files per time, a trajectory per view."""
+    from ..reconstruction.writers.tables import TumWriter
+
     each, reports = len(frames) // len(times), {}
     say(f"Looking at {len(times)} times × {each} views together …")
     # A model that was not made for views sees them as one sequence.
@@ -246,24 +259,51 @@ def _multiview(model, processor, times: dict, frames: list, folder: Path, format
     views = _predict(model, processor, frames, args, each if knows_views else None)
     if views[0].dynamic is None:
         say("This model has no dynamic mask: what moves is not coloured apart.")
+    about = replace(_about(model, args), root=views[0].camera_to_world)
+    files = []
+    if "tum" in formats:
+        for number in range(each):
+            writer = TumWriter(folder, 0, about, f"trajectory_view{number}.tum")
+            for view in views[number::each]:
+                writer.add(view)
+            files += writer.finish()
+    formats = tuple(name for name in formats if name != "tum")
     for number, name in enumerate(times):
         (folder / name).mkdir()
-        reports[name] = _write(views[number * each : (number + 1) * each], folder / name, formats, args)
+        here = replace(about, title=f"{about.title}, {name}")
+        reports[name] = _write(views[number * each : (number + 1) * each], folder / name, formats, args, here)
     whole = {key: sum(report[key] for report in reports.values()) for key in ("views", "points")}
-    return whole | {"times": reports}
+    return whole | {"times": reports, "files": [path.name for path in files]}
 
 
-def _write(views, folder: Path, formats, args) -> dict:
+def _write(views, folder: Path, formats, args, about) -> dict:
+    """
+    Every view to every writer. A format that fails costs nothing but its own files, and is named in the report.
+    """
     from ..reconstruction.pictures import Overview
     from ..reconstruction.writers import open_writers
 
-    writers, overview = open_writers(folder, formats, args.max_points), Overview()
-    count = points = 0
+    writers = open_writers(folder, formats, args.max_points, about) if formats else {}
+    overview, failed, files, count, points = Overview(about.unit), {}, [], 0, 0
+
+    def attempt(name: str, work) -> list:
+        try:
+            return work() or []
+        except (OSError, ValueError) as error:
+            failed[name] = str(error)
+            writers.pop(name)
+            say(f"{name} cannot be written: {error} The other formats go on.")
+            return []
+
     for view in views:
-        for writer in writers:
-            writer.add(view)
+        view = view.finite()
+        for name, writer in list(writers.items()):
+            attempt(name, lambda: writer.add(view))
         overview.add(view)
         count, points = count + 1, points + int(view.mask.sum())
-    files = [path for writer in writers for path in writer.finish()]
+    for name, writer in list(writers.items()):
+        files += attempt(name, writer.finish)
     overview.picture().save(folder / "overview.png")
-    return {"views": count, "points": points, "files": [path.name for path in [*files, folder / "overview.png"]]}
+    report = {"views": count, "points": points, "unit": about.unit}
+    report["files"] = [path.name for path in [*files, folder / "overview.png"]]
+    return report | ({"failed": failed} if failed else {})

@@ -1,4 +1,4 @@
-"""Scene tokens of six surround cameras: prints a summary and paints where the queries look over the images.
+"""Scene tokens of six surround cameras: prints a summary, answers questions and paints where the queries look.
 
 FOLDER holds one image per camera, named CAM_FRONT.jpg and so on, and for models that read it calibration.json:
 {"CAM_FRONT": {"intrinsics": [[…]], "extrinsics": [[…]]}, …}, intrinsics in pixels of the image, extrinsics camera →
@@ -11,6 +11,7 @@ from pathlib import Path
 from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, say, step
 
 HELP = "scene tokens of six surround cameras"
+READER = "AutoModelForImageTextToText"  # a scene Q-Former with its language model
 IMAGE_KINDS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -18,6 +19,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="six images by camera name, or a nuScenes folder")
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted scene Q-Former; default: a tiny random one")
     parser.add_argument("--sample", metavar="TOKEN", help="sample of a nuScenes folder (default: the first)")
+    parser.add_argument(
+        "--ask",
+        action="append",
+        metavar="QUESTION",
+        help="ask the language model; may be repeated (default: no question)",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length of an answer (default: 64)")
     parser.add_argument(
         "--query", type=int, action="append", metavar="N", help="paint this query; may be repeated (default: all)"
     )
@@ -35,17 +43,27 @@ def run(args) -> None:
         from ..loading import load, resolve
     source, is_random = resolve(args.model, "scene_qformer")
     with step(f"Loading {source}"):
-        model, processor = load(source, "scene_qformer", dtype=args.dtype, device=args.device)
+        model, processor = load(
+            source, "scene_qformer", args.dtype, args.device, auto_class=READER if args.ask else None
+        )
     if is_random:
         say(RANDOM_WEIGHTS_NOTICE)
     with step("Reading the scene"):
-        summary, picture = look(model, processor, scene, args.query, args.layer)
+        summary, picture = look(getattr(model, "scene_qformer", model), processor, scene, args.query, args.layer)
+    answers = {}
+    if args.ask:
+        with step("Answering"):
+            answers = dict(zip(args.ask, ask(model, processor, scene, args.ask, args.max_new_tokens)))
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     picture.save(output / "attention.png")
     report = {"model": str(source), "random_weights": is_random, "scene": scene["name"], **summary}
+    if args.ask:
+        report["answers"] = answers
     (output / "scene.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(describe(summary))
+    for question, answer in answers.items():
+        print(f"Q: {question}\nA: {answer}")
     if is_random:
         print(RANDOM_WEIGHTS)
     print(f"   {output / 'attention.png'}\n   {output / 'scene.json'}")
@@ -116,6 +134,14 @@ def look(model, processor, scene: dict, queries=None, layer: int = -1):
     heat = processor.post_process_attentions(output.attentions, layer=layer, queries=queries)[0]
     which = f"queries {', '.join(map(str, queries))}" if queries else f"all {count} queries"
     return summary, processor.paint_attentions(scene["images"], heat, f"Where {which} look, layer {layer % layers + 1}")
+
+
+def ask(model, processor, scene: dict, questions: list[str], max_new_tokens: int = 64) -> list[str]:
+    """Answers of a scene Q-Former with a language model about one scene, which is read once."""
+    from ..scenes import answer_questions, scene_tokens
+
+    tokens = scene_tokens(model, processor, *([scene[name]] for name in ("images", "cam_intrinsics", "cam_extrinsics")))
+    return answer_questions(model, processor, questions, tokens.expand(len(questions), -1, -1), max_new_tokens)
 
 
 def describe(summary: dict) -> str:

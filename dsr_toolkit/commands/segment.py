@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "masks for phrases of an image, or of an answer about it"
 
@@ -33,9 +34,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--device", help='"cpu", "cuda", … (default: a GPU if there is one)')
-    parser.add_argument(
-        "-o", "--output", default="dsr-segment", metavar="DIR", help="where to write (default: dsr-segment)"
-    )
+    add_output_arguments(parser, "dsr-segment")
 
 
 def run(args) -> None:
@@ -57,6 +56,14 @@ def run(args) -> None:
         read_manifest(path) if manifest else [{"image": path, "phrases": args.phrases, "ask": args.ask, "folder": "."}]
     )
 
+    pictures = ("overlay.png", "mask-*.png", "debug.png")
+    output = Output(
+        args.output or free_folder("dsr-segment"),
+        "segment.json",
+        names=[f"{job['folder']}/{name}".removeprefix("./") for job in jobs for name in pictures],
+        inputs=[path, *(job["image"] for job in jobs)],
+        overwrite=args.overwrite,
+    )
     with step("Loading libraries"):
         from ..loading import load, resolve
     source, is_random = resolve(args.model, "frozen_qwen_sam")
@@ -66,12 +73,13 @@ def run(args) -> None:
         say(RANDOM_WEIGHTS_NOTICE)
     model.config.multimask_output = args.multimask or model.config.multimask_output
     report = {"model": str(source), "random_weights": is_random, "images": []}
-    for job in jobs:
-        folder = Path(args.output) / job["folder"]
-        folder.mkdir(parents=True, exist_ok=True)
-        report["images"].append(segment(model, processor, job, folder, args, is_random))
-    target = Path(args.output) / "segment.json"
-    target.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with output:
+        for job in jobs:
+            folder = output.path(f"{job['folder']}/overlay.png").parent
+            report["images"].append(segment(model, processor, job, folder, args, is_random))
+            for target in output.publish():
+                print(f"   {target}")
+            target = output.report(report)
     print(f"   {target}")
 
 
@@ -135,7 +143,6 @@ def segment(model, processor, job: dict, folder: Path, args, is_random: bool) ->
         print(tensor_table(found["inputs"], found["output"]))
         picture = debug_sheet(processor, image, found["output"], found["phrases"])
         picture.save(folder / "debug.png")
-        print(f"   {folder / 'debug.png'}")
     return record
 
 
@@ -161,7 +168,6 @@ def write_result(processor, image, result: dict, folder: Path) -> list[dict]:
             }
         )
         print(f"   {phrase}: score {score:.3f}, {mask.mean():.1%} of the image, box {box}")
-    print(f"   {folder / 'overlay.png'}")
     return records
 
 

@@ -10,22 +10,18 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
+from modeling_dsr.pose import quaternion_to_matrix
 
 TABLES = ("scene", "sample", "sample_data", "calibrated_sensor", "sensor", "ego_pose")
 
 
 def rotation_matrix(quaternion) -> np.ndarray:
     """`[3, 3]` of a quaternion (w, x, y, z); its length does not matter."""
-    w, x, y, z = np.asarray(quaternion, dtype=np.float64) / np.linalg.norm(quaternion)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    w, x, y, z = quaternion
+    return quaternion_to_matrix(torch.tensor([x, y, z, w], dtype=torch.float64)).numpy()
 
 
 def rigid(rotation, translation) -> np.ndarray:

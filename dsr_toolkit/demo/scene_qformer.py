@@ -1,41 +1,38 @@
-"""Six cameras of a drawn street become scene tokens, and a language model reads them."""
+"""Six cameras of a street of the surround world become scene tokens, and a language model reads them."""
 
 from pathlib import Path
 
-from ..commands.scene import describe, look, read_scene
+from ..commands.scene import READER, ask, describe, look, read_scene
 from ..console import RANDOM_WEIGHTS, step
 from ..tiny import build
-from .surround import write
+from ..worlds.surround import SurroundWorld
+from ..worlds.surround_export import write_scene
 
 TITLE = "Scene Q-Former: six cameras to scene tokens"
-PROMPT = "<image>\nWhat is around the car?"
+QUESTION = "What is around the car?"
+SEED, SIZE = 3, (448, 800)  # of the world, and of its pictures
 
 
 def run(folder: Path, model: str | None = None) -> dict:
     """Draw, convert, look, ask."""
-    import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     from ..loading import load
 
     random_weights = model is None
     if random_weights:
         model = build("scene_qformer", folder)
-    scene = read_scene(write(folder / "street"))
+    scene = read_scene(write_scene(SurroundWorld(SEED, *SIZE)[0], folder / "street"))
     with step("Reading six cameras"):
-        qformer, processor = load(str(model), "scene_qformer")
-        summary, picture = look(qformer, processor, scene)
+        auto_class = READER if AutoConfig.from_pretrained(model).text_config is not None else None
+        qformer, processor = load(str(model), "scene_qformer", auto_class=auto_class)
+        summary, picture = look(getattr(qformer, "scene_qformer", qformer), processor, scene)
     picture.save(folder / "attention.png")
     print(describe(summary))
     answer = None
-    if qformer.config.text_config is not None and processor.tokenizer is not None:
-        reader = AutoModelForImageTextToText.from_pretrained(model).eval()
-        calibration = {name: scene[name] for name in ("cam_intrinsics", "cam_extrinsics")}
-        inputs = processor(scene["images"], PROMPT, **(calibration if processor.needs_calibration else {}))
-        with torch.inference_mode():
-            ids = reader.generate(**inputs, max_new_tokens=16, do_sample=False)
-        answer = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        print(f"Q: {PROMPT.splitlines()[-1]}\nA: {answer}")
+    if auto_class is not None and processor.tokenizer is not None:
+        (answer,) = ask(qformer, processor, scene, [QUESTION], max_new_tokens=16)
+        print(f"Q: {QUESTION}\nA: {answer}")
     if random_weights:
         print(RANDOM_WEIGHTS)
     print(f"   {folder / 'attention.png'}")
@@ -43,7 +40,7 @@ def run(folder: Path, model: str | None = None) -> dict:
         "model": str(model),
         "random_weights": random_weights,
         "summary": summary,
-        "prompt": PROMPT,
+        "question": QUESTION,
         "answer": answer,
         "picture": "attention.png",
     }

@@ -15,11 +15,37 @@ TINY_DEPTH = 1e-5
 
 
 def evaluation_frames(pixel_values: torch.Tensor, size: int = 518) -> torch.Tensor:
-    """Frames `[..., 3, H, W]` as PAGE-4D's published evaluation sees them: squashed to a square, whatever their
-    shape."""
-    frames = pixel_values.reshape(-1, *pixel_values.shape[-3:])
-    frames = torch.nn.functional.interpolate(frames, size=(size, size), mode="bilinear", align_corners=False)
-    return frames.view(*pixel_values.shape[:-2], size, size)
+    """
+    Frames `[..., 3, H, W]` as PAGE-4D's published evaluation sees them: squashed to a square, whatever their shape.
+
+    Bilinear, without antialiasing, pixel centres at halves. PyTorch's `interpolate` has several kernels for this, whose
+    last digits differ with the number of threads, the memory layout and the version. Here the order is fixed: the two
+    columns of each row, then the two rows, each sum rounded once. It equals PyTorch's own result on several threads.
+    """
+    frames = pixel_values.float()
+    top, bottom, of_top, of_bottom = _neighbours(frames.shape[-2], size, frames.device)
+    left, right, of_left, of_right = _neighbours(frames.shape[-1], size, frames.device)
+
+    def across(rows: torch.Tensor) -> torch.Tensor:
+        return _multiply_add(rows[..., left], of_left, rows[..., right] * of_right)
+
+    first, second = across(frames[..., top, :]), across(frames[..., bottom, :])
+    squared = _multiply_add(first, of_top.unsqueeze(-1), second * of_bottom.unsqueeze(-1))
+    return squared.to(pixel_values.dtype)
+
+
+def _neighbours(length: int, size: int, device) -> tuple[torch.Tensor, ...]:
+    """For `size` places along `length` pixels: the two pixels that each lies between, and how much of each it takes."""
+    scale = torch.tensor(float(length)) / size
+    places = _multiply_add(torch.arange(size) + 0.5, scale, torch.tensor(-0.5)).clamp_min(0)
+    first = places.long().clamp_max(length - 1)
+    second, of_second = (first + 1).clamp_max(length - 1), (places - first).clamp(0, 1)
+    return tuple(part.to(device) for part in (first, second, 1 - of_second, of_second))
+
+
+def _multiply_add(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """`x·y + z` in float32, rounded once: the product of two float32 numbers is exact in float64."""
+    return (x.double() * y.double() + z.double()).float()
 
 
 # --------------------------------------------------------------------------------------
@@ -92,7 +118,8 @@ def depth_metrics(
     if prediction.shape != truth.shape:
         raise ValueError(
             f"`prediction` and `truth` must have one shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}. "
-            "Resize the prediction to the true depth (the protocols do so bicubically)."
+            f"Resize the "
+            "prediction to the true depth (the protocols do so bicubically)."
         )
     valid = truth > 0
     if max_depth is not None:
@@ -145,7 +172,7 @@ def trajectory_metrics(
     Args:
         estimate, truth: `[n, 4, 4]` camera-to-world.
         timestamps, truth_timestamps: `[n]`; needed where the two have different lengths, poses are then matched by
-        time.
+            time.
 
     Returns:
         `ate` (RMSE of translation), `rpe_trans` and `rpe_rot` (RMSE of relative motion between neighbouring frames;
@@ -162,7 +189,7 @@ def trajectory_metrics(
     if timestamps is None and truth_timestamps is None and len(estimate) != len(truth):
         raise ValueError(
             f"`estimate` has {len(estimate)} poses and `truth` {len(truth)}; pass `timestamps` and `truth_timestamps` "
-            "to match them."
+            f"to match them."
         )
     truth_times = (
         np.arange(len(truth), dtype=float) if truth_timestamps is None else np.asarray(truth_timestamps, float)

@@ -24,6 +24,13 @@ def count_frames(source: Path, interval: int | None, fps: float | None, num_fram
     return len(choose_frames(total, interval or (max(1.0, rate / fps) if fps else VIDEO_INTERVAL), num_frames))
 
 
+def is_video(source: Path) -> bool:
+    """Whether the times of its frames are seconds."""
+    from modeling_dsr.frames import IMAGE_SUFFIXES
+
+    return source.is_file() and source.suffix.lower() not in IMAGE_SUFFIXES
+
+
 def is_multiview(source: Path) -> bool:
     return source.is_dir() and any(path.is_dir() and TIME_FOLDER.fullmatch(path.name) for path in source.iterdir())
 

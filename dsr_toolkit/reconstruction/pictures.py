@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..pictures import FAINT, INK, PAPER, heat_colours
+from modeling_dsr.pictures import heat_colours
+
+from ..pictures import FAINT, INK, PAPER
+from .depth_scale import DepthScale
 from .views import View
-from .writers import PointSample, cloud
+from .writers.base import OWN_SCALE, PointSample, Spread, cloud
 
 SHOWN, CELL, PLAN, MARGIN, TITLE = 6, 220, 480, 16, 20
 
@@ -16,37 +21,51 @@ class Overview:
     """Takes views one by one and keeps a few of them, small, and a sample of points; the number of views need not be
     known."""
 
-    def __init__(self):
-        self.count, self.step, self.kept, self.cameras, self.sample = 0, 1, [], [], PointSample(60_000)
+    def __init__(self, unit: str = OWN_SCALE):
+        self.unit, self.views, self.cameras, self.sample = unit, Spread(SHOWN), [], PointSample(60_000)
 
     def add(self, view: View) -> None:
-        if self.count % self.step == 0:
-            self.kept.append((self.count, view.name, _maps(view)))
-            if len(self.kept) == 2 * SHOWN:  # every other one goes: the rest stays evenly spread
-                self.kept, self.step = self.kept[::2], 2 * self.step
-        self.count += 1
+        self.views.add(_Small.of(len(self.cameras), view) if self.views.wants() else None)
         self.cameras.append(view.camera_to_world)
         self.sample.add(*cloud(view))
 
     def picture(self) -> Image.Image:
-        """Columns of views, rows of maps; below them the plan."""
-        chosen = np.unique(np.linspace(0, len(self.kept) - 1, min(SHOWN, len(self.kept))).round().astype(int))
-        columns = [self.kept[index] for index in chosen]
-        rows = list(columns[0][2])
-        height = max(image.height for _, _, maps in columns for image in maps.values())
+        """Columns of views, rows of maps, all depths in one scale with its numbers; below them the plan."""
+        columns = self.views.chosen()
+        scale = DepthScale.of([column.depth for column in columns])
+        rows = [("image", lambda one: one.image), ("depth, grey: left out", lambda one: scale.colours(one.depth))]
+        rows.append(("confidence", lambda one: heat_colours(one.confidence)))
+        if all(column.dynamic is not None for column in columns):
+            rows.append(("dynamic", lambda one: heat_colours(one.dynamic)))
+        pictures = [[Image.fromarray(shown(one).astype(np.uint8)) for one in columns] for _, shown in rows]
+        height = max(picture.height for row in pictures for picture in row)
         width = 2 * MARGIN + max(len(columns) * (CELL + 8), PLAN)
-        sheet = Image.new("RGB", (width, 2 * MARGIN + len(rows) * (height + TITLE) + PLAN + 2 * TITLE), PAPER)
+        bar = TITLE + 34
+        sheet = Image.new("RGB", (width, 2 * MARGIN + len(rows) * (height + TITLE) + bar + PLAN + 2 * TITLE), PAPER)
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-        for row, name in enumerate(rows):
+        for row, (name, _) in enumerate(rows):
             top = MARGIN + row * (height + TITLE)
-            for column, (number, file, maps) in enumerate(columns):
+            for column, one in enumerate(columns):
                 left = MARGIN + column * (CELL + 8)
-                draw.text((left, top), f"{number}  {file}"[:30] if row == 0 else name, INK, font)
-                sheet.paste(maps[name], (left, top + TITLE))
+                draw.text((left, top), f"{one.number}  {one.name}"[:30] if row == 0 else name, INK, font)
+                sheet.paste(pictures[row][column], (left, top + TITLE))
         top = MARGIN + len(rows) * (height + TITLE) + 8
+        self._scale(sheet, draw, font, top, scale)
+        top += bar
         draw.text((MARGIN, top), "from above: points, and the cameras from dark (first) to light (last)", FAINT, font)
         sheet.paste(self._plan(), (MARGIN, top + TITLE))
         return sheet
+
+    def _scale(self, sheet, draw, font, top: int, scale: DepthScale) -> None:
+        """The colours of all depths, with numbers."""
+        draw.text(
+            (MARGIN, top), f"depth of all images, in {'metres' if self.unit == 'metres' else self.unit}", FAINT, font
+        )
+        ramp = heat_colours(np.linspace(0, 1, PLAN))[None].repeat(12, axis=0)
+        sheet.paste(Image.fromarray(ramp.astype(np.uint8)), (MARGIN, top + TITLE))
+        for level, depth in scale.ticks():
+            anchor = "la" if level == 0 else "ra" if level == 1 else "ma"
+            draw.text((MARGIN + level * PLAN, top + TITLE + 14), f"{depth:.3g}", INK, font, anchor)
 
     def _plan(self) -> Image.Image:
         """Points and cameras on the plane of x (right) and z (up in the picture) of the first camera."""
@@ -74,21 +93,26 @@ class Overview:
         return picture
 
 
-def _maps(view: View) -> dict[str, Image.Image]:
-    """The image and its maps as small pictures; untrusted pixels of the depth are grey."""
-    size = (CELL, max(1, round(CELL * view.depth.shape[0] / view.depth.shape[1])))
-    nearness = np.where(view.depth > 0, 1 / np.maximum(view.depth, 1e-6), 0)
-    low, high = np.percentile(nearness[view.mask] if view.mask.any() else nearness, [2, 98])
-    depth = heat_colours(np.clip((nearness - low) / max(high - low, 1e-12), 0, 1))
-    depth = np.where(view.mask[..., None], depth, 200)
-    maps = {
-        "image": view.image,
-        "depth (near is light, left out is grey)": depth,
-        "confidence": heat_colours(view.confidence),
-    }
-    if view.dynamic is not None:
-        maps["dynamic"] = heat_colours(view.dynamic)
-    return {name: Image.fromarray(values.astype(np.uint8)).resize(size) for name, values in maps.items()}
+@dataclass(frozen=True)
+class _Small:
+    """A view as wide as a cell of the sheet."""
+
+    number: int
+    name: str
+    image: np.ndarray
+    depth: np.ndarray
+    confidence: np.ndarray
+    dynamic: np.ndarray | None
+
+    @classmethod
+    def of(cls, number: int, view: View) -> _Small:
+        height = max(1, round(CELL * view.depth.shape[0] / view.depth.shape[1]))
+        rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip((height, CELL), view.depth.shape))
+        chosen = np.ix_(rows, columns)
+        image = np.asarray(Image.fromarray(view.image).resize((CELL, height)))
+        depth = np.where(view.mask[chosen], view.depth[chosen], 0)
+        dynamic = None if view.dynamic is None else view.dynamic[chosen]
+        return cls(number, view.name, image, depth, view.confidence[chosen], dynamic)
 
 
 def trajectories(sequence, views: list[View]) -> Image.Image:

@@ -52,6 +52,25 @@ class View:
         points, depth = similarity.apply(self.points).astype(np.float32), self.depth * np.float32(similarity.scale)
         return replace(self, points=points, depth=depth, camera_to_world=camera)
 
+    def finite(self) -> View:
+        """
+        With nothing that is not a finite number: such pixels are left out, and 0. No file format can break on them.
+        """
+        good = np.isfinite(self.points).all(-1) & np.isfinite(self.depth) & np.isfinite(self.confidence)
+        if self.dynamic is not None:
+            good &= np.isfinite(self.dynamic)
+        if good.all():
+            return self
+        cut = lambda values: np.where(good if values.ndim == 2 else good[..., None], values, 0).astype(values.dtype)  # noqa: E731
+        return replace(
+            self,
+            points=cut(self.points),
+            depth=cut(self.depth),
+            confidence=cut(self.confidence),
+            mask=self.mask & good,
+            dynamic=None if self.dynamic is None else cut(self.dynamic),
+        )
+
     def save(self, path) -> None:
         """As an .npz file, lightly compressed: stronger compression takes much longer and hardly less space."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

@@ -67,12 +67,14 @@ class SurroundSample:
         return self.surroundings.road.elements(num_points)
 
     @property
-    def calibration(self) -> dict[str, dict[str, np.ndarray]]:
-        """`cam_intrinsics` and `cam_extrinsics` by camera name, as `SceneQFormerProcessor` takes them."""
-        return {
-            "cam_intrinsics": {name: camera.intrinsics for name, camera in self.cameras.items()},
-            "cam_extrinsics": {name: camera.extrinsics for name, camera in self.cameras.items()},
-        }
+    def cam_intrinsics(self) -> dict[str, np.ndarray]:
+        """By camera name, as `SceneQFormerProcessor` takes them."""
+        return {name: camera.intrinsics for name, camera in self.cameras.items()}
+
+    @property
+    def cam_extrinsics(self) -> dict[str, np.ndarray]:
+        """Likewise."""
+        return {name: camera.extrinsics for name, camera in self.cameras.items()}
 
 
 class SurroundWorld(World):

@@ -51,10 +51,14 @@ def _off(azimuth: float, yaw: float) -> float:
     return abs((azimuth - yaw + 180) % 360 - 180)
 
 
+def _nearest_direction(thing: Thing) -> str:
+    return min(DIRECTIONS, key=lambda name: _off(thing.azimuth, DIRECTIONS[name]))
+
+
 def direction_of(thing: Thing) -> str | None:
     """The direction in which a thing is, None close to the border between two."""
-    name, off = min(((name, _off(thing.azimuth, yaw)) for name, yaw in DIRECTIONS.items()), key=lambda found: found[1])
-    return name if off < 30 - BORDER else None
+    name = _nearest_direction(thing)
+    return name if _off(thing.azimuth, DIRECTIONS[name]) < 30 - BORDER else None
 
 
 def named_things(scene: Surroundings) -> list[tuple[str, Thing]]:
@@ -109,7 +113,7 @@ def _more(scene, rng):
 
 def _what(scene, rng):
     directions = [direction_of(thing) for thing in scene.things]
-    near = [min(DIRECTIONS, key=lambda name: _off(thing.azimuth, DIRECTIONS[name])) for thing in scene.things]
+    near = [_nearest_direction(thing) for thing in scene.things]
     alone = [(d, thing.kind) for d, thing in zip(directions, scene.things) if d is not None and near.count(d) == 1]
     if not alone:
         return None
@@ -178,6 +182,24 @@ TYPES: dict[str, Callable] = {
     "distance": _distance,
     "side": _side,
 }
+
+
+def describe(scene: Surroundings) -> tuple[tuple[str, str], ...]:
+    """
+    What there is in each direction, as (request, answer): training that questions with few answers do not give. Not
+    balanced: many directions hold nothing.
+    """
+    distances = {
+        thing: next(words for words, (low, high) in DISTANCES.items() if low <= thing.distance <= high)
+        for thing in scene.things
+    }
+    found = []
+    for direction, yaw in DIRECTIONS.items():
+        here = [thing for thing in scene.things if _nearest_direction(thing) == direction]
+        here.sort(key=lambda thing: (thing.azimuth - yaw + 180) % 360, reverse=True)  # from left to right
+        words = [" ".join(filter(None, (thing.colour, thing.kind, distances[thing]))) for thing in here]
+        found.append((f"Describe the {direction}.", " and ".join(words) or "nothing"))
+    return tuple(found)
 
 
 def ask(scene: Surroundings, rng: np.random.Generator, types=None) -> tuple[Question, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers.generation import LogitsProcessor, StoppingCriteria
 
 
@@ -83,10 +84,9 @@ def pad_rows(rows: list[torch.Tensor], value: int | None, side: str = "left") ->
     Args:
         value: of the padding; None repeats a row's last token, so that a penalty on repetition finds nothing new in it.
     """
-    length = max(row.shape[1] for row in rows)
-    padded = []
-    for row in rows:
-        filling = row[:, -1:] if value is None else torch.full((1, 1), value, dtype=row.dtype)
-        filling = filling.expand(1, length - row.shape[1])
-        padded.append(torch.cat([filling, row] if side == "left" else [row, filling], 1))
-    return torch.cat(padded)
+    unused = torch.iinfo(rows[0].dtype).min
+    filling = unused if value is None else value
+    padded = pad_sequence([row[0] for row in rows], batch_first=True, padding_value=filling, padding_side=side)
+    if value is None:
+        padded = torch.where(padded == unused, torch.cat([row[:, -1:] for row in rows]), padded)
+    return padded

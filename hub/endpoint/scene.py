@@ -54,21 +54,12 @@ class Scene(Task):
             self.check_words(processor, question)
         with self.endpoint.processing(model):
             if question is not None:
-                turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-                arguments["text"] = self.prompt(processor, turn, question)
+                arguments["text"] = processor.question_prompt(question)
             encoded = dict(processor(images, **arguments))
         if question is not None:
             self.check_prompt(encoded)
         key = (self.NAME, model, question and self.pace(parameters), "cam_intrinsics" in encoded)
         return Job(self.NAME, model, key, encoded, parameters, {"images": images, "question": question})
-
-    @staticmethod
-    def prompt(processor, turn: list[dict], question: str) -> str:
-        if processor.chat_template or processor.tokenizer.chat_template:
-            prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
-            if prompt.count(processor.image_token) == 1:
-                return prompt
-        return f"{processor.image_token}\n{question}"
 
     def calibration(self, files: Files, given, cameras: list[str]) -> dict:
         known = {name: Field("object", "{intrinsics: 3×3, extrinsics: 4×4}") for name in cameras}

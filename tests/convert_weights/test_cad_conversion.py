@@ -100,14 +100,22 @@ def test_the_first_version_of_cad_recode_reads_normals(tmp_path):
     assert (processor["point_sampling"], processor["program_range"]) == ("random_sorted", 50.0)
 
 
-def test_an_encoder_of_another_width_names_the_fields(tmp_path):
+@pytest.mark.parametrize("width, freqs, coordinates", [(39, 6, True), (36, 6, False), (51, 8, True)])
+def test_the_width_of_the_encoder_tells_its_frequencies(width, freqs, coordinates, tmp_path):
     source = rewrite(
-        write_cadrille(tmp_path / "odd"), lambda w: w | {"point_encoder.projection.weight": torch.randn(64, 39)}
+        write_cadrille(tmp_path / "odd"), lambda w: w | {"point_encoder.projection.weight": torch.randn(64, width)}
+    )
+    convert("cadrille", {"cadrille": source}, tmp_path / "hub", progress=False)
+    embedder = load("cadrille", tmp_path / "hub").model.point_encoder.fourier_embedder
+    assert (embedder.num_freqs, embedder.include_input) == (freqs, coordinates)
+
+
+def test_an_encoder_of_no_such_width_names_the_fields(tmp_path):
+    source = rewrite(
+        write_cadrille(tmp_path / "odd"), lambda w: w | {"point_encoder.projection.weight": torch.randn(64, 40)}
     )
     with pytest.raises(ValueError, match="num_freqs"):
-        convert("cadrille", {"cadrille": source}, tmp_path / "out", progress=False)
-    convert("cadrille", {"cadrille": source}, tmp_path / "out", config_overrides={"num_freqs": 6}, progress=False)
-    assert load("cadrille", tmp_path / "out").model.point_encoder.fourier_embedder.num_freqs == 6
+        convert("cadrille", {"cadrille": source}, tmp_path / "hub", progress=False)
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):

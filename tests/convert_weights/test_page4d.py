@@ -45,6 +45,8 @@ def test_vggt_layout_is_the_same_model_without_the_mask(tmp_path):
     report = convert("page4d", {"page4d": plain}, tmp_path / "plain", config_overrides=overrides, progress=False)
     assert any("no mask head" in note for note in report.notes)
     models = [load(tmp_path / name) for name in ("full", "plain")]
+    for model in models:  # mapped from files, tensors of equal numbers lie at other offsets, which shows in last digits
+        model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
     assert models[1].config.spatial_mask_variant is None
     pixels = torch.rand(1, 2, 3, 28, 28)
     with torch.no_grad():

@@ -26,6 +26,23 @@ def test_a_scaled_truth_has_no_error(truth, align):
     assert found["valid_pixels"] == truth.numel()
 
 
+@pytest.mark.parametrize("size", [(392, 518), (518, 294)])
+def test_evaluation_frames_are_the_same_on_any_number_of_threads_and_in_any_layout(size):
+    """PyTorch's own kernels differ in the last digit between one thread and several, and between layouts."""
+    frames = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    layouts = (frames, frames.contiguous(memory_format=torch.channels_last))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found += [evaluation_frames(layout) for layout in layouts]
+        published = torch.nn.functional.interpolate(frames, size=(518, 518), mode="bilinear")  # on two threads
+    finally:
+        torch.set_num_threads(before)
+    for one in found:
+        torch.testing.assert_close(one, published, rtol=0, atol=0)
+
+
 def test_metric_depth_is_taken_as_it_is(truth):
     found = depth_metrics(1.5 * truth, truth, "metric")
     assert found["abs_rel"] == pytest.approx(0.5, abs=1e-6)

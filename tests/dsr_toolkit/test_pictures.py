@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dsr_toolkit.pictures import CELL_WIDTH, HEAT_COLOURS, MARGIN, attention_sheet, heat_colours, overlay, shrink
+from dsr_toolkit.pictures import CELL_WIDTH, MARGIN, attention_sheet, overlay, shrink
+from modeling_dsr.pictures import HEAT_COLOURS, heat_colours
 
 
 def sheet(frames=6, height=40, width=60, heat=None, tokens=5, **changes):

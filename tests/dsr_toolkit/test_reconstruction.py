@@ -1,13 +1,10 @@
 """Similarities, windows, and what the files of a reconstruction hold."""
 
-import io
 import json
 
-import av
 import numpy as np
 import pytest
 import torch
-import trimesh
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -19,44 +16,9 @@ from dsr_toolkit.reconstruction import View, predict
 from dsr_toolkit.reconstruction.inputs import count_frames, multiview_files
 from dsr_toolkit.reconstruction.similarity import Similarity, robust_similarity, umeyama
 from dsr_toolkit.reconstruction.windows import reconstruct_windows, windows
-from dsr_toolkit.reconstruction.writers import FORMATS, PointSample, open_writers
 from dsr_toolkit.tiny import hub_folder
 from modeling_dsr.frames import read_frames
-
-HEIGHT, WIDTH = 6, 8
-
-
-def similarity(seed: int) -> Similarity:
-    generator = np.random.default_rng(seed)
-    rotation = Rotation.random(random_state=seed).as_matrix()
-    return Similarity(float(np.exp(generator.normal(0, 0.5))), rotation, generator.normal(0, 3, 3))
-
-
-def true_views(count: int, seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> list[View]:
-    """A camera on a winding way, and what lies before it."""
-    generator = np.random.default_rng(seed)
-    intrinsics = np.array([[7.0, 0, width / 2], [0, 6.5, height / 2], [0, 0, 1]])
-    v, u = np.mgrid[:height, :width]
-    rays = np.stack([(u - intrinsics[0, 2]) / 7.0, (v - intrinsics[1, 2]) / 6.5, np.ones_like(u)], -1)
-    views = []
-    for number in range(count):
-        camera = np.eye(4)
-        camera[:3, :3] = Rotation.from_euler("yxz", [0.05 * number, 0.2 * np.sin(number / 9), 0.1]).as_matrix()
-        camera[:3, 3] = [np.sin(number / 15) * 6, 0.3 * np.cos(number / 5), number * 0.25]
-        depth = generator.uniform(1, 6, (height, width))
-        points = (rays * depth[..., None]) @ camera[:3, :3].T + camera[:3, 3]
-        views.append(
-            View(
-                generator.integers(0, 255, (height, width, 3), np.uint8), points.astype(np.float32),
-                depth.astype(np.float32),
-                generator.uniform(0.3, 1, (height, width)).astype(np.float32), generator.random((height, width)) > 0.2,
-                camera,
-                intrinsics, (generator.random((height, width)) > 0.7).astype(np.float32), f"frame {number}.jpg",
-                number / 10,
-            )
-        )  # fmt: skip
-    return views
-
+from tests.dsr_toolkit.reconstruction.tours import winding, world_of
 
 # --------------------------------------------------------------------------------------
 # Similarities and windows
@@ -66,7 +28,7 @@ def true_views(count: int, seed: int = 0, height: int = HEIGHT, width: int = WID
 def test_umeyama_recovers_a_similarity_also_of_a_reflected_looking_set():
     for seed in range(20):
         points = np.random.default_rng(seed).normal(size=(4, 3))  # so few that a reflection can tempt
-        truth = similarity(seed)
+        truth = world_of(seed)
         found = umeyama(points, truth.apply(points))
         assert np.allclose(found.apply(points), truth.apply(points), atol=1e-9)
         assert np.isclose(np.linalg.det(found.rotation), 1)
@@ -90,7 +52,7 @@ def test_umeyama_minimises_the_weighted_error():
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
 def test_gross_outliers_do_not_move_the_similarity(share):
     generator = np.random.default_rng(1)
-    truth, x = similarity(5), generator.normal(size=(500, 3))
+    truth, x = world_of(5), generator.normal(size=(500, 3))
     y = truth.apply(x)
     wrong = generator.random(500) < share
     y[wrong] += generator.normal(0, 50, (wrong.sum(), 3))
@@ -116,7 +78,7 @@ def test_windows_overlap_and_the_last_may_be_short():
 @pytest.mark.parametrize("size, overlap", [(8, 2), (4, 3)])
 def test_windows_recover_the_trajectory_in_spite_of_noise_and_outliers(size, overlap):
     """Twenty windows, each in a frame and a scale of its own, points 1 % wrong and every tenth grossly: ATE < 1 %."""
-    truth = true_views(size + 19 * (size - overlap), height=24, width=32)
+    truth = winding(size + 19 * (size - overlap), height=24, width=32)
     generator, calls = np.random.default_rng(2), 0
 
     def predict_window(views):
@@ -129,7 +91,7 @@ def test_windows_recover_the_trajectory_in_spite_of_noise_and_outliers(size, ove
             points[wrong] += generator.normal(0, 20, (wrong.sum(), 3))
             camera = view.camera_to_world.copy()
             camera[:3, 3] += generator.normal(0, 0.005, 3)
-            moved.append(View(**{**vars(view), "points": points, "camera_to_world": camera}).moved(similarity(calls)))
+            moved.append(View(**{**vars(view), "points": points, "camera_to_world": camera}).moved(world_of(calls)))
         return moved
 
     found = list(reconstruct_windows(predict_window, iter(truth), size, overlap))
@@ -143,7 +105,7 @@ def test_windows_recover_the_trajectory_in_spite_of_noise_and_outliers(size, ove
 
 
 def test_only_a_window_is_held_and_an_interrupted_run_asks_only_for_the_rest(tmp_path):
-    views, asked = true_views(12), []
+    views, asked = winding(12), []
 
     def predict_window(window):
         asked.append(len(window))
@@ -158,130 +120,6 @@ def test_only_a_window_is_held_and_an_interrupted_run_asks_only_for_the_rest(tmp
     assert asked == [4, 4, 4, 4, 4, 4]  # windows 1, 2, 3 (lost), 3, 4, 5
     assert [view.name for view in again] == [view.name for view in views]
     assert np.array_equal(again[0].points, views[0].points)
-
-
-# --------------------------------------------------------------------------------------
-# Files
-# --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    folder, views = tmp_path_factory.mktemp("files"), true_views(5)
-    writers = open_writers(folder, FORMATS, 10_000)
-    for view in views:
-        for writer in writers:
-            writer.add(view)
-    for writer in writers:
-        for path in writer.finish():
-            assert path.exists()
-    return folder, views
-
-
-def trusted(views) -> np.ndarray:
-    return np.concatenate([view.points[view.mask] for view in views])
-
-
-def same_points(found, expected) -> bool:
-    order = lambda points: points[np.lexsort(np.round(points, 3).T)]  # noqa: E731
-    return found.shape == expected.shape and np.allclose(
-        order(np.asarray(found)), order(np.asarray(expected)), atol=1e-4
-    )
-
-
-def test_glb_holds_points_and_cameras(written):
-    folder, views = written
-    scene = trimesh.load(folder / "scene.glb")
-    below = np.linalg.inv(scene.graph["opencv"][0])
-    clouds = [scene.geometry[name].vertices for name in ("points", "moving")]
-    assert same_points(np.concatenate(clouds), trusted(views))
-    assert len(clouds[1]) == sum((view.mask & (view.dynamic > 0.5)).sum() for view in views)
-    for number, view in enumerate(views):
-        pose, name = scene.graph[f"camera_{number:06d}"]
-        assert np.allclose(below @ pose, view.camera_to_world, atol=1e-4)
-        # The far corners of the frustum are the corners of the image.
-        lines = scene.geometry[name].vertices
-        far = lines[lines[:, 2] > 0] @ view.intrinsics.T
-        pixels = far[:, :2] / far[:, 2:]
-        assert np.allclose(pixels.min(0), -0.5, atol=1e-3) and np.allclose(
-            pixels.max(0), [WIDTH - 0.5, HEIGHT - 0.5], atol=1e-3
-        )
-
-
-def test_ply_holds_points_and_colours(written):
-    folder, views = written
-    cloud = trimesh.load(folder / "cloud.ply")
-    assert np.allclose(cloud.vertices, trusted(views), atol=1e-6)
-    still = np.concatenate([view.dynamic[view.mask] < 0.5 for view in views])
-    colours = np.concatenate([view.image[view.mask] for view in views])
-    assert np.array_equal(cloud.colors[still, :3], colours[still])
-    assert np.array_equal(cloud.metadata["_ply_raw"]["vertex"]["data"]["moving"] == 0, still)
-
-
-def test_colmap_model_reads_back(written):
-    folder, views = written
-    model = folder / "colmap" / "sparse" / "0"
-    cameras = [line.split() for line in (model / "cameras.txt").read_text().splitlines()]
-    lines = (model / "images.txt").read_text().splitlines()
-    assert all(line == "" for line in lines[1::2])
-    for camera, line, view in zip(cameras, lines[::2], views, strict=True):
-        number, w, x, y, z, *translation, camera_number, name = line.split()
-        assert camera[:4] == [camera_number, "PINHOLE", str(WIDTH), str(HEIGHT)] and number == camera_number
-        pose = np.eye(4)
-        pose[:3, :3] = Rotation.from_quat([float(i) for i in (x, y, z, w)]).as_matrix()
-        pose[:3, 3] = [float(i) for i in translation]
-        assert np.allclose(np.linalg.inv(pose), view.camera_to_world, atol=1e-4)
-        fx, fy, cx, cy = (float(i) for i in camera[4:])
-        k = view.intrinsics
-        assert np.allclose([fx, fy, cx - 0.5, cy - 0.5], [k[0, 0], k[1, 1], k[0, 2], k[1, 2]])
-        assert np.array_equal(np.asarray(Image.open(folder / "colmap" / "images" / name)), view.image)
-    points = np.loadtxt(model / "points3D.txt")
-    assert same_points(points[:, 1:4], trusted(views))
-
-
-def test_tum_trajectory_reads_back(written):
-    from evo.tools import file_interface
-
-    folder, views = written
-    trajectory = file_interface.read_tum_trajectory_file(str(folder / "trajectory.tum"))
-    assert np.allclose(trajectory.timestamps, [view.time for view in views])
-    assert np.allclose(trajectory.poses_se3, [view.camera_to_world for view in views], atol=1e-4)
-
-
-def test_npz_holds_everything(written):
-    folder, views = written
-    with np.load(folder / "geometry.npz") as file:
-        for name in ("image", "points", "depth", "confidence", "mask", "camera_to_world", "intrinsics", "dynamic"):
-            assert np.array_equal(file[name], np.stack([getattr(view, name) for view in views])), name
-        assert file["names"].tolist() == [view.name for view in views]
-        assert np.allclose(file["times"], [view.time for view in views])
-
-
-def test_videos_have_a_frame_per_view(written):
-    folder, views = written
-    for name in ("depth", "dynamic"):
-        with av.open(str(folder / f"{name}.mp4")) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        assert len(frames) == len(views) and frames[0].shape == (HEIGHT, WIDTH, 3)
-    assert np.corrcoef(frames[0].mean(-1).ravel(), views[0].dynamic.ravel())[0, 1] > 0.5
-
-
-def test_npz_refuses_images_of_two_sizes(tmp_path):
-    (writer,) = open_writers(tmp_path, ("npz",), 10)
-    writer.add(true_views(1)[0])
-    with pytest.raises(ValueError, match="Leave npz out"):
-        writer.add(true_views(1, height=HEIGHT + 2)[0])
-
-
-def test_the_sample_of_points_is_bounded_and_even():
-    sample = PointSample(1000)
-    for number in range(40):
-        points = np.full((500, 3), number, np.float32)
-        sample.add(points, np.zeros((500, 3), np.uint8), np.zeros(500, bool))
-        assert sample.size <= 2500
-    points = sample.points()[0][:, 0]
-    assert len(points) == 1000 and np.all(np.diff(points) >= 0)
-    assert abs(points.mean() - 19.5) < 1.5 and len(np.unique(points)) == 40
 
 
 # --------------------------------------------------------------------------------------
@@ -326,6 +164,8 @@ def test_the_command_writes_every_format(photos, tmp_path):
     expected = {
         "scene.glb",
         "scene.html",
+        "scene.rrd",
+        "nerfstudio",
         "cloud.ply",
         "geometry.npz",
         "colmap",
@@ -399,24 +239,3 @@ def test_a_folder_of_something_else_is_left_alone(photos, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("precious")
     assert main(["reconstruct", str(photos), "-o", str(tmp_path)]) == 2
     assert "something else" in capsys.readouterr().err and (tmp_path / "thesis.txt").exists()
-
-
-@pytest.mark.slow
-def test_the_page_shows_the_cloud_without_a_network(written, page):
-    folder, _ = written
-    requests, problems = [], []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto((folder / "scene.html").as_uri())
-    page.wait_for_function("typeof scene !== 'undefined' && scene.children.length > 1")
-    page.wait_for_timeout(500)
-    assert not problems and not [url for url in requests if url.startswith("http")]
-    drawn = page.evaluate(
-        "() => "
-        "{ let points = 0, lines = 0; "
-        "scene.traverse(o => { points += o.isPoints ? 1 : 0; lines += o.isLine ? 1 : 0 }); "
-        "return [points, lines] }"
-    )
-    assert drawn[0] == 2 and drawn[1] >= 5
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    assert (np.asarray(picture) < 250).any(-1).sum() > 200

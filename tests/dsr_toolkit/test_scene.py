@@ -6,15 +6,20 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from dsr_toolkit.cli import main
 from dsr_toolkit.commands.scene import read_scene
 from dsr_toolkit.datasets.nuscenes import NuScenes, rotation_matrix
-from dsr_toolkit.demo import surround
+from dsr_toolkit.scenes import answer_questions
+from dsr_toolkit.tiny.tokenizer import write_tokenizer
 from dsr_toolkit.training.scene_qformer import begin_stage, jitter, mirror_scene
+from dsr_toolkit.worlds.surround import SurroundWorld
+from dsr_toolkit.worlds.surround_export import write_scene
 from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
 from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration, SceneQFormerModel
 from modeling_dsr.scene_position import frustum_points
+from processing_dsr import SceneQFormerProcessor
 from tests.modeling_dsr.scene_samples import (
     extrinsics,
     intrinsics,
@@ -30,7 +35,7 @@ from tests.modeling_dsr.scene_samples import (
 
 @pytest.fixture
 def street(tmp_path):
-    return surround.write(tmp_path / "street")
+    return write_scene(SurroundWorld(3, height=112, width=200)[0], tmp_path / "street")
 
 
 # ---- command -----------------------------------------------------------------------------
@@ -81,16 +86,41 @@ def test_wrong_folders_are_told_in_one_line(street, tmp_path, capsys, spoil, mes
     assert message in printed and "Traceback" not in printed
 
 
-def test_the_drawn_street_is_seen_where_it_is():
-    """The red car 12 m ahead is in the middle of the front image and in no other."""
-    red = {
-        name: (np.asarray(image, int)[..., 0] - np.asarray(image, int)[..., 2] > 90)
-        & (np.asarray(image, int)[..., 1] < 80)
-        for name, image in surround.draw().items()
-    }
-    columns = np.argwhere(red["CAM_FRONT"])[:, 1]
-    assert abs(columns.mean() - surround.WIDTH / 2) < 20
-    assert not red["CAM_BACK"].any()
+def test_scene_answers_questions_from_its_images(street, tmp_path, capsys):
+    """One answer per question; another image may change it, and changes what the answer is read from."""
+    command = ["scene", str(street), "--ask", "What is ahead?", "--ask", "How many cars?", "--max-new-tokens", "6"]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
+    answers = json.loads((tmp_path / "out" / "scene.json").read_text())["answers"]
+    assert list(answers) == ["What is ahead?", "How many cars?"]
+    printed = capsys.readouterr().out
+    assert all(f"Q: {question}\nA: {answer}" in printed for question, answer in answers.items())
+
+
+def test_asking_a_model_without_language_model_is_refused(street, tmp_path, capsys):
+    SceneQFormerModel(tiny_config()).save_pretrained(tmp_path / "mute")
+    command = ["scene", str(street), "--model", str(tmp_path / "mute"), "--ask", "What?", "-o", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert "has no language model to ask" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["placeholder in the vocabulary", "LLaVA's placeholder"])
+def test_answers_in_a_batch_are_those_of_lone_questions(tmp_path, known):
+    """Of different lengths, about different scenes."""
+    write_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = None
+    place = -200
+    if known:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        place = tokenizer.get_vocab()["<image>"]
+    processor = SceneQFormerProcessor(tokenizer, image_size=(32, 48), num_scene_tokens=14)
+    torch.manual_seed(0)
+    model = SceneQFormerForConditionalGeneration(tiny_language_config(image_token_id=place)).eval()
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    questions, tokens = ["What is ahead?", "How many cars are there in all?", "Why?"], torch.randn(3, 14, 32) * 3
+    together = answer_questions(model, processor, questions, tokens, max_new_tokens=5)
+    apart = [answer_questions(model, processor, [q], t[None], 5)[0] for q, t in zip(questions, tokens)]
+    assert together == apart and len(set(together)) > 1
 
 
 # ---- nuScenes ----------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from dsr_toolkit.demo import clip, surround
+from dsr_toolkit.demo import clip
+from dsr_toolkit.worlds.surround import SurroundWorld
 
 
 def encoded(content: bytes) -> str:
@@ -44,15 +45,20 @@ def points(seed: int = 0) -> list[list[float]]:
 
 
 @cache
+def _street():
+    return SurroundWorld(0, height=112, width=200)[0]
+
+
+@cache
 def street() -> dict[str, str]:
-    return {name: encoded(_png(image.resize((200, 112)))) for name, image in surround.draw().items()}
+    return {name: encoded(_png(Image.fromarray(image))) for name, image in _street().images.items()}
 
 
 def street_calibration() -> dict:
-    cameras = surround.calibration()
-    for camera in cameras.values():  # of 800×448 pixels
-        camera["intrinsics"] = [[value / 4 for value in row] for row in camera["intrinsics"][:2]] + [[0, 0, 1]]
-    return cameras
+    return {
+        name: {"intrinsics": camera.intrinsics.tolist(), "extrinsics": camera.extrinsics.tolist()}
+        for name, camera in _street().cameras.items()
+    }
 
 
 def _png(image: Image.Image) -> bytes:

@@ -231,6 +231,17 @@ def test_prompts_that_the_model_lengthens_are_cut_off(endpoint):
     assert endpoint.finish(job, endpoint.run([job])[0])["tokens_written"] == expected["tokens_written"]
 
 
+def test_scenes_are_asked_through_a_template_that_takes_text_alone(endpoint, monkeypatch):
+    """As of many language models: it adds strings, and a list of parts would end in an error of the server."""
+    template = "{% for m in messages %}{{ 'USER: ' + m['content'] + ' ASSISTANT:' }}{% endfor %}"
+    processor = endpoint.processor("scene_qformer")
+    monkeypatch.setattr(processor, "chat_template", template)
+    job = endpoint.prepare(samples.scene(1))
+    shown = processor.tokenizer.decode(job.inputs["input_ids"][0])
+    assert shown.startswith("USER: <image>") and shown.endswith("How many cars are there? (1) ASSISTANT:")
+    assert isinstance(endpoint.finish(job, endpoint.run([job])[0])["answer"], str)
+
+
 def test_models_in_subfolders_have_their_own_generation_settings(endpoint, repository):
     for name in ("scene_qformer", "cadrille", "cad_recode"):
         stored = json.loads((repository / name / "generation_config.json").read_text())

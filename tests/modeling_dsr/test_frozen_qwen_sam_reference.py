@@ -3,6 +3,7 @@
 `python -m tests.parity frozen_qwen_sam` on the whole reference folder also covers language model, training and answers.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,22 @@ import torch
 from safetensors.torch import load_file
 
 from configuration_dsr import FrozenQwenSAMConfig
+from convert_weights.architectures.frozen_qwen_sam import TRAINED_RULES
 from modeling_dsr.modeling_frozen_qwen_sam import FrozenQwenSAMModel
 from tests.modeling_dsr.frozen_qwen_sam_samples import tiny_config
-from tests.parity_adapters.frozen_qwen_sam import our_name
 
 STORED = load_file(Path(__file__).parents[1] / "reference" / "frozen_qwen_sam" / "heads.safetensors")
 CHANNELS = 32  # of SAM's prompts
+
+
+def our_name(published: str) -> str:
+    """The parameter that a key of the published checkpoint becomes, by the converter's own rules."""
+    for rule in TRAINED_RULES:
+        match = re.fullmatch(rule.pattern, published)
+        if match and rule.targets:
+            target = rule.targets[0]
+            return target(match) if callable(target) else match.expand(target)
+    raise ValueError(f"no rule of the converter takes {published!r}")
 
 
 @pytest.fixture(scope="module")

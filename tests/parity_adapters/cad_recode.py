@@ -4,11 +4,15 @@ import re
 
 from transformers import AutoModelForCausalLM
 
-from tests.parity_adapters.cadrille import encoder_case, outputs_of, run_model
+from tests.parity import rows_like
+from tests.parity_adapters.cadrille import encoder_case, outputs_of, point_token, run_model
 
 
 def conversions(suite):
-    return {"model": {"sources": {"cad_recode": suite.folder / "tiny"}}} if (suite.folder / "tiny").is_dir() else {}
+    if not (suite.folder / "tiny").is_dir():
+        return {}
+    overrides = point_token(suite, lambda inputs: inputs["attention_mask"] == -1) or {"point_token_id": 0}
+    return {"model": {"sources": {"cad_recode": suite.folder / "tiny"}, "config_overrides": overrides}}
 
 
 def run_case(case, models):
@@ -17,13 +21,16 @@ def run_case(case, models):
         return encoder_case(case, model) if "point_embeds" in outputs_of(case) else None
     mask = case.inputs["attention_mask"]
     result = run_model(case, model, mask, model.model.rotary_emb, "rope_position_ids", gradient_name)
-    prefill = result.tensors.get("intermediate.prefill_rope_position_ids")
-    if prefill is not None and (prefill == prefill[:1]).all():  # stored once for rows that are all alike
-        result.tensors["intermediate.prefill_rope_position_ids"] = prefill[:1]
-        result.where.pop("intermediate.prefill_rope_position_ids", None)
-    # The published code rewrites the caller's mask; here the decoder gets such a mask and the caller's stays.
-    plain_attention_mask = models.module("point_encoder", "plain_attention_mask")
-    result.tensors["output.attention_mask_after_call"] = plain_attention_mask(mask)
+    name = "intermediate.prefill_rope_position_ids"
+    if name in result.tensors and len(case.expected[name]) == 1:  # stored once for rows that are all alike
+        result.tensors[name] = rows_like(case.expected[name], result.tensors[name])
+        result.where.pop(name, None)
+    # The published code rewrites the mask it gets, which is the caller's unless rows were copied for several beams.
+    # Here the decoder gets such a mask and the caller's stays.
+    call = case.meta.get("call", {})
+    copied = call.get("num_beams", 1) > 1 or call.get("num_return_sequences", 1) > 1
+    plain_attention_mask = models.module("cad_point_encoder", "plain_attention_mask")
+    result.tensors["output.attention_mask_after_call"] = mask if copied else plain_attention_mask(mask)
     return result
 
 

@@ -6,13 +6,33 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests.parity import Result, Tolerance, Value
-
-SPECIAL_IDS = {"im_start": 151644, "header": [77091], "im_end": 151645}  # those of label_cases.json, which names them
+from tests.parity import Result, Tolerance, Value, rows_like
 
 
 def conversions(suite):
-    return {"model": {"sources": {"cadrille": suite.folder / "tiny"}}} if (suite.folder / "tiny").is_dir() else {}
+    if not (suite.folder / "tiny").is_dir():
+        return {}
+    overrides = point_token(suite, first_tokens)
+    return {"model": {"sources": {"cadrille": suite.folder / "tiny"}, "config_overrides": overrides}}
+
+
+def point_token(suite, slots) -> dict:
+    """The id that stands where points go, as the cases have it: `slots(inputs)` marks those places."""
+    found = set()
+    for case in suite.cases:
+        names = {"input_ids", "attention_mask"}
+        if not case.is_json and names <= case.inputs.keys() and {"point_cloud", "point_clouds"} & case.inputs.keys():
+            found |= set(case.inputs["input_ids"][slots(case.inputs)].tolist())
+    if len(found) > 1:
+        raise ValueError(f"the cases have points in the places of several ids: {sorted(found)}")
+    return {"point_token_id": found.pop()} if found else {}
+
+
+def first_tokens(inputs) -> torch.Tensor:
+    """Where the published code writes points: the first tokens that are no padding, in rows with points."""
+    attended = inputs["attention_mask"] != 0
+    order = attended.long().cumsum(1)
+    return attended & (order <= inputs["point_clouds"].shape[1]) & inputs["is_pc"].bool().unsqueeze(1)
 
 
 def run_case(case, models):
@@ -66,13 +86,25 @@ def run_model(case, model, mask, rotary, positions_name, gradient_name) -> Resul
         model.config.round_point_embeds = False
         for hook in hooks:
             hook.remove()
-    valid = mask != 0
-    for name, tensor in result.tensors.items():
-        if tensor.shape[:2] == valid.shape and name != "output.sequences":
-            result.where[name] = valid
-        elif name == "intermediate.prefill_position_ids" or name == "intermediate.position_ids":
-            result.where[name] = valid.expand(3, -1, -1)
+    result.tensors = {name: tensor for name, tensor in result.tensors.items() if name in case.expected}
+    for name, tensor in list(result.tensors.items()):
+        stored = case.expected[name]
+        if name.endswith("position_ids") and "decode" not in name and tensor.ndim == 3:
+            tensor = rows_like(stored, tensor, axis=1)
+            result.where[name] = row_mask(mask, tensor.shape[1]).expand(3, -1, -1)
+        elif name != "output.sequences" and tensor.ndim > 1 and tensor.shape[1] == mask.shape[1]:
+            tensor = rows_like(stored, tensor)
+            if len(tensor) % len(mask) == 0:
+                result.where[name] = row_mask(mask, len(tensor))
+        elif name == "output.rope_deltas":
+            tensor = rows_like(stored, tensor)
+        result.tensors[name] = tensor
     return result
+
+
+def row_mask(mask, rows: int) -> torch.Tensor:
+    """Tokens that are no padding, for `rows` rows: of several beams, those of a sample follow each other."""
+    return (mask != 0).repeat_interleave(rows // len(mask), 0)
 
 
 def were_rounded(case, model) -> bool:
@@ -143,12 +175,26 @@ def encoder_case(case, model) -> Result:
 
 
 def labels(case, models) -> Result:
-    answer_labels = models.module("processing_cadrille", "answer_labels")
+    answer_labels, content = models.module("processing_cadrille", "answer_labels"), case.meta["content"]
+    ids = special_ids(content["rule"])
     values = [
-        Value(f"cases.{name}", entry["labels"], answer_labels(entry["input_ids"], **SPECIAL_IDS))
-        for name, entry in case.meta["content"]["cases"].items()
+        Value(f"cases.{name}", entry["labels"], answer_labels(entry["input_ids"], **ids))
+        for name, entry in content["cases"].items()
     ]
     return Result(values=values)
+
+
+def special_ids(rule: str) -> dict:
+    """The ids that the rule names in words: "…, 151644 im_start, 151645 im_end, 77091 … for the word assistant"."""
+    named = {int(number): words for number, words in re.findall(r"(\d+) ([^,;]+)", rule)}
+
+    def one(word: str) -> int:
+        found = [number for number, words in named.items() if word in words]
+        if len(found) != 1:
+            raise ValueError(f"the rule names {len(found)} ids of {word!r}: {rule}")
+        return found[0]
+
+    return {"im_start": one("im_start"), "header": [one("assistant")], "im_end": one("im_end")}
 
 
 def picture_case(case, models) -> Result:
@@ -156,9 +202,17 @@ def picture_case(case, models) -> Result:
     from transformers import Qwen2VLImageProcessor
 
     encode_views = models.module("cad_views", "encode_views")
+    limits = re.findall(r"(min|max)_pixels=(\d+)\*(\d+)\*(\d+)", case.meta.get("exercises", ""))
+    wanted = {name: int(a) * int(b) * int(c) for name, a, b, c in limits}
+    ours = dict(zip(("min", "max"), models.module("cad_views", "VIEW_PIXEL_LIMITS")))
+    if wanted and wanted != ours:
+        raise ValueError(f"the case resizes pictures to {wanted} pixels, this library to {ours}")
+    vision = models.load(AutoModelForImageTextToText).config.vision_config
+    sizes = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    processor = Qwen2VLImageProcessor(**sizes, temporal_patch_size=vision.temporal_patch_size)
     picture = Image.fromarray(case.inputs["image_uint8"].numpy())
-    patches, grid = encode_views(picture, Qwen2VLImageProcessor())
-    first = models.module("cad_views", "resize_to_multiple")(picture, 28)
+    patches, grid = encode_views(picture, processor)
+    first = models.module("cad_views", "resize_to_multiple")(picture, vision.patch_size * vision.spatial_merge_size)
     found = {
         "output.video_grid_thw": torch.tensor([grid]),
         "output.selected_patches": patches[case.expected["output.selected_patch_index"]],
@@ -197,10 +251,30 @@ def run_function_case(case):
     return None
 
 
-CODE_OF_OUTCOME = (  # how the published evaluation words an outcome, and the sandbox's code for it
-    ("SyntaxError", "syntax"), ("KeyError: 'r'", "no_result"), ("TypeError", "runtime"), ("faces=", "empty_mesh"),
-    ("killed", "timeout"),
-)  # fmt: skip
+SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
+
+
+def code_of_outcome(outcome: str) -> str:
+    """The sandbox's code for what the published evaluation writes of a program that gives no solid."""
+    if "killed" in outcome:
+        return "timeout"
+    raised = re.match(r"invalid (?:\w+\.)*(\w+)(?:: ?(.*))?$", outcome, re.DOTALL)
+    if raised is None:
+        if re.search(r"\bmesh\b|faces", outcome):
+            return "empty_mesh"
+        raise ValueError(f"an outcome that this adapter does not know: {outcome!r}")
+    name, message = raised[1], raised[2] or ""
+    if name in SYNTAX_ERRORS:
+        return "syntax"
+    if name == "KeyError" and message.strip() == "'r'":
+        return "no_result"
+    return "memory" if name == "MemoryError" else "runtime"
+
+
+def seconds_of(outcomes: list[str]) -> float:
+    """After how long the published evaluation gave programs up, as it says itself."""
+    given = [float(found[1]) for outcome in outcomes if (found := re.search(r"after (\d+(?:\.\d+)?) ?s", outcome))]
+    return max(given, default=3.0)
 
 
 def execution(content) -> Result:
@@ -210,7 +284,9 @@ def execution(content) -> Result:
     from modeling_dsr.cad_solids import TriangleMesh
 
     values, meshes = [], {}
-    with Sandbox(workers=2, limits=SandboxLimits(seconds=3.0), policy=False, allow_missing="all") as sandbox:
+    invalid = content.get("invalid_scripts", {})
+    limits = SandboxLimits(seconds=seconds_of([script["upstream_outcome"] for script in invalid.values()]))
+    with Sandbox(workers=2, limits=limits, policy=False, allow_missing="all") as sandbox:
         for name, script in content["scripts"].items():
             done = sandbox.run(script["code"])
             mesh = TriangleMesh(done.vertices, done.faces)
@@ -228,15 +304,17 @@ def execution(content) -> Result:
             values += [
                 Value(f"scripts.{name}.{key}", script[key], value) for key, value in found.items() if key in script
             ]
-        for name, script in content["invalid_scripts"].items():
-            expected = next(code for words, code in CODE_OF_OUTCOME if words in script["upstream_outcome"])
+        for name, script in invalid.items():
+            expected = code_of_outcome(script["upstream_outcome"])
             values.append(Value(f"invalid_scripts.{name}", expected, sandbox.run(script["code"]).code))
-    for name, pair in content["pairs"].items():
+    for name, pair in content.get("pairs", {}).items():
         (first, first_solids), (second, second_solids) = (meshes[part] for part in name.split("|"))
         iou = intersection_over_union(first, second, first_solids, second_solids)
         values.append(Value(f"pairs.{name}.iou", pair["iou"], iou, Tolerance(atol=1e-5)))
         # Random surface points: the stored spread over seeds says how far apart two means may lie.
-        distance = 1000 * np.mean([mesh_chamfer_distance(first, second, seed=seed) for seed in range(5)])
-        tolerance = Tolerance(atol=5 * pair["cd_x1000_std"])
-        values.append(Value(f"pairs.{name}.cd_x1000", pair["cd_x1000_mean_of_5_seeds"], float(distance), tolerance))
+        key, seeds = next((key, int(m[1])) for key in pair if (m := re.fullmatch(r"cd_x1000_mean_of_(\d+)_seeds", key)))
+        distance = 1000 * np.mean([mesh_chamfer_distance(first, second, seed=seed) for seed in range(seeds)])
+        values.append(
+            Value(f"pairs.{name}.{key}", pair[key], float(distance), Tolerance(atol=5 * pair["cd_x1000_std"]))
+        )
     return Result(values=values, information=("versions",))

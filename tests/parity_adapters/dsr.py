@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast, Qwen2VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from tests.parity import Result, Tolerance, Value
+from tests.parity import Result, Tolerance, Value, published_overrides
 
 
 def conversions(suite):
@@ -20,13 +20,14 @@ def conversions(suite):
         return {}
     overrides = {}
     if "dino" in suite.document:
-        dino = suite.document["dino"]
-        overrides["geometry_config"] = {
-            "image_size": dino["img_size"],
-            "hidden_size": dino["dim"],
-            "num_hidden_layers": dino["depth"],
-            "num_attention_heads": dino["heads"],
+        fields = {
+            "img_size": "image_size",
+            "dim": "hidden_size",
+            "depth": "num_hidden_layers",
+            "heads": "num_attention_heads",
         }
+        shown = ("patch_size", "registers", "num_register_tokens", "mlp_ratio")  # shapes tell these
+        overrides["geometry_config"] = published_overrides(suite.document["dino"], fields, known=shown)
     ids = suite.document.get("special_ids", {})
     for name, key in (("im_start", "im_start"), ("im_end", "im_end"), ("vision_pad", "vision_pad")):
         if key in ids:
@@ -166,7 +167,8 @@ def run_forward(case, model) -> Result:
 
 
 def run_generation(case, model) -> Result:
-    config = GenerationConfig(**case.meta["call"], return_dict_in_generate=True, output_scores=True)
+    call = {name: value for name, value in case.meta["call"].items() if name != "method"}
+    config = GenerationConfig(**call, return_dict_in_generate=True, output_scores=True)
     outputs = model.generate(**model_inputs(case, model), generation_config=config)
     tensors = {"output.sequences": outputs.sequences, "output.scores": torch.stack(outputs.scores, dim=1)}
     return Result(tensors, kinds={"output.scores": "logits"})
@@ -187,8 +189,8 @@ def run_pixels(case, model, models) -> Result:
     )
     processed = processor([frames.numpy()], do_sample_frames=False, do_resize=False, return_tensors="pt")
     grid = tuple(processed["video_grid_thw"][0].tolist())
-    unflatten = models.module("geometry_selection", "unflatten_patches")
-    renormalize = models.module("geometry_selection", "renormalize")
+    unflatten = models.module("dsr_geometry_selection", "unflatten_patches")
+    renormalize = models.module("dsr_geometry_selection", "renormalize")
     pixels = unflatten(processed["pixel_values_videos"], grid, vision.spatial_merge_size, vision.patch_size)
     constants = ("unnormalize_mean", "unnormalize_std", "geometry_constants_in_model_dtype")
     only_undo = SimpleNamespace(
@@ -246,7 +248,8 @@ def run_vectors(content, models) -> Result:
     sample = models.module("frames", "sample_frame_indices")
     for index, one in enumerate(content.get("frame_sampling", ())):
         for phase, rule in (("train", "training"), ("eval", "inference")):
-            indices = sample(one["total_frames"], rule=rule)
+            wanted = {"num_frames": one["num_frames"]} if "num_frames" in one else {}
+            indices = sample(one["total_frames"], rule=rule, **wanted)
             values.append(Value(f"frame_sampling.{index}.{phase}", one[f"{phase}_indices"], indices.tolist()))
             metadata = VideoMetadata(
                 total_num_frames=one["total_frames"],
@@ -266,7 +269,8 @@ def run_vectors(content, models) -> Result:
             if bounds:
                 edges = {"longest_edge": int(bounds[1]), "shortest_edge": int(bounds[2])}
                 made = processor(text=f"{processor.video_token} ?", videos=[frames], size=edges)
-                pixels = [int(patches) * 14 for patches in made["video_grid_thw"][0][1:]]
+                patch = processor.video_processor.patch_size
+                pixels = [int(patches) * patch for patches in made["video_grid_thw"][0][1:]]
                 values.append(Value(f"smart_resize.{index}.{name}", size, pixels))
     return Result(values=values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -11,9 +11,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from transformers import AutoModel, AutoProcessor
 
-from tests.parity import Result, Value
+from tests.parity import Result, Value, published_overrides
 
-# The published inference generates with these, besides bad words that no case produces.
+# The published inference generates with these, besides bad words that no case produces, unless a case says otherwise.
 PUBLISHED_GENERATION = {"repetition_penalty": 1.12, "no_repeat_ngram_size": 6}
 FLAGS = ("merge", "multimask_output", "use_text", "use_mask", "use_box")
 
@@ -26,7 +26,27 @@ def conversions(suite) -> dict[str, dict]:
         "sam": folder / described["sam"]["checkpoint"],
         "flmm": folder / described["trained_checkpoint"],
     }
-    return {"model": {"sources": sources}}
+    return {"model": {"sources": sources, "config_overrides": config_overrides(described)}}
+
+
+def config_overrides(described: dict) -> dict:
+    """What neither weights nor the converter's own reading of the published configuration tell: SAM's decoder heads."""
+    architecture = described["sam"].get("architecture", {})
+    parts = {
+        "mask_decoder_config": {"decoder_num_heads": "num_attention_heads"},
+        "vision_config": {"window_size": "window_size", "encoder_num_heads": "num_attention_heads"},
+    }
+    fields = {theirs: (part, ours) for part, names in parts.items() for theirs, ours in names.items()}
+    shown = (
+        "image_size", "vit_patch_size", "encoder_embed_dim", "encoder_depth", "encoder_global_attn_indexes",
+        "mlp_ratio", "prompt_embed_dim", "mask_in_chans", "decoder_depth", "decoder_mlp_dim", "iou_head_hidden_dim",
+        "num_multimask_outputs",
+    )  # fmt: skip
+    given = published_overrides(architecture, fields, only={"iou_head_depth": 3}, known=shown)
+    sam: dict = {}
+    for (part, name), value in given.items():
+        sam.setdefault(part, {})[name] = value
+    return {"sam_config": sam} if sam else {}
 
 
 def run_case(case, models) -> Result | None:
@@ -135,6 +155,13 @@ def run_refiner(case, model, processor) -> Result:
     return Result(tensors | {name: value for name, value in optional.items() if value is not None})
 
 
+def generation(case) -> dict:
+    """Arguments of `generate`: the published ones, under those that the case gives."""
+    given = case.meta["kwargs"]
+    own = {name: value for name, value in given.items() if name not in (*FLAGS, "conv_seg_bias_delta")}
+    return {**PUBLISHED_GENERATION, **own}
+
+
 def last_number(name: str) -> int:
     return int(name.rsplit(".", 1)[1])
 
@@ -175,13 +202,14 @@ def run_train(case, model, processor) -> Result:
 
     names = ("loss_mask", "loss_dice", "accuracy", "aiou", "sam_loss_mask", "sam_loss_dice", "sam_accuracy", "sam_aiou")
     tensors = {f"output.{name}": output[name] for name in names} | {"output.total_loss": output.loss}
+    ours = trained_parameters(Path(model.name_or_path))
     for name in case.expected:
         if name.startswith("output.grad."):
-            tensors[name] = gradients[our_name(name.removeprefix("output.grad."))]
+            tensors[name] = gradients[ours[name.removeprefix("output.grad.")]]
     values = []
     for kind in ("trainable_params_without_grad", "trainable_params_with_zero_grad"):
         stored = case.meta.get(kind, [])
-        found = [name for name in stored if KIND_OF_GRADIENT[kind](gradients[our_name(name)])]
+        found = [name for name in stored if KIND_OF_GRADIENT[kind](gradients[ours[name]])]
         values.append(Value(kind, stored, found))
     frozen = [
         name for name, gradient in gradients.items() if gradient is not None and name.startswith(("vlm.", "sam.vision"))
@@ -197,16 +225,11 @@ KIND_OF_GRADIENT = {
 }
 
 
-def our_name(published: str) -> str:
-    """The parameter that a key of the published checkpoint becomes, by the converter's own rules."""
-    from convert_weights.architectures.frozen_qwen_sam import TRAINED_RULES
-
-    for rule in TRAINED_RULES:
-        match = re.fullmatch(rule.pattern, published)
-        if match and rule.targets:
-            target = rule.targets[0]
-            return target(match) if callable(target) else match.expand(target)
-    raise ValueError(f"no rule of the converter takes {published!r}")
+def trained_parameters(folder: Path) -> dict[str, str]:
+    """Parameters by the key of the trained checkpoint that they come from, as the conversion reports it."""
+    tensors = json.loads((folder / "conversion_report.json").read_text())["tensors"]
+    trained = {name: entry["from"].partition("flmm:") for name, entry in tensors.items()}
+    return {key: name for name, (before, found, key) in trained.items() if found and not before}
 
 
 @torch.no_grad()
@@ -221,8 +244,7 @@ def run_chat(case, model, processor) -> Result:
     answer = model.answer(
         input_ids=ids,
         mm_token_type_ids=(ids == model.config.vlm_config.image_token_id).int(),
-        max_new_tokens=case.meta["kwargs"]["max_new_tokens"],
-        **PUBLISHED_GENERATION,
+        **generation(case),
         **image,
     )
     given = answer
@@ -264,8 +286,7 @@ def run_resample(case, model, processor) -> Result:
     ids = model.answer_about_tokens(
         case.inputs["prompt_ids"][None],
         tokens,
-        max_new_tokens=case.meta["kwargs"]["max_new_tokens"],
-        **PUBLISHED_GENERATION,
+        **generation(case),
     )
     return Result(
         {"output.roi_context": tokens, "output.roi_patch_bounds": torch.tensor(bounds), "output.generated_ids": ids}

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from tests.parity import Case, Models, Result, Tolerance, Value
+from tests.parity import Case, Models, Result, Tolerance, Value, published_overrides
 
-POST_CLIP = 3.0  # where the stored `*_postclip` metrics cut predictions; it shows in their numbers alone
+POST_CLIP = 3.0  # where the stored `*_postclip` metrics cut predictions, unless the case has a `post_clip`
 
 LOSSES = {
     "loss_camera": "camera",
@@ -46,14 +46,12 @@ def conversions(suite) -> dict[str, dict]:
     checkpoints = sorted(suite.folder.glob("checkpoint*.pt"))
     if not checkpoints:
         return {}
-    overrides = config_overrides(json.loads((suite.folder / "config.json").read_text()))
+    published = json.loads((suite.folder / "config.json").read_text())
+    overrides = config_overrides(published)
     found = {"model": {"sources": {"page4d": checkpoints[0]}, "config_overrides": overrides}}
     tracks = sorted(suite.folder.glob("track_head*.safetensors"))
     if tracks:
-        content = json.loads((suite.folder / "config.json").read_text())["track_head"]
-        names = {"stride": "stride", "max_scale": "max_scale", "iters": "iterations", "num_heads": "num_heads",
-                 "corr_levels": "correlation_levels", "corr_radius": "correlation_radius"}  # fmt: skip
-        track = {f"track_{ours}": content[theirs] for theirs, ours in names.items() if theirs in content}
+        track = track_overrides(published.get("track_head", {}), overrides["dpt_layers"])
         sources = {"page4d": checkpoints[0], "track": tracks[0]}
         found["track"] = {"sources": sources, "config_overrides": {**overrides, **track}}
     return found
@@ -61,32 +59,77 @@ def conversions(suite) -> dict[str, dict]:
 
 def config_overrides(published: dict) -> dict:
     """What weights do not tell, from the constructor arguments of the published code."""
-    trunk, camera, depth, point = (
-        published.get(name, {}) for name in ("aggregator", "camera_head", "depth_head", "point_head")
-    )
-    overrides = {
-        "encoder_config": {"num_attention_heads": published["patch_embed"]["num_heads"]},
-        "dpt_layers": depth.get("intermediate_layer_idx", [4, 11, 17, 23]),
-        "mask_layer": trunk.get("temporal_list1_mask", [9])[0],
-        "masked_layers": trunk.get("temporal_list2", list(range(10, 20))),
-    }
-    for name, section, key in (
-        ("rope_freq", trunk, "rope_freq"),
-        ("layer_scale_init", trunk, "init_values"),
-        ("mask_scale", published.get("spatial_mask_head", {}), "scale"),
-        ("camera_num_heads", camera, "num_heads"),
-        ("camera_iterations", camera, "num_iterations"),
-        ("depth_activation", depth, "activation"),
-        ("point_activation", point, "activation"),
-        ("confidence_activation", depth, "conf_activation"),
-    ):
-        if key in section:
-            overrides[name] = section[key]
-    return overrides
+    sections = {name: published.get(name, {}) for name in ("vggt", "aggregator", "patch_embed", "spatial_mask_head",
+                                                           "camera_head", "depth_head", "point_head")}  # fmt: skip
+    given = {name: published_overrides(content, *SETTINGS[name]) for name, content in sections.items()}
+    mask_layers = given["aggregator"].pop("mask_layer", [9])
+    if len(mask_layers) != 1:
+        raise ValueError(f"the reference makes masks in layers {mask_layers}, this library in one")
+    layers = [given[name].pop("dpt_layers", [4, 11, 17, 23]) for name in ("depth_head", "point_head") if sections[name]]
+    confidences = [given[name].pop("confidence_activation") for name in ("depth_head", "point_head")
+                   if "confidence_activation" in given[name]]  # fmt: skip
+    for name, values in (("intermediate_layer_idx", layers), ("conf_activation", confidences)):
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"the dense heads of the reference differ in {name}: {values}; those of this library do not"
+            )
+    heads = given["patch_embed"].pop("encoder_heads", None)
+    overrides = {name: value for content in given.values() for name, value in content.items()}
+    overrides |= {"mask_layer": mask_layers[0], "dpt_layers": layers[0] if layers else [4, 11, 17, 23]}
+    overrides.setdefault("masked_layers", list(range(10, 20)))
+    overrides |= {"confidence_activation": confidences[0]} if confidences else {}
+    return overrides | ({"encoder_config": {"num_attention_heads": heads}} if heads is not None else {})
+
+
+DENSE = {"pos_embed": True, "down_ratio": 1}
+DENSE_SHAPES = ("dim_in", "patch_size", "output_dim", "features", "out_channels")
+SETTINGS = {  # per section: fields, settings with one value, settings that shapes or cases tell
+    "vggt": ({}, {}, ("img_size", "patch_size", "embed_dim", "enable_camera", "enable_point", "enable_depth",
+                      "enable_track", "mask_hold_start", "mask_hold_end")),
+    "aggregator": (
+        {"rope_freq": "rope_freq", "init_values": "layer_scale_init", "temporal_list1_mask": "mask_layer",
+         "temporal_list2": "masked_layers"},
+        {"qkv_bias": True, "proj_bias": True, "ffn_bias": True, "qk_norm": True, "aa_order": ["frame", "global"],
+         "aa_block_size": 1},
+        ("depth", "num_heads", "mlp_ratio", "num_register_tokens", "temporal_list1", "temporal_list3"),
+    ),
+    "patch_embed": (
+        {"num_heads": "encoder_heads"},
+        {"interpolate_antialias": True, "interpolate_offset": 0.0, "kind": "DINOv2 ViT with registers"},
+        ("embed_dim", "depth", "mlp_ratio", "num_register_tokens", "img_size", "patch_size", "init_values",
+         "block_chunks"),
+    ),
+    "spatial_mask_head": ({"scale": "mask_scale"}, {}, ("dim", "hidden")),
+    "camera_head": (
+        {"num_heads": "camera_num_heads", "num_iterations": "camera_iterations"},
+        {"trans_act": "linear", "quat_act": "linear", "fl_act": "relu"},
+        ("dim_in", "trunk_depth", "mlp_ratio", "init_values", "pose_encoding_type"),
+    ),
+    "depth_head": (
+        {"activation": "depth_activation", "conf_activation": "confidence_activation",
+         "intermediate_layer_idx": "dpt_layers"},
+        DENSE, DENSE_SHAPES,
+    ),
+    "point_head": (
+        {"activation": "point_activation", "conf_activation": "confidence_activation",
+         "intermediate_layer_idx": "dpt_layers"},
+        DENSE, DENSE_SHAPES,
+    ),
+}  # fmt: skip
+
+
+def track_overrides(published: dict, dpt_layers: list[int]) -> dict:
+    fields = {"stride": "track_stride", "max_scale": "track_max_scale", "iters": "track_iterations",
+              "num_heads": "track_num_heads", "corr_levels": "track_correlation_levels",
+              "corr_radius": "track_correlation_radius"}  # fmt: skip
+    only = {"predict_conf": True, "pos_embed": False, "intermediate_layer_idx": dpt_layers,
+            "down_ratio": published.get("stride", 2)}  # fmt: skip
+    shown = ("dim_in", "patch_size", "num_virtual_tracks", "features", "out_channels", "hidden_size", "depth")
+    return published_overrides(published, fields, only, known=shown)
 
 
 def run_case(case: Case, models: Models) -> Result | None:
-    if case.is_json or "gt_depth" in case.inputs or not models.folders:
+    if case.is_json or "gt_depth" in case.inputs or not len(models):
         return None
     if "runs" in case.meta:
         return preprocess(case, models)
@@ -243,7 +286,9 @@ def train(case: Case, models: Models) -> Result:
         for ours, theirs in (("loss_weight", "weight"), ("loss_gamma", "gamma"), ("loss_alpha", "alpha"),
                              ("gradient_loss", "gradient_loss_fn")):  # fmt: skip
             setattr(config, f"{name}_{ours}", settings[name][theirs])
-    config.loss_valid_range = settings["depth"]["valid_range"]
+    config.loss_valid_range, other = (settings[name]["valid_range"] for name in ("depth", "point"))
+    if other != config.loss_valid_range:
+        raise ValueError(f"the case cuts points at {other} and depth at {config.loss_valid_range}, this library alike")
     names = ("depths", "extrinsics", "intrinsics", "world_points", "point_masks")
     targets = {name: inputs[name] for name in names if name in inputs}
     model.train()
@@ -271,7 +316,8 @@ def train(case: Case, models: Models) -> Result:
     points, confidence = outputs.world_points.detach(), outputs.world_points_conf.detach()
     for kind in ("grad", "grad_conf", "normal", "normal_conf", "none"):
         gradient = None if kind == "none" else kind
-        losses = dense_loss(points, confidence, scene.world_points, scene.point_masks, 1.0, 0.2, gradient, -1.0)
+        weights = settings["point"]["gamma"], settings["point"]["alpha"]
+        losses = dense_loss(points, confidence, scene.world_points, scene.point_masks, *weights, gradient, -1.0)
         for theirs, ours in LOSSES.items():
             if theirs.endswith("_point"):
                 tensors[f"output.point_{kind}_novr.{theirs}"] = losses[ours.removeprefix("point_")].view(1)
@@ -356,7 +402,7 @@ def masked_block(case, inputs, model, models) -> dict:
     length = x.shape[1] // frames
     head_dim = model.config.embed_dim // model.config.num_heads
     tables = models.module("vision_rope", "axial_rope_tables")(positions[0, :length], head_dim, model.config.rope_freq)
-    block = model.aggregator.global_blocks[model.config.masked_layers[0]]
+    block = model.aggregator.global_blocks[block_index(case, model.config.masked_layers[0])]
     bias = (row.max() * key).unflatten(1, (frames, length))
     return {
         "masked_block.masked": block(x, rope=tables, attention_mask=bias),
@@ -364,14 +410,32 @@ def masked_block(case, inputs, model, models) -> dict:
     }
 
 
+def block_index(case, default: int) -> int:
+    """The global block that a case runs: its `block_index`, or what it says in words ("global block 2")."""
+    for settings in (case.meta, case.meta.get("call", {}), case.meta.get("kwargs", {})):
+        if "block_index" in settings:
+            return settings["block_index"]
+    words = re.search(r"global block (\d+)|global_blocks\.(\d+)", json.dumps(case.meta))
+    return int(words[1] or words[2]) if words else default
+
+
+def mask_grid(case, patches: int) -> tuple[int, int]:
+    """The grid of the mask head's tokens: as the case says, else the one nearest to a square, lying."""
+    for settings in (case.meta, case.meta.get("call", {}), case.meta.get("kwargs", {})):
+        if {"h", "w"} <= settings.keys():
+            return settings["h"], settings["w"]
+        if "patch_grid" in settings:
+            return tuple(settings["patch_grid"])
+    rows = max(n for n in range(1, math.isqrt(patches) + 1) if patches % n == 0)
+    return rows, patches // rows
+
+
 def mask_head(case, inputs, model, models) -> dict:
     tensors = {}
     if "mask_head.tokens" in inputs:
         tokens = inputs["mask_head.tokens"]
         patches = tokens.shape[2] - model.aggregator.num_special
-        # The grid is not stored: the one nearest to a square, lying.
-        rows = max(n for n in range(1, math.isqrt(patches) + 1) if patches % n == 0)
-        found = mask_tensors(model, tokens, (rows, patches // rows), 1.0)
+        found = mask_tensors(model, tokens, mask_grid(case, patches), 1.0)
         tensors["mask_head.query_row"] = found["mask_query_row"]
         tensors["mask_head.key_value"] = found["mask_key_value"].squeeze(1)
     for name in stored(case, "mask_alpha."):
@@ -422,14 +486,18 @@ def dense(case, inputs, model, models) -> dict:
     tensors = {}
     if "head_act.raw" in inputs:
         raw = inputs["head_act.raw"]
-        activate = models.module("dpt", "activate_dense")
-        values, confidences = (models.module("dpt", name) for name in ("VALUE_ACTIVATIONS", "CONFIDENCE_ACTIVATIONS"))
+        activate = models.module("page4d_dpt", "activate_dense")
+        values, confidences = (
+            models.module("page4d_dpt", name) for name in ("VALUE_ACTIVATIONS", "CONFIDENCE_ACTIVATIONS")
+        )
         # "sigmoid" names an activation of both; the stored one is of the values.
         tensors |= {f"head_act.{name}": activate(raw, "linear", name)[1] for name in confidences}
         tensors |= {f"head_act.{name}": activate(raw, name, "expp1")[0] for name in values}
     for name in stored(case, "uv_grid."):
         rows, columns, width, height = numbers(name)
-        spans, axis, embed = (models.module("dpt", n) for n in ("image_spans", "axis_positions", "position_rows"))
+        spans, axis, embed = (
+            models.module("page4d_dpt", n) for n in ("image_spans", "axis_positions", "position_rows")
+        )
         span_x, span_y = spans(width / height)
         x, y = axis(columns, span_x), axis(rows, span_y)
         tensors[name] = torch.stack([x.expand(rows, -1), y.unsqueeze(1).expand(-1, columns)], -1)
@@ -480,6 +548,8 @@ def run_function_case(case: Case) -> Result | None:
     from dsr_toolkit.evaluation.geometry_metrics import THRESHOLDS, depth_metrics, trajectory_metrics
 
     source = next(c for c in case.suite.cases if c.meta.get("expected") == case.path.name)
+    told = re.search(r"max_depth (\d+(?:\.\d+)?)", source.meta.get("exercises", ""))
+    max_depth = source.meta.get("max_depth", float(told[1]) if told else 70.0)
     truth, prediction = source.inputs["gt_depth"], source.inputs["pred_depth"]
     tolerance = Tolerance(rtol=source.meta["suggested_tolerance"]["rtol"])
     values = []
@@ -490,8 +560,10 @@ def run_function_case(case: Case) -> Result | None:
         elif isinstance(expected, dict):
             match = re.fullmatch(r"(?:video|mono_frame(\d+))_(\w+?)(_postclip)?", name)
             part = slice(None) if match[1] is None else int(match[1])
-            clip = POST_CLIP if match[3] else None
-            found = depth_metrics(prediction[part], truth[part], match[2], clip_max=clip, thresholds=(1.0, *THRESHOLDS))
+            limits = {"max_depth": max_depth}
+            if match[3]:
+                limits["clip_max"] = source.meta.get("post_clip", POST_CLIP)
+            found = depth_metrics(prediction[part], truth[part], match[2], **limits, thresholds=(1.0, *THRESHOLDS))
             names = DEPTH_METRICS
         else:
             continue
@@ -516,19 +588,15 @@ def preprocess(case: Case, models: Models) -> Result:
         side = run["shape"][-1]
         rule = {"crop": "page4d", "pad": "page4d_pad"}.get(run.get("mode"), "page4d_square")
         squashed = "interpolate" in run.get("note", "")
-        processor.resize_rule, processor.image_size = ("page4d", 518) if squashed else (rule, side)
+        crop = run.get("crop_size", 518)  # of the published loader
+        processor.resize_rule, processor.image_size = ("page4d", crop) if squashed else (rule, side)
         found = processor(images)
         pixels = found["pixel_values"][0]
         stored = case.expected[f"output.{name}.sub"]
         if squashed:
             pixels = evaluation_frames(pixels, side)
-        # The step and start of the stored grid, from its size.
-        step, start = next(
-            (step, (y, x))
-            for step, y, x in ((16, 3, 5), (8, 1, 2))
-            if pixels[..., y::step, x::step].shape == stored.shape
-        )
-        sub = pixels[..., start[0] :: step, start[1] :: step]
+        y, x = stored_grid(case, name, pixels, stored.shape)
+        sub = pixels[..., y, x]
         whole = (pixels * 255).round().to(torch.uint8)
         tensors[f"output.{name}.sub"] = sub if stored.is_floating_point() else (sub * 255).round().to(torch.uint8)
         values.append(Value(f"{name}.shape", run["shape"], list(pixels.shape)))
@@ -539,3 +607,14 @@ def preprocess(case: Case, models: Models) -> Result:
             sizes = found["original_sizes"][0].flip(-1).float()
             tensors[f"output.{name}.coords"] = torch.cat([found["image_boxes"][0], sizes], -1)
     return Result(tensors=tensors, values=values)
+
+
+def stored_grid(case: Case, run: str, pixels: torch.Tensor, shape) -> tuple[slice, slice]:
+    """Rows and columns that a run stores, as the case writes them: "[.., 3::16, 5::16] (square112: [1::8, 2::8])"."""
+    written = re.findall(r"(?:(\w+): )?\[(?:\.\., )?(\d+)::(\d+), (\d+)::(\d+)\]", case.meta.get("exercises", ""))
+    written.sort(key=lambda one: one[0] != run)  # what is said of this run before what is said of all
+    for _, *numbers in written:
+        top, down, left, across = map(int, numbers)
+        if pixels[..., top::down, left::across].shape == shape:
+            return slice(top, None, down), slice(left, None, across)
+    raise ValueError(f"the case does not say which pixels of {run} it stores: {written}")

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from tests.parity import Case, Models, Result, Value
+from tests.parity import Case, Models, Result, Value, published_overrides
 
 SETTINGS = (
     "aa_order", "special_token_pos", "dual_stream_layers", "enable_dual_stream", "mask_standardize", "time_pos",
@@ -31,51 +31,83 @@ def conversions(suite) -> dict[str, dict]:
     if not (suite.folder / "checkpoint.pt").exists():
         return {}
     sources = {"page4d": suite.folder / "checkpoint.pt", "extra": suite.folder / "extra_params.safetensors"}
+    sources = {name: path for name, path in sources.items() if path.exists()}
     published = json.loads((suite.folder / "config.json").read_text())
-    found = {}
+    wanted = {}
     for case in suite.cases:
-        if case.is_json:
-            continue
-        overrides = settings(published, case.meta.get("kwargs", {}))
-        found[case.name] = {"arch": "page4d", "sources": sources, "config_overrides": overrides}
-        if "feat" in case.inputs:  # the mask head in both forms
-            found[gated(case)] = {**found[case.name], "config_overrides": {**overrides, "use_gating": True}}
-    return found
+        if not case.is_json:
+            wanted[case.name] = kwargs = case.meta.get("kwargs", {})
+            if "feat" in case.inputs:  # it compares both ways to join masks
+                wanted[gated(case)] = {**kwargs, "mask_gating": True}
+    return {
+        name: {"arch": "page4d", "sources": sources, "config_overrides": settings(published, kwargs)}
+        for name, kwargs in wanted.items()
+    }
 
 
 def gated(case: Case) -> str:
-    return f"{case.name}-gated"
+    return f"{case.name}, gated"
+
+
+FIELDS = {
+    "rope_freq": "rope_freq",
+    "dpt_layer_idx": "dpt_layers",
+    "single_view_mask_layer": "mask_layer",
+    "single_view_masked_layers": "masked_layers",
+    "camera_num_heads": "camera_num_heads",
+    "camera_iters": "camera_iterations",
+    "dual_stream_layers": "dual_stream_layers",
+    "sparse_global_layers": "sparse_global_layers",
+    "landmark_k": "landmark_k",
+    "dilated_levels": "dilated_levels",
+    "lambda_clamp_value": "lambda_clamp_value",
+    "aa_order": "aa_order",
+    "vit_heads": "vit_heads",
+    "layernorm_eps": "layer_norm_eps",
+    "vit_layernorm_eps": "vit_eps",
+}
+SHAPES = (
+    "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "num_register_tokens", "vit_depth",
+    "memory_tokens_num", "single_view_unmasked_layers", "camera_trunk_depth", "dpt_features", "dpt_out_channels",
+    "pose_encoding_type",
+)  # fmt: skip
+CASE_FIELDS = {
+    **{name: name for name in SETTINGS},
+    "mask_gating": "use_gating",
+    "levels": "dilated_levels",
+    "band_pixels": "epipolar_band",
+    "penalty": "epipolar_penalty",
+    "time_rope_base": "time_rope_base",
+    "mask_layer": "dynamic_mask_layer",
+    "camera_iters": "camera_iterations",
+    "single_view_mask_layer": "mask_layer",
+    "single_view_masked_layers": "masked_layers",
+}
+# What cases say of the tensors that they store, not of the model.
+ABOUT_THE_CASE = (
+    "patch_start_idx", "h", "w", "patch_grid", "patch_size", "block_index", "lambdas", "pose_encoding_type",
+    "memory_tokens_num",
+)  # fmt: skip
 
 
 def settings(published: dict, kwargs: dict) -> dict:
     """Overrides for a case: what weights do not tell, from the published configuration, under what the case says."""
     overrides = {
-        "encoder_config": {"num_attention_heads": published["vit_heads"]},
-        "rope_freq": published["rope_freq"],
-        "dpt_layers": published["dpt_layer_idx"],
-        "mask_layer": kwargs.get("single_view_mask_layer", published["single_view_mask_layer"]),
-        "masked_layers": kwargs.get("single_view_masked_layers", published["single_view_masked_layers"]),
-        "camera_num_heads": published["camera_num_heads"],
         "mask_alpha": 1.0,
-        "dual_stream_layers": published["dual_stream_layers"],
         "enable_dual_stream": True,
         "enable_sparse_global": "enable_dual_stream" not in kwargs,
-        "sparse_global_layers": published["sparse_global_layers"],
         "sparse_strategy": "memory_bank",
-        "landmark_k": published["landmark_k"],
-        "dilated_levels": published["dilated_levels"],
-        "lambda_clamp_value": published["lambda_clamp_value"],
     }
-    given = {{"mask_gating": "use_gating"}.get(name, name): value for name, value in kwargs.items()}
-    overrides |= {name: value for name, value in given.items() if name in SETTINGS}
+    overrides |= published_overrides(published, FIELDS, {"qk_norm": True}, known=SHAPES)
+    encoder = {"vit_heads": "num_attention_heads", "vit_eps": "layer_norm_eps"}
+    overrides["encoder_config"] = {encoder[name]: overrides.pop(name) for name in encoder if name in overrides}
     if "levels" in kwargs:
-        overrides |= {"sparse_strategy": "dilated", "dilated_levels": kwargs["levels"]}
+        overrides["sparse_strategy"] = "dilated"
     if "landmark_k" in kwargs:
         overrides["sparse_strategy"] = "landmark"
-    if "band_pixels" in kwargs:
-        overrides |= {"epipolar_band": kwargs["band_pixels"], "epipolar_penalty": kwargs["penalty"]}
-    if "time_rope_base" in kwargs:
-        overrides["time_rope_base"] = kwargs["time_rope_base"]
+    overrides |= published_overrides(kwargs, CASE_FIELDS, known=ABOUT_THE_CASE)
+    if set(overrides.get("aa_order", ())) == {"frame", "global"}:  # one view: the order of the published trunk
+        del overrides["aa_order"]
     return overrides
 
 
@@ -86,7 +118,7 @@ def settings(published: dict, kwargs: dict) -> dict:
 
 @torch.no_grad()
 def run_case(case: Case, models: Models) -> Result | None:
-    if case.is_json or case.name not in models.folders:
+    if case.is_json or case.name not in models:
         return None
     inputs, kwargs = case.inputs, case.meta.get("kwargs", {})
     if "images" in inputs:
@@ -191,18 +223,21 @@ def run_function_case(case: Case) -> Result | None:
     from configuration_dsr import Page4DConfig
     from convert_weights import convert
     from convert_weights.architectures.page4d import multiview_rules
+    from convert_weights.sources import open_source
 
     folder, published = case.suite.folder, content["config"]
     overrides = settings(published, {"enable_dual_stream": True, "enable_sparse_global": True})
+    sources = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".pt", ".pth"):
+            known = open_source("page4d", path).match(r"(?:module\.)?aggregator\.camera_token")
+            sources["page4d" if known else "pi3"] = path
     with tempfile.TemporaryDirectory() as output:
         report = convert(
-            "page4d",
-            sources={"pi3": folder / "pi3_tiny.safetensors", "page4d": folder / "page4d_tiny.pt"},
-            output=f"{output}/model",
-            config_overrides=overrides,
-            progress=False,
+            "page4d", sources=sources, output=f"{output}/model", config_overrides=overrides, progress=False
         )
-    config = Page4DConfig(**{**overrides, "depth": published["depth"], "enable_dynamic_mask": True, "embed_dim": 64})
+        config = Page4DConfig.from_pretrained(f"{output}/model")
+    config.enable_dynamic_mask = True
     rules = multiview_rules(config)
     values = []
     for key, expected in content["clean_sources"].items():
@@ -254,10 +289,10 @@ def dynamic_masks(case: Case, models: Models) -> dict:
     model = models.load(AutoModel, case.name)
     special, grid = case.meta["kwargs"]["patch_start_idx"], (case.meta["kwargs"]["h"], case.meta["kwargs"]["w"])
     patches, external = case.inputs["feat"][..., special:, :], case.inputs["ext"]
-    pool, head_class = (models.module("dynamic_mask_head", n, case.name) for n in ("pool_mask", "DynamicMaskHead"))
+    pool, head_class = (models.module("page4d_dynamic_mask", n, case.name) for n in ("pool_mask", "DynamicMaskHead"))
     pooled = pool(case.inputs["ext_pixels"], external.shape[:3], grid, model.config.patch_size)
     scalar = model.multiview.dynamic_mask_head
-    by_image = models.load(AutoModel, gated(case)).multiview.dynamic_mask_head
+    gates = models.load(AutoModel, gated(case)).multiview.dynamic_mask_head
     plain = head_class(patches.shape[-1], standardize=True)  # alpha is 1, which the published code leaves out
     plain.mask_head = scalar.mask_head
 
@@ -272,11 +307,11 @@ def dynamic_masks(case: Case, models: Models) -> dict:
         "intermediate.ext_from_pixels": pooled,
         "output.upstream_scalar_noext": run(plain, True, None),
         "output.upstream_gated_noext": run(plain, True, None),
-        "output.upstream_gated_ext": run(by_image, True, external),
+        "output.upstream_gated_ext": run(gates, True, external),
         "output.formula_scalar_std_ext": run(scalar, True, external),
         "output.formula_scalar_seed_ext": run(scalar, False, external),
         "output.formula_scalar_seed_noext": run(scalar, False, None),
-        "output.formula_gated_seed_ext": run(by_image, False, external),
+        "output.formula_gated_seed_ext": run(gates, False, external),
         "output.formula_scalar_seed_ext_pixels": run(scalar, False, pooled),
     }
 
@@ -287,7 +322,7 @@ def spatial_mask(case: Case, models: Models) -> dict:
     grid, special = (kwargs["h"], kwargs["w"]), kwargs["patch_start_idx"]
     mask, bias = trunk._mask(x.flatten(0, 1), grid, x.shape[:2], 1.0)
     rows = F.pad(torch.zeros_like(mask.flatten(2)), (special, 0), value=1)
-    block = trunk.global_blocks[model.config.mask_layer]
+    block = trunk.global_blocks[kwargs.get("block_index", model.config.mask_layer)]
     rope = tables(model, models, case.name, grid)
     return {
         "output.key_bias": bias.flatten(1),
@@ -341,7 +376,9 @@ def epipolar(case: Case, models: Models) -> dict:
     return {
         "intermediate.pixel_distance": pixels,
         "output.pair_bias": pair.flatten(4, 5).flatten(2, 3),
-        "output.view_geo": new._view(new.geo_view_blocks[0], tokens, rope, prior, grid, bias),
+        "output.view_geo": new._view(
+            new.geo_view_blocks[kwargs.get("block_index", 0)], tokens, rope, prior, grid, bias
+        ),
     }
 
 
@@ -354,7 +391,8 @@ def sparse(case: Case, models: Models, tokens, memory=None, **given):
     new = model.multiview
     if memory is None:
         memory = new._first_memory(None, len(tokens))
-    return new._sparse(new.global_sparse_blocks[0], tokens, rope, inputs_class(**given), memory, len(tokens))
+    block = new.global_sparse_blocks[case.meta["kwargs"].get("block_index", 0)]
+    return new._sparse(block, tokens, rope, inputs_class(**given), memory, len(tokens))
 
 
 def landmark(case: Case, models: Models) -> dict:

@@ -1,6 +1,7 @@
 """π³ and Pi3X: whole models, the encoder alone, pre- and post-processing functions, training losses."""
 
 import json
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from tests.parity import Case, Models, Result, Suite, Value
+from tests.parity import Case, Models, Result, Suite, Value, published_overrides
 
 # Arguments of the published model -> ours.
 ARGUMENTS = {
@@ -32,7 +33,14 @@ FIELDS = {
     "metric_out_dim": "metric_dim",
     "dim_upsample": "conv_head_dims",
     "last_conv_channels": "conv_head_hidden_size",
+    "enc_num_heads": "enc_num_heads",
 }
+DIMENSIONS = ("enc_img_size", "enc_embed_dim", "enc_depth", "dec_embed_dim")  # shapes tell these
+# Of an encoder alone: what it has in one way, and what shapes tell.
+ENCODER = (
+    {"interpolate_antialias": True, "interpolate_offset": 0.0},
+    ("img_size", "patch_size", "embed_dim", "depth", "mlp_ratio", "num_register_tokens", "note"),
+)
 
 
 # --------------------------------------------------------------------------------------
@@ -46,13 +54,12 @@ def conversions(suite: Suite) -> dict[str, dict]:
         return {}
     config = json.loads((suite.folder / "config.json").read_text())
     if "tiny_dims" not in config:  # an encoder alone: DSR is the model that takes just it
-        overrides = {"geometry_config": {"num_attention_heads": config["num_heads"]}}
+        overrides = {"geometry_config": published_overrides(config, {"num_heads": "num_attention_heads"}, *ENCODER)}
         return {
             "model": {"arch": "dsr", "sources": {"qwen": _tiny_qwen(), "pi3": weights}, "config_overrides": overrides}
         }
-    dims = config["tiny_dims"]
-    overrides = {field: dims[name] for name, field in FIELDS.items() if name in dims}
-    overrides["encoder_config"] = {"num_attention_heads": dims["enc_num_heads"]}
+    overrides = published_overrides(config["tiny_dims"], FIELDS, known=DIMENSIONS)
+    overrides["encoder_config"] = {"num_attention_heads": overrides.pop("enc_num_heads")}
     return {
         "model": {"sources": {"pi3x" if "use_multimodal" in config else "pi3": weights}, "config_overrides": overrides}
     }
@@ -224,18 +231,44 @@ def _edges(case: Case, models: Models) -> Result:
         for name in ("depth_edge", "points_to_normals", "normal_edge", "depth_normal_edge")
     )
     points, mask = case.inputs["points"], case.inputs["mask"]
+    rtol, degrees = (told(case, pattern, default) for pattern, default in EDGE_SETTINGS)
+    if (kernel := told(case, r"kernel (\d+)", 3)) != 3:
+        raise ValueError(f"the case looks for edges in {kernel} × {kernel} pixels, this library in 3 × 3")
+    if degrees != 5 and any("depth_normal_edge" in name for name in case.expected):
+        raise ValueError(f"the case joins both edges at normals that differ by {degrees}°, this library by 5°")
     normals, known = points_to_normals(points, mask)
     return Result(
         {
-            "output.depth_edge_masked": depth_edge(points[..., 2], mask=mask),
-            "output.depth_edge_unmasked": depth_edge(points[..., 2].nan_to_num(1.0)),
+            "output.depth_edge_masked": depth_edge(points[..., 2], rtol, mask=mask),
+            "output.depth_edge_unmasked": depth_edge(points[..., 2].nan_to_num(1.0), rtol),
             "output.normals": normals,
             "output.normal_mask": known,
-            "output.normal_edge": normal_edge(normals, mask=known),
-            "output.depth_normal_edge": depth_normal_edge(points, mask=mask),
-            "output.depth_normal_edge_nomask": depth_normal_edge(points),
+            "output.normal_edge": normal_edge(normals, degrees, mask=known),
+            "output.depth_normal_edge": depth_normal_edge(points, rtol, mask=mask),
+            "output.depth_normal_edge_nomask": depth_normal_edge(points, rtol),
         }
     )
+
+
+EDGE_SETTINGS = ((r"rtol ([\d.]+)", 0.03), (r"normal tolerance ([\d.]+)", 5.0))
+
+
+def told(case: Case, pattern: str, default: float) -> float:
+    """A number that the case's description gives in words."""
+    found = re.search(pattern, case.meta.get("description", ""))
+    return float(found[1].rstrip(".")) if found else default
+
+
+def scenes_with_normals(case: Case, batch: int) -> torch.Tensor:
+    """`[B]`: scenes whose depth is good enough for normals; the description says it of each."""
+    description = case.meta.get("description", "")
+    belongs = re.findall(r"item (\d+) (belongs|does not)", description)
+    if len(belongs) != batch:
+        raise ValueError(f"the description does not say of {batch} scenes whether they have normals: {description!r}")
+    good = torch.zeros(batch, dtype=torch.bool)
+    for item, word in belongs:
+        good[int(item)] = word == "belongs"
+    return good
 
 
 def _loss(case: Case, models: Models) -> Result:
@@ -248,11 +281,12 @@ def _loss(case: Case, models: Models) -> Result:
         case.inputs["gt_pts3d"],
         case.inputs["gt_camera_pose"],
         case.inputs["gt_valid_mask"],
-        normals=torch.arange(batch) == 0,  # the cases say: the first scene alone has depth good enough for normals
+        normals=scenes_with_normals(case, batch),
         sky=case.inputs.get("sky_mask"),
     )
     with_confidence = "output.local_conf_loss" in case.expected
-    config = models.module("configuration_pi3", "Pi3Config")(confidence_loss_weight=0.05 if with_confidence else 0.0)
+    weight = case.meta.get("kwargs", {}).get("confidence_loss_weight", 0.05)  # published
+    config = models.module("configuration_pi3", "Pi3Config")(confidence_loss_weight=weight if with_confidence else 0.0)
     total, losses = loss(*given.values(), targets, config)
     total.backward()
     aligned = align(given["local_points"].detach(), given["camera_poses"].detach(), targets)

@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from tests.parity import Result
+from tests.parity import Result, published_overrides
 
 CHECKPOINTS = ("*.pth", "*.pt", "*.bin", "*.safetensors")
 
@@ -23,6 +23,8 @@ def conversions(suite):
         return {}
     config = read(described)
     if "variant" not in config:
+        from convert_weights.sources import open_source
+
         # A language model alone; its scene tokens are stored, so the Q-Former in front of it may be of any kind.
         tokens = [shape for case in suite.cases for name, shape in shapes(case) if name == "input.scene_tokens"]
         small = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8], "embedding_size": 4}
@@ -34,21 +36,31 @@ def conversions(suite):
             "ffn_dims": 16,
             "num_decoder_layers": 1,
             "backbone_config": small,
-            "map_config": {
+        }
+        if open_source("llm", suite.folder).match(r".*map_queries\..+"):
+            overrides["map_config"] = {
                 "embed_dims": 16,
                 "num_heads": 2,
                 "instance_dims": [16],
                 "point_dims": [16],
                 "num_layers": 1,
-            },
-        }
+            }
         return {"model": {"sources": {"llm": suite.folder}, "config_overrides": overrides}}
-    known = ("num_heads", "dropout", "depth_start", "depth_max", "use_lid", "pc_range")
-    overrides = {key: config[key] for key in known if key in config}
-    overrides |= {"position_encoding": config["variant"], "missing_calibration": "sine"}
-    if "backbone_tiny" in config:
+    fields = {name: name for name in SETTINGS} | {"variant": "position_encoding"}
+    overrides = {"missing_calibration": "sine", **published_overrides(config, fields, known=SHAPES)}
+    if "dilate_last" in config.get("backbone_tiny", {}):
         overrides["backbone_dilation"] = config["backbone_tiny"]["dilate_last"]
     return {"model": {"sources": {"scene_qformer": found[0]}, "config_overrides": overrides}}
+
+
+SETTINGS = (
+    "num_heads", "dropout", "depth_start", "depth_max", "use_lid", "pc_range", "sine_temperature", "position_frame",
+    "point_clamp", "output_clamp", "missing_calibration", "image_token_index",
+)  # fmt: skip
+SHAPES = (
+    "embed_dims", "num_queries", "num_decoder_layers", "ffn_dims", "llm_hidden_size", "num_cams", "depth_num",
+    "backbone_tiny",
+)  # fmt: skip
 
 
 def read(path):
@@ -71,7 +83,7 @@ def run_case(case, models):
     inputs = case_inputs(case)
     if "img_feats" in inputs or "images" in inputs:
         if any(name.startswith("output.stage") for name in case.expected):
-            return run_backbone(inputs["images"], models.load(AutoModel))
+            return run_backbone(case, inputs["images"], models.load(AutoModel), models)
         return run_images(case, models.load(AutoModel), inputs)
     return None
 
@@ -135,7 +147,8 @@ def run_images(case, model, inputs) -> Result:
                 # Post-neck features of one scene's cameras. The table is all that depends on the image, and on its
                 # grid.
                 features = inputs["img_feats"].unflatten(0, (-1, model.config.num_cams))
-                output = model.read_features(features, (16 * features.shape[-2], 16 * features.shape[-1]), **cameras)
+                size = [stride_of(model.config) * side for side in features.shape[-2:]]
+                output = model.read_features(features, tuple(size), **cameras)
             if gradients:
                 (output.scene_tokens * inputs["weight"]).mean().backward()
     finally:
@@ -158,13 +171,26 @@ def run_images(case, model, inputs) -> Result:
     return Result(tensors)
 
 
-def run_backbone(images, model) -> Result:
-    """The same weights read with stride 32, dilated to stride 16, and up to stage 3."""
+def last_stage(config) -> int:
+    return int(config.backbone_config.out_features[-1].removeprefix("stage"))
+
+
+def stride_of(config) -> int:
+    """Pixels of the image per cell of the features."""
+    return 2 ** (1 + last_stage(config)) // (2 if config.backbone_dilation else 1)
+
+
+def run_backbone(case, images, model, models) -> Result:
+    """The same weights read as each result's name says: up to which stage, and whether that one is dilated."""
     from transformers import AutoBackbone, ResNetConfig
 
-    def features(stages: int) -> tuple[torch.nn.Module, torch.Tensor]:
-        config = model.config.backbone_config
-        backbone = AutoBackbone.from_config(
+    config = model.config.backbone_config
+    own = last_stage(model.config), bool(model.config.backbone_dilation)
+
+    def backbone(stages: int, dilated: bool) -> torch.nn.Module:
+        if (stages, dilated) == own:
+            return model.backbone
+        other = AutoBackbone.from_config(
             ResNetConfig(
                 embedding_size=config.embedding_size,
                 depths=config.depths[:stages],
@@ -173,17 +199,17 @@ def run_backbone(images, model) -> Result:
                 out_features=[f"stage{stages}"],
             )
         )
-        backbone.load_state_dict(model.backbone.state_dict(), strict=stages == 4)
-        return backbone.eval()(images).feature_maps[-1]
+        other.load_state_dict(model.backbone.state_dict(), strict=stages == own[0])
+        if dilated:
+            models.module("modeling_scene_qformer", "dilate_last_stage")(other)
+        return other.eval()
 
+    tensors = {}
     with torch.no_grad():
-        return Result(
-            {
-                "output.stage4_stride32": features(4),
-                "output.stage4_dilated_stride16": model.backbone(images).feature_maps[-1],
-                "output.stage3_stride16": features(3),
-            }
-        )
+        for name in case.expected:
+            if match := re.fullmatch(r"output\.stage(\d)(_dilated)?_stride\d+", name):
+                tensors[name] = backbone(int(match[1]), match[2] is not None)(images).feature_maps[-1]
+    return Result(tensors)
 
 
 def run_position_code(case, model, models) -> Result:
@@ -217,21 +243,24 @@ def run_table(case, models) -> Result:
 
 
 def run_prompt(case, model) -> Result:
-    ids, tokens = case.inputs["text_ids"], case.inputs["scene_tokens"]
-    labels = ids.masked_fill(ids == model.config.image_token_index, -100)
+    ids, tokens, mask = case.inputs["text_ids"], case.inputs["scene_tokens"], case.inputs.get("attention_mask")
+    labels = case.inputs.get("labels", ids.masked_fill(ids == model.config.image_token_index, -100))
     seen = {}
     handle = model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.update(inputs_embeds=kwargs["inputs_embeds"]), with_kwargs=True
     )
     with torch.no_grad():
-        output = model(input_ids=ids, scene_tokens=tokens)
+        output = model(input_ids=ids, scene_tokens=tokens, attention_mask=mask)
         embeds = seen["inputs_embeds"]
         wants_queries = case.expected.get("output.query_outputs")
         queries = None
         if wants_queries is not None:
             rows = len(wants_queries)
-            queries = model(input_ids=ids[:rows], scene_tokens=tokens[:rows], output_map=True).query_outputs
-        _, _, labels, _, _ = model._embed(ids, None, labels, tokens, None)
+            some = {"input_ids": ids[:rows], "scene_tokens": tokens[:rows]} | (
+                {} if mask is None else {"attention_mask": mask[:rows]}
+            )
+            queries = model(**some, output_map=True).query_outputs
+        _, _, labels, _, _ = model._embed(ids, mask, labels, tokens, None)
     handle.remove()
     found = {"inputs_embeds": embeds, "logits": output.logits, "labels": labels, "query_outputs": queries}
     return Result(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...pictures import FAINT, GAP, INK, MARGIN, PAPER, _font, _text_block, heat_colours
+from modeling_dsr.pictures import heat_colours
+
+from ...pictures import FAINT, GAP, INK, MARGIN, PAPER, _font, _text_block
 from .scene import COLOURS
 
 CELL, PLAN, SHOWN = 168, 260, 6

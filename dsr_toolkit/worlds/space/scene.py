@@ -51,6 +51,8 @@ class SceneSettings:
         approach: metres that it comes nearer or goes away. rise: metres up or down. pan: metres that its aim shifts.
         still_camera: share of the clips whose camera does not move.
         view_spacing: degrees between neighbouring cameras of several views.
+        compass: the four walls have one colour each in all rooms, so that a single frame tells where the camera looks.
+            Otherwise their colours are any.
     """
 
     things: tuple[int, int] = (2, 4)
@@ -65,11 +67,12 @@ class SceneSettings:
     pan: float = 0.5
     still_camera: float = 0.1
     view_spacing: tuple[float, float] = (25.0, 45.0)
+    compass: bool = False
 
 
-# "easy" is for learning in minutes: fewer things, all on the floor, on straight paths.
+# "easy" is for learning in minutes: fewer things, all on the floor, on straight paths, and walls that are a compass.
 DIFFICULTIES = {
-    "easy": SceneSettings(things=(2, 3), hovering=0.0, arcs=0.0, orbit=(10.0, 40.0), approach=0.5, rise=0.15, pan=0.3),
+    "easy": SceneSettings(things=(2, 3), hovering=0.0, arcs=0.0, approach=0.5, rise=0.15, pan=0.4, compass=True),
     "normal": SceneSettings(),
     "hard": SceneSettings(
         things=(3, 6), moving=0.75, hovering=0.3, arcs=0.5, orbit=(20.0, 80.0), approach=1.0, pan=0.8
@@ -302,7 +305,7 @@ def _still_scene(generator, settings: SceneSettings, seconds: float, views: int)
         things.append(thing)
         paths.append(path.copy())
     room = generator.uniform(5.6, 6.6, 2)
-    return Scene(things, cameras, room, *_surfaces(generator), seconds)
+    return Scene(things, cameras, room, *_surfaces(generator, settings.compass), seconds)
 
 
 def _still_cameras(generator, settings: SceneSettings, views: int) -> list[CameraPath]:
@@ -410,13 +413,13 @@ def _hides(first: np.ndarray, second: np.ndarray, thing: Thing, other: Thing) ->
     return bool((cosine > np.cos(nearer)).any())
 
 
-def _surfaces(generator) -> tuple[list[Surface], np.ndarray]:
+def _surfaces(generator, compass: bool) -> tuple[list[Surface], np.ndarray]:
     """Textures of the six sides of the room and the direction of the light."""
     surfaces = []
-    hue = generator.uniform(0, 1)
+    hue = generator.uniform(-0.04, 0.04) if compass else generator.uniform(0, 1)
     for side in range(6):
         # Muted colours, so that the things stand out; every wall its own.
-        tint = _tint(hue + 0.25 * side, 0.16 if side < 4 else 0.08)
+        tint = _tint(hue + 0.25 * side, (0.26 if compass else 0.16) if side < 4 else 0.08)
         base = tint * generator.uniform(150, 215)
         other = base * generator.uniform(0.5, 0.75)
         kind, turn = generator.integers(3), generator.uniform(0, np.pi / 2)

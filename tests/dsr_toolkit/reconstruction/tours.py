@@ -79,3 +79,53 @@ def gap(found: list[View], truth: list[View]) -> float:
     true_length = np.linalg.norm(np.diff(true[:, :3, 3], axis=0), axis=1).sum()
     local, true_local = (np.linalg.inv(poses[0]) @ poses[-1] for poses in (centres, true))
     return float(np.linalg.norm(local[:3, 3] / length - true_local[:3, 3] / true_length))
+
+
+def winding(count: int, seed: int = 0, height: int = 6, width: int = 8) -> list[View]:
+    """A camera on a winding way, and what lies before it."""
+    generator = np.random.default_rng(seed)
+    intrinsics = np.array([[7.0, 0, width / 2], [0, 6.5, height / 2], [0, 0, 1]])
+    v, u = np.mgrid[:height, :width]
+    rays = np.stack([(u - intrinsics[0, 2]) / 7.0, (v - intrinsics[1, 2]) / 6.5, np.ones_like(u)], -1)
+    views = []
+    for number in range(count):
+        camera = np.eye(4)
+        camera[:3, :3] = Rotation.from_euler("yxz", [0.05 * number, 0.2 * np.sin(number / 9), 0.1]).as_matrix()
+        camera[:3, 3] = [np.sin(number / 15) * 6, 0.3 * np.cos(number / 5), number * 0.25]
+        depth = generator.uniform(1, 6, (height, width))
+        points = (rays * depth[..., None]) @ camera[:3, :3].T + camera[:3, 3]
+        views.append(
+            View(
+                generator.integers(0, 255, (height, width, 3), np.uint8),
+                points.astype(np.float32),
+                depth.astype(np.float32),
+                generator.uniform(0.3, 1, (height, width)).astype(np.float32),
+                generator.random((height, width)) > 0.2,
+                camera,
+                intrinsics,
+                (generator.random((height, width)) > 0.7).astype(np.float32),
+                f"frame {number}.jpg",
+                number / 10,
+            )
+        )
+    return views
+
+
+def views_of_truth(sequence) -> list[View]:
+    """What a model would say that knows the truth of a sequence with cameras and depth."""
+    from PIL import Image
+
+    from dsr_toolkit.evaluation.geometry import true_points
+
+    views = []
+    for number, path in enumerate(sequence.images):
+        points, known = true_points(sequence, number)
+        image = np.asarray(Image.open(path).convert("RGB"))
+        depth = sequence.depth(number)
+        views.append(
+            View(
+                image, points.astype(np.float32), depth, known.astype(np.float32), known, sequence.poses[number],
+                sequence.intrinsics[number], None, path.name, float(number),
+            )
+        )  # fmt: skip
+    return views
