@@ -5,8 +5,8 @@ Data flow, for B scenes of N cameras, feature maps of h×w cells, M = N·h·w:
     pixel_values [B, N, 3, H, W] ─ backbone, neck ─ features [B, N, C, h, w] ─┐
     calibration or grid ─ position code [B, N, h, w, C] ──────────────────────┼─ memory [B, M, C]
     camera embedding [N, C] ──────────────────────────────────────────────────┘        │
-    learned queries [1, Q, C] ──────────────────────────────── decoder, 6 layers ──────┴─ projector ─ scene tokens [B,
-    Q, D] prompt, its placeholders ← scene tokens ─ language model ─ text
+    learned queries [1, Q, C] ──────────────────────────────── decoder, 6 layers ──────┴─ projector ─ tokens [B, Q, D]
+    prompt, its placeholders ← scene tokens ─ language model ─ text
     prompt, output queries ─ language model ─ interaction with the scene tokens ─ map decoder ─ classes, polylines
 """
 
@@ -128,7 +128,7 @@ class SceneQueries(nn.Module):
     """
     Learned queries. The first `num_constrained_queries` belong to cameras, in equal blocks (the first cameras get what
     is left over): content + embedding of the camera + embedding of the place in the block. The others are content
-        alone.
+    alone.
     """
 
     def __init__(self, config: SceneQFormerConfig):
@@ -457,8 +457,7 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
             scene_tokens: instead of them, scene tokens `[scenes, num_queries, hidden]` computed before.
             attention_mask: `[B, L]`; or `[B, 1, L, L]`, bool (True = attend) or additive, for the whole sequence,
                 output queries included. A bool mask of the prompt alone is continued: output queries read what the last
-                    token
-                reads.
+                token reads.
             labels: `[B, L]`, -100 where the language model is not supervised.
             map_labels: per prompt `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1 over `point_range`.
             output_map: append the output queries and detect map elements. Default: when `map_labels` are given.

@@ -9,7 +9,7 @@ from .configuration_scene_qformer import SCENE_CAMERAS
 from .frames import open_image, resize_image
 from .pictures import cell_overlap, heat_colours, overlay_heat
 from .processing_arguments import refuses_unreadable
-from .scene_collator import SceneTrainingCollator
+from .scene_qformer_collator import SceneQFormerCollator
 
 # How people look at the six images: left to right, ahead above, behind below.
 SCENE_LAYOUT = (
@@ -275,7 +275,7 @@ class SceneQFormerProcessor(ProcessorMixin):
                 f"with "
                 f"{prompt!r}. Pass a `chat_template` that does."
             )
-        return prompt, whole[len(prompt) :]
+        return prompt, whole[len(prompt) :].rstrip()  # nobody waits for the line break behind the end mark
 
     def apply_chat_template(self, conversation, *args, tokenize: bool = False, chat_template=None, **kwargs):
         """
@@ -341,9 +341,9 @@ class SceneQFormerProcessor(ProcessorMixin):
         known = self.tokenizer.get_vocab().get(self.image_token)
         return [self.image_token_index if known is None else known] * self.num_scene_tokens
 
-    def training_collator(self, **options) -> SceneTrainingCollator:
-        """What makes batches of rows for Trainer; see [`SceneTrainingCollator`]."""
-        return SceneTrainingCollator(self, **options)
+    def training_collator(self, **options) -> SceneQFormerCollator:
+        """What makes batches of rows for Trainer; see [`SceneQFormerCollator`]."""
+        return SceneQFormerCollator(self, **options)
 
     def _encode(self, prompts: list[str], num_scenes: int) -> dict[str, np.ndarray]:
         """Token ids; chunks between placeholders are tokenised on their own, the first one with special tokens

@@ -232,7 +232,7 @@ def test_a_video_in_a_turn_is_refused(tokenizer):
 def test_answered_question_begins_as_the_open_one(tokenizer):
     made = processor(tokenizer=tokenizer, chat_template=TEXT_ONLY)
     prompt, answer = made.conversation("How many cars?", "two")
-    assert prompt == made.question_prompt("How many cars?") and answer == "two<|im_end|>\n"
+    assert prompt == made.question_prompt("How many cars?") and answer == "two<|im_end|>"
     with pytest.raises(ValueError, match="otherwise than an open one"):
         processor(tokenizer=tokenizer, chat_template="{{ messages | length }}<image>").conversation("How?", "so")
 

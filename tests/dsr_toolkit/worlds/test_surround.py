@@ -17,7 +17,6 @@ from dsr_toolkit.worlds.surround_scene import (
     CROSSING,
     DIVIDER,
     POINT_RANGE,
-    draw_surroundings,
 )
 from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS, SceneMapConfig
 
@@ -31,7 +30,7 @@ def samples():
 def surroundings():
     """Without pictures, these are quick to draw."""
     world = SurroundWorld(12)
-    return [draw_surroundings(world.generator(index, "surroundings")) for index in range(4000)]
+    return [world.scene(index)[0] for index in range(4000)]
 
 
 def points_of_pixels(sample, camera: int) -> np.ndarray:

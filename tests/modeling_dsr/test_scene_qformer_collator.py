@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from dsr_toolkit.tiny.tokenizer import write_tokenizer
 from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration
-from modeling_dsr.scene_collator import resample
+from modeling_dsr.scene_qformer_collator import resample
 from processing_dsr import SceneQFormerProcessor
 from tests.modeling_dsr.scene_samples import extrinsics, intrinsics, pictures, tiny_language_config
 
@@ -97,7 +97,7 @@ def test_map_beside_questions_is_the_map_alone(processor, model, implementation)
     short = SceneQFormerProcessor(
         processor.tokenizer, image_size=(32, 48), num_scene_tokens=QUERIES, map_instruction="Map."
     )
-    collate = short.training_collator(num_points=5)
+    collate = short.training_collator(map_points=5)
     both = collate(
         [
             row(1, question=QUESTIONS[:1], answer=ANSWERS[:1], map=[LINE]),
@@ -112,7 +112,7 @@ def test_map_beside_questions_is_the_map_alone(processor, model, implementation)
 
 
 def test_map_points_are_scaled_clipped_and_resampled(processor):
-    collate = processor.training_collator(num_points=8)
+    collate = processor.training_collator(map_points=8)
     far = {"label": 2, "points": np.array([[20.0, -40], [20, 40]])}
     (labels,) = collate([row(map=[LINE, RING, far])])["map_labels"]
     assert labels["class_labels"].tolist() == [0, 1, 2] and labels["points"].shape == (3, 8, 2)
@@ -137,7 +137,7 @@ def test_calibration_comes_along(tokenizer):
 
 
 def test_map_may_be_learnt_in_some_batches(processor):
-    collate = processor.training_collator(num_points=5, map_every=2)
+    collate = processor.training_collator(map_points=5, map_every=2)
     batches = [collate([row(question="?", answer="!", map=[LINE], seed=seed)]) for seed in (3, 4)]
     assert ["map_labels" in batch for batch in batches] == [False, True]
     assert "map_labels" in collate([row(map=[LINE], seed=3)])  # there is nothing else to learn
@@ -146,9 +146,10 @@ def test_map_may_be_learnt_in_some_batches(processor):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([{}], "Row 0 supervises nothing"),
+        ([{}], "Row 0 must have .question. and .answer., or .map."),
+        ([{"question": "What?"}], "as many .question. as .answer., got 1 and 0"),
         ([{"question": "What?", "answer": " "}], "Row 0: `answer` to 'What\\?' must be a text, got ' '"),
-        ([{"question": ["a", "b"], "answer": ["c"]}], "Row 0 has 2 of `question` and 1 of `answer`"),
+        ([{"question": ["a", "b"], "answer": ["c"]}], "as many .question. as .answer., got 2 and 1"),
         ([{"map": [LINE]}, {"question": "?", "answer": "!"}], "row 1 has none"),
         ([{"map": [{"label": 0, "points": [[1.0, 2]]}]}], "element 0 must be finite"),
     ],
@@ -159,14 +160,14 @@ def test_rows_that_cannot_be_learnt_are_named(processor, rows, message):
 
 
 def test_collator_travels_to_workers(processor):
-    collate = processor.training_collator(num_points=5)
+    collate = processor.training_collator(map_points=5)
     rows = [row(question=QUESTIONS, answer=ANSWERS, map=[LINE])]
     there, here = pickle.loads(pickle.dumps(collate))(rows), collate(rows)
     assert all(torch.equal(there[name], here[name]) for name in ("input_ids", "attention_mask", "pixel_values"))
 
 
 def test_a_mask_of_another_size_is_refused(processor, model):
-    batch = processor.training_collator(num_points=5)([row(question=QUESTIONS, answer=ANSWERS, map=[LINE])])
+    batch = processor.training_collator(map_points=5)([row(question=QUESTIONS, answer=ANSWERS, map=[LINE])])
     batch["attention_mask"] = batch["attention_mask"][..., :-1]
     with pytest.raises(ValueError, match="must cover prompt and output queries"):
         model(**batch)

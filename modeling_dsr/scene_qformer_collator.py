@@ -6,7 +6,7 @@ import torch
 from .scene_prompt import IGNORE_INDEX
 
 
-class SceneTrainingCollator:
+class SceneQFormerCollator:
     """
     Collates rows, dictionaries with
 
@@ -17,27 +17,26 @@ class SceneTrainingCollator:
     - `seed`, an integer, with `map_every`.
 
     A row has an answer, a map or both. Questions of one row, and its map, are prompts of their own that share the
-    scene's
-    tokens: a four-dimensional mask keeps them from reading each other, so that the loss is that of separate rows.
+    scene's tokens: a four-dimensional mask keeps them from reading each other, so that the loss is that of separate
+    rows.
 
     Args:
         processor: a `SceneQFormerProcessor` with a tokenizer.
-        num_points, point_range: of the model's `map_config`. Elements with another number of points are resampled at
+        map_points, point_range: of the model's `map_config`. Elements with another number of points are resampled at
             equal distances; those of `closed_classes` around their ring.
         map_every: map elements are learnt in one of so many batches only, by the seed of the first row. Their queries
             are many and cost more than a question does.
-        seed_field: name of the row's seed.
 
     Returns:
         (when called) inputs of the model: `pixel_values`, calibration, `input_ids`, `attention_mask`, `labels` (answers
-        alone), with maps `map_labels`; where rows have several prompts also `position_ids`, and the mask is `[B, 1, L,
-        L]`.
+        alone), with maps `map_labels`; where rows have several prompts also `position_ids`, and the mask is
+        `[B, 1, L, L]`.
     """
 
     def __init__(
         self,
         processor,
-        num_points: int = 20,
+        map_points: int = 20,
         point_range=(-15.0, -30.0, 15.0, 30.0),
         closed_classes=(1,),
         map_every: int = 1,
@@ -45,7 +44,7 @@ class SceneTrainingCollator:
         if processor.tokenizer is None:
             raise ValueError("`processor` has no tokenizer, so there are no questions to learn.")
         self.processor = processor
-        self.num_points, self.point_range = num_points, tuple(point_range)
+        self.map_points, self.point_range = map_points, tuple(point_range)
         self.closed_classes, self.map_every = tuple(closed_classes), map_every
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -56,7 +55,10 @@ class SceneTrainingCollator:
         learn_map = all(with_map) and not (all(asked) and int(rows[0].get("seed", 0)) % self.map_every)
         for number, pairs in enumerate(asked):
             if not pairs and not learn_map:
-                raise ValueError(f"Row {number} supervises nothing: it has neither `answer` nor `map`.")
+                raise ValueError(
+                    f'Row {number} must have "question" and "answer", or "map", or all three, got '
+                    f"{sorted(rows[number])}."
+                )
         given = [name for name in ("cam_intrinsics", "cam_extrinsics") if rows[0].get(name) is not None]
         images = [row["images"] for row in rows]
         batch = dict(self.processor(images, **{name: [row[name] for row in rows] for name in given}))
@@ -70,19 +72,19 @@ class SceneTrainingCollator:
     def _questions(self, number: int, row: dict) -> list[tuple[str, str]]:
         questions, answers = row.get("question"), row.get("answer")
         if isinstance(questions, str):
-            questions, answers = [questions], [answers]
+            questions, answers = [questions], [answers] if answers is not None else []
         questions, answers = list(questions or []), list(answers or [])
         if len(questions) != len(answers):
-            raise ValueError(f"Row {number} has {len(questions)} of `question` and {len(answers)} of `answer`.")
+            raise ValueError(
+                f'Row {number} must have as many "question" as "answer", got {len(questions)} and {len(answers)}.'
+            )
         for question, answer in zip(questions, answers):
             if not isinstance(answer, str) or not answer.strip():
                 raise ValueError(f"Row {number}: `answer` to {question!r} must be a text, got {answer!r}.")
         return list(zip(questions, answers))
 
     def _segments(self, pairs, learn_map: bool) -> list[tuple[list[int], list[int], list[int]]]:
-        """
-        Ids before the scene, behind it, and of the answer; the map's prompt comes last, for its queries follow it.
-        """
+        """Ids before the scene, behind it, and of the answer; the map's prompt is last, for its queries follow it."""
         processor = self.processor
         texts = [processor.conversation(question, answer) for question, answer in pairs]
         if learn_map:
@@ -134,24 +136,22 @@ class SceneTrainingCollator:
 
     def _map(self, number: int, elements) -> dict[str, torch.Tensor]:
         low, high = np.array(self.point_range[:2]), np.array(self.point_range[2:])
-        points = np.zeros((len(elements), self.num_points, 2), np.float32)
+        points = np.zeros((len(elements), self.map_points, 2), np.float32)
         for row, element in enumerate(elements):
             line = np.asarray(element["points"], float)
             if line.ndim != 2 or line.shape[1] != 2 or len(line) < 2 or not np.isfinite(line).all():
                 raise ValueError(
                     f"Row {number}: `points` of map element {row} must be finite [n ≥ 2, 2], got {line.shape}."
                 )
-            if len(line) != self.num_points:
-                line = resample(line, self.num_points, closed=element["label"] in self.closed_classes)
+            if len(line) != self.map_points:
+                line = resample(line, self.map_points, closed=element["label"] in self.closed_classes)
             points[row] = np.clip((line - low) / (high - low) * 2 - 1, -1, 1)
         labels = torch.tensor([int(element["label"]) for element in elements], dtype=torch.long)
         return {"class_labels": labels, "points": torch.from_numpy(points)}
 
 
 def resample(points: np.ndarray, count: int, closed: bool = False) -> np.ndarray:
-    """
-    `[count, 2]` at equal distances along a line `[n, 2]`, or around it if it is closed (its first point not repeated).
-    """
+    """`[count, 2]` at equal distances along a line `[n, 2]`, or around a closed one (first point not repeated)."""
     if closed:
         points = np.concatenate([points, points[:1]])
     reached = np.concatenate([[0.0], np.linalg.norm(np.diff(points, axis=0), axis=-1).cumsum()])
