@@ -55,6 +55,10 @@ def check_program(source: str) -> ast.Module:
     """
     if len(source) > MAX_SOURCE:
         raise PolicyViolation(f"the program has {len(source)} characters, more than {MAX_SOURCE}")
+    for number, line in enumerate(source.split("\n"), 1):
+        if any(ord(mark) < 32 and mark not in "\t\r\f" or 127 <= ord(mark) < 160 for mark in line):
+            if "\0" not in line:  # which is no Python
+                raise PolicyViolation(f"line {number} holds a control character")
     try:
         tree = ast.parse(source)
     except (ValueError, MemoryError, RecursionError) as error:  # null bytes, nesting

@@ -68,6 +68,6 @@ KEPT_BACK = tuple(
     # objects of the geometry kernel and of the viewer
     "cast hashCode lcs toDir toOCC toPln toPnt toVtkPolyData wrapped "
     # of no use to a part
-    "density densityUnit description key label material metadata test".split()
+    "key label material metadata popPendingEdges popPendingWires test".split()
 )
 ATTRIBUTES = frozenset((*CADQUERY, *SELECTORS, "selectors", *MATH, *PLAIN, *CLASSES))

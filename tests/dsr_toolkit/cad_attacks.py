@@ -252,12 +252,19 @@ ATTACKS = {
 }  # fmt: skip
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def descendants(pid: int) -> list[int]:
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:  # it is gone
         return []
-    return [int(child) for child in children] + [d for child in children for d in descendants(int(child))]
+    return [child for child in children if is_running(child)] + [d for child in children for d in descendants(child)]
 
 
 @dataclass
