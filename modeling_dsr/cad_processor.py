@@ -1,12 +1,18 @@
 """What the processors of the CAD models share."""
 
-import os
-
 import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from .cad_solids import Placement, TriangleMesh, farthest_point_sample, fit_placement, load_mesh, sample_surface
+from .cad_solids import (
+    Placement,
+    TriangleMesh,
+    as_triangles,
+    farthest_point_sample,
+    fit_placement,
+    is_mesh,
+    sample_surface,
+)
 from .cad_views import VIEW_DIRECTIONS, render_mesh
 
 
@@ -24,9 +30,8 @@ class SolidProcessor(ProcessorMixin):
         self, part, normalization: str, generator: np.random.Generator, noise_std: float, noise_probability: float
     ):
         """`[num_points, point_channels]` float32 of a mesh (file or object) or a cloud `[P, 3 or more]`."""
-        if isinstance(part, (str, os.PathLike, TriangleMesh)):
-            mesh = part if isinstance(part, TriangleMesh) else load_mesh(part)
-            mesh = self.place_mesh(mesh, normalization)
+        if is_mesh(part):
+            mesh = self.place_mesh(as_triangles(part), normalization)
             points, normals = sample_surface(mesh, self.num_surface_samples, generator)
             cloud = np.concatenate([points, normals], axis=1)[:, : self.point_channels].astype(np.float32)
         else:
@@ -52,6 +57,15 @@ class SolidProcessor(ProcessorMixin):
         if noise_std and generator.random() < noise_probability:
             cloud[:, :3] += noise_std * generator.standard_normal((len(cloud), 3)).astype(np.float32)
         return torch.from_numpy(cloud)
+
+    @staticmethod
+    def _generators(seed, count: int) -> list[np.random.Generator]:
+        """Random numbers of each sample: of one sequence for them all, or, of several seeds, each its own."""
+        if seed is None or isinstance(seed, int):
+            return [np.random.default_rng(seed)] * count
+        if len(seed) != count:
+            raise ValueError(f"`seed` must be a number, None, or one number per sample ({count}), got {len(seed)}.")
+        return [np.random.default_rng(one) for one in seed]
 
     def place_mesh(self, mesh: TriangleMesh, normalization: str = "fit") -> TriangleMesh:
         """The mesh in the model's frame, about [-1, 1]³; see `__call__` for `normalization`."""

@@ -98,6 +98,15 @@ def load_mesh(path: str | os.PathLike) -> TriangleMesh:
     return TriangleMesh(np.asarray(vertices), np.asarray(faces))
 
 
+def as_triangles(part) -> TriangleMesh:
+    """
+    The mesh of a file, or of an object with vertices and faces (of this library, of the Hub's code, of trimesh, …).
+    """
+    if isinstance(part, (str, os.PathLike)):
+        return load_mesh(part)
+    return part if isinstance(part, TriangleMesh) else TriangleMesh(np.asarray(part.vertices), np.asarray(part.faces))
+
+
 def fit_placement(low: np.ndarray, high: np.ndarray) -> Placement:
     """The placement that moves a bounding box to the origin and its longest side to [-1, 1]; warns if that is far
     off."""
@@ -142,6 +151,9 @@ def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.LongTe
     batch, count, _ = points.shape
     if not 1 <= num_points <= count:
         raise ValueError(f"`num_points` must be between 1 and the {count} points there are, got {num_points}.")
+    if points.device.type == "cpu" and points.dtype == torch.float32:
+        rows = [_farthest_of_one(cloud, num_points) for cloud in points.detach().numpy()]
+        return torch.from_numpy(np.stack(rows))
     # Each coordinate in a row of its own is contiguous: three multiply-adds instead of a sum over a short last axis.
     x, y, z = points.movedim(-1, 0).contiguous()
     nearest = points.new_full((batch, count), float("inf"))
@@ -159,8 +171,47 @@ def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.LongTe
     return chosen
 
 
+def _farthest_of_one(cloud: np.ndarray, num_points: int) -> np.ndarray:
+    """
+    The same of one cloud `[P, 3]` float32 on the CPU, digit for digit.
+
+    Points lie in the order of their x. A chosen point can only be nearest to points closer than the farthest distance
+    there is, so a shrinking stretch of x around it is all that need be looked at.
+    """
+    order = np.argsort(cloud[:, 0], kind="stable")
+    x, y, z = np.ascontiguousarray(cloud[order].T)
+    nearest = np.full(len(x), np.inf, np.float32)
+    step, total = np.empty_like(nearest), np.empty_like(nearest)
+    chosen = np.zeros(num_points, np.int64)
+    place, reach = int(np.flatnonzero(order == 0)[0]), np.inf
+    for index in range(1, num_points):
+        low, high = 0, len(x)
+        if reach < np.inf:
+            # A little wider than the reach: the squares below are rounded.
+            low = x.searchsorted(x[place] - reach)
+            high = x.searchsorted(x[place] + reach, side="right")
+        near, difference, square = nearest[low:high], step[low:high], total[low:high]
+        np.subtract(x[low:high], x[place], out=square)
+        np.multiply(square, square, out=square)
+        for axis in (y, z):
+            np.subtract(axis[low:high], axis[place], out=difference)
+            np.multiply(difference, difference, out=difference)
+            np.add(square, difference, out=square)
+        np.minimum(near, square, out=near)
+        place = int(nearest.argmax())
+        farthest = nearest[place]
+        ties = np.flatnonzero(nearest[place + 1 :] == farthest)
+        if len(ties):  # the lowest index of the cloud
+            ties = np.append(ties + place + 1, place)
+            place = int(ties[order[ties].argmin()])
+        chosen[index] = order[place]
+        reach = np.float32(np.sqrt(farthest) * np.float32(1.00001))
+    return chosen
+
+
 def is_mesh(value) -> bool:
-    return isinstance(value, (str, os.PathLike, TriangleMesh))
+    """A file, or an object with vertices and faces: the classes of a model from the Hub are others than these."""
+    return isinstance(value, (str, os.PathLike)) or (hasattr(value, "vertices") and hasattr(value, "faces"))
 
 
 def is_cloud(value) -> bool:

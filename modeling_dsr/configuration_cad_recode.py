@@ -20,6 +20,8 @@ class CADRecodeConfig(Qwen2Config):
         point_channels (`int`, *optional*, defaults to 3): Numbers per point. Those after x, y, z are features as they
             are; 6 (normals) is the first published version.
         point_token_id (`int`, *optional*, defaults to 151645): Placeholder of a point, `<|im_end|>`.
+        freeze (`str`, *optional*):
+            What trains, see `freeze` of the model: `"point_encoder"` or `"all"`. None: the model's default.
     """
 
     model_type = "cad_recode"
@@ -40,6 +42,7 @@ class CADRecodeConfig(Qwen2Config):
     point_token_id: int = 151645
     round_point_embeds: bool = False
     loss_chunk_size: int = 256
+    freeze: str | None = None
 
     def __post_init__(self, **kwargs):
         check_point_fields(self)

@@ -41,6 +41,9 @@ class CadrilleConfig(Qwen2VLConfig):
             dtype of the model, as the published code does.
         loss_chunk_size (`int`, *optional*, defaults to 256): In training the loss is computed for so many supervised
             positions at a time and no logits are returned. 0: all logits, as in evaluation.
+        freeze (`str`, *optional*):
+            What trains, see `freeze` of the model: `"language"` (all but the vision tower), `"point_encoder"` or
+                `"all"`. None: the model's default.
     """
 
     model_type = "cadrille"
@@ -54,6 +57,7 @@ class CadrilleConfig(Qwen2VLConfig):
     round_point_embeds: bool = False
     loss_chunk_size: int = 256
     tie_word_embeddings: bool = True
+    freeze: str | None = None
 
     def __post_init__(self, **kwargs):
         check_point_fields(self)

@@ -52,6 +52,9 @@ class DSRConfig(Qwen2_5_VLConfig):
         im_start_token_id, im_end_token_id, vision_pad_token_id (`int`, *optional*):
             Special tokens that never reach the queries. Defaults are Qwen2.5-VL's; the converter takes them from the
             tokenizer.
+        freeze (`str`, *optional*):
+            What trains, see `freeze` of the model: `"published"` (what DSR's training tuned), `"geometry"` or `"all"`.
+                None: the model's default.
     """
 
     model_type = "dsr"
@@ -74,6 +77,7 @@ class DSRConfig(Qwen2_5_VLConfig):
     im_start_token_id: int = 151644
     im_end_token_id: int = 151645
     vision_pad_token_id: int = 151654
+    freeze: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.question_scope not in QUESTION_SCOPES:

@@ -62,6 +62,8 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
             `{"repo", "revision"}` of the frozen weights, so that a checkpoint of the trained parts alone can be loaded.
         trained_only (`bool`, *optional*, defaults to `False`):
             The folder holds the trained parts alone; written by `save_pretrained(..., save_trained_only=True)`.
+        freeze (`str`, *optional*):
+            What trains, see `freeze` of the model: `"published"` or `"mask_head"`. None: the model's default.
     """
 
     model_type = "frozen_qwen_sam"
@@ -83,6 +85,7 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
     sam_source: dict | None = None
     trained_only: bool = False
     initializer_range: float = 0.02
+    freeze: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.merge not in PHRASE_MERGES:

@@ -166,6 +166,9 @@ class SceneQFormerConfig(PreTrainedConfig):
         init_scale_camera, init_std_content, init_std_place:
             Initial values of the `"depth_3d"` queries: orthogonal camera embeddings times a scale, normal content and
             places. With the other encodings, queries and camera embeddings start standard normal.
+        freeze (`str`, *optional*):
+            What trains, see `freeze` of the model: `"stage1"` (the backbone frozen), `"stage2"`, `"qformer"` (the
+                language model frozen) or `"all"`. None: the model's default.
     """
 
     model_type = "scene_qformer"
@@ -210,6 +213,7 @@ class SceneQFormerConfig(PreTrainedConfig):
     init_std_content: float = 0.1
     init_std_place: float = 0.048
     tie_word_embeddings: bool = False
+    freeze: str | None = None
 
     def __post_init__(self, **kwargs):
         self._check()

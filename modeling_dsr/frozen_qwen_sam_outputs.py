@@ -13,7 +13,7 @@ class FrozenQwenSAMOutput(ModelOutput):
     Output of [`FrozenQwenSAMModel`]. Tuples have one entry per image; n is the number of its phrases.
 
     Args:
-        loss (`torch.FloatTensor`): with labels, the sum of the four losses.
+        loss (`torch.FloatTensor`): with labels, the sum of the four losses, each a mean over the images.
         loss_mask, loss_dice, sam_loss_mask, sam_loss_dice (`torch.FloatTensor`): of coarse and refined masks.
         accuracy, aiou, sam_accuracy, sam_aiou (`torch.FloatTensor`): share of right pixels and mean IoU of both.
         mask_attentions: `(n, layers·heads, h, w)`, attention of each phrase to each image token (28×28 processed

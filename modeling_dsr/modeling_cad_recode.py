@@ -15,20 +15,35 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM, Qwen2Mode
 from .cad_point_encoder import FourierPointEncoder, check_points, find_point_tokens, plain_attention_mask, write_points
 from .chunked_loss import logits_and_loss
 from .configuration_cad_recode import CADRecodeConfig
+from .float_modules import for_quantizers
+from .freezing import FreezePresets
 from .generation_settings import OwnGenerationSettings
 
 
-class CADRecodeModel(Qwen2Model):
+class CADRecodeParts(FreezePresets):
+    """
+    Presets of `freeze`: "all"; "point_encoder", that alone.
+    """
+
+    freeze_presets = {
+        "all": "",
+        "point_encoder": r"(model\.)?point_encoder\.",
+    }
+
+
+class CADRecodeModel(CADRecodeParts, Qwen2Model):
     """Qwen2 and the point encoder, without a language-model head."""
 
     config: CADRecodeConfig
     # sin(128·x) has no meaning in bfloat16; the published checkpoints keep the encoder in float32 too.
     _keep_in_fp32_modules_strict = ["point_encoder"]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def __init__(self, config: CADRecodeConfig):
         super().__init__(config)
         self.point_encoder = FourierPointEncoder(config, config.hidden_size, config.point_channels)
         self.post_init()
+        self.freeze()
 
     def get_point_features(self, point_cloud: torch.FloatTensor) -> torch.FloatTensor:
         """Point tokens `[B, N, D]` of clouds `[B, N, point_channels]` in model units."""
@@ -85,11 +100,12 @@ class CADRecodeModel(Qwen2Model):
         )
 
 
-class CADRecodeForCausalLM(OwnGenerationSettings, Qwen2ForCausalLM):
+class CADRecodeForCausalLM(CADRecodeParts, OwnGenerationSettings, Qwen2ForCausalLM):
     """[`CADRecodeModel`] with a language-model head: CadQuery programs from point clouds."""
 
     config: CADRecodeConfig
     _keep_in_fp32_modules_strict = ["point_encoder"]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def __init__(self, config: CADRecodeConfig):
         super(Qwen2ForCausalLM, self).__init__(config)
@@ -97,6 +113,7 @@ class CADRecodeForCausalLM(OwnGenerationSettings, Qwen2ForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        self.freeze()
 
     def get_point_features(self, point_cloud: torch.FloatTensor) -> torch.FloatTensor:
         """See [`CADRecodeModel.get_point_features`]."""

@@ -18,6 +18,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLForConditional
 from .cad_point_encoder import FourierPointEncoder, check_points, find_point_tokens, write_points
 from .chunked_loss import logits_and_loss
 from .configuration_cadrille import CadrilleConfig
+from .float_modules import for_quantizers
+from .freezing import FreezePresets
 from .generation_settings import OwnGenerationSettings
 from .multimodal_rope import count_media, multimodal_positions
 
@@ -41,17 +43,32 @@ class CadrilleCausalLMOutputWithPast(CausalLMOutputWithPast):
     rope_deltas: torch.LongTensor | None = None
 
 
-class CadrilleModel(Qwen2VLModel):
+class CadrilleParts(FreezePresets):
+    """
+    Presets of `freeze`: "all"; "point_encoder", that alone; "language", all but the vision tower, for parts that are
+    shown as points.
+    """
+
+    freeze_presets = {
+        "all": "",
+        "point_encoder": r"(model\.)?point_encoder\.",
+        "language": r"(?!(model\.)?visual\.)",
+    }
+
+
+class CadrilleModel(CadrilleParts, Qwen2VLModel):
     """Qwen2-VL's towers and the point encoder, without a language-model head."""
 
     config: CadrilleConfig
     # sin(128·x) has no meaning in bfloat16; the published checkpoints keep the encoder in float32 too.
     _keep_in_fp32_modules_strict = ["point_encoder"]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def __init__(self, config: CadrilleConfig):
         super().__init__(config)
         self.point_encoder = FourierPointEncoder(config, config.text_config.hidden_size)
         self.post_init()
+        self.freeze()
 
     def get_point_features(self, point_clouds: torch.FloatTensor) -> torch.FloatTensor:
         """Point tokens `[B, N, D]` of clouds `[B, N, 3 or more]` in model units; x, y, z alone are read."""
@@ -171,17 +188,19 @@ class CadrilleModel(Qwen2VLModel):
         return positions
 
 
-class CadrilleForConditionalGeneration(OwnGenerationSettings, Qwen2VLForConditionalGeneration):
+class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwen2VLForConditionalGeneration):
     """[`CadrilleModel`] with a language-model head: CadQuery programs from points, views or text."""
 
     config: CadrilleConfig
     _keep_in_fp32_modules_strict = ["point_encoder"]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def __init__(self, config: CadrilleConfig):
         super(Qwen2VLForConditionalGeneration, self).__init__(config)
         self.model = CadrilleModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+        self.freeze()
 
     def get_point_features(self, point_clouds: torch.FloatTensor) -> torch.FloatTensor:
         """See [`CadrilleModel.get_point_features`]."""

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
+from .chunked_loss import next_token_loss
 from .configuration_dsr import DSRConfig
 from .dsr_geometry_selection import GeometrySelectionModule, regroup_patch_tokens, renormalize, unflatten_patches
 from .dsr_token_layout import (
@@ -29,6 +30,7 @@ from .dsr_token_layout import (
     select_question_tokens,
     spatial_position_ids,
 )
+from .freezing import FreezePresets
 from .geometry_encoder import GeometryEncoder
 from .multimodal_rope import count_media
 
@@ -90,8 +92,21 @@ class DSRCausalLMOutputWithPast(CausalLMOutputWithPast):
     geometry_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-class DSRInitMixin:
-    """Initial values of a new Geometry Selection Module: standard normal queries, the parent's rule for the rest."""
+class DSRParts(FreezePresets):
+    """
+    What model and head share: presets of `freeze`, and initial values of a new Geometry Selection Module (standard
+        normal
+    queries, the parent's rule for the rest).
+
+    "published" trains the merger of the vision tower, the Geometry Selection Module, the language model and its head;
+    "geometry" the Geometry Selection Module alone; "all" everything, π³'s encoder included.
+    """
+
+    freeze_presets = {
+        "all": "",
+        "published": r"(model\.)?(visual\.merger\.|geometry_selection\.|language_model\.)|lm_head\.",
+        "geometry": r"(model\.)?geometry_selection\.",
+    }
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -99,7 +114,7 @@ class DSRInitMixin:
             init.normal_(module.q_former_queries, mean=0.0, std=1.0)
 
 
-class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
+class DSRModel(DSRParts, Qwen2_5_VLModel):
     """Qwen2.5-VL's towers, π³'s encoder and the Geometry Selection Module, without a language-model head."""
 
     config: DSRConfig
@@ -110,6 +125,7 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         self.geometry_encoder = GeometryEncoder._from_config(config.geometry_config)
         self.geometry_selection = GeometrySelectionModule(config)
         self.post_init()
+        self.freeze()
 
     # ---- before the question -------------------------------------------------------------
 
@@ -445,10 +461,11 @@ class DSRModel(DSRInitMixin, Qwen2_5_VLModel):
         return positions.expand(3, -1, -1)
 
 
-class DSRForConditionalGeneration(DSRInitMixin, Qwen2_5_VLForConditionalGeneration):
+class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
     """[`DSRModel`] with a language-model head: answers about motion and space in video."""
 
     config: DSRConfig
+    accepts_loss_kwargs = True  # the parent says no, and unequal answers would weigh wrongly under accumulation
     _no_split_modules = DSRModel._no_split_modules
 
     def __init__(self, config: DSRConfig):
@@ -456,6 +473,7 @@ class DSRForConditionalGeneration(DSRInitMixin, Qwen2_5_VLForConditionalGenerati
         self.model = DSRModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+        self.freeze()
 
     def get_video_features(self, pixel_values_videos, video_grid_thw=None, **kwargs) -> DSRVisionFeatures:
         """See [`DSRModel.get_video_features`]."""
@@ -484,12 +502,14 @@ class DSRForConditionalGeneration(DSRInitMixin, Qwen2_5_VLForConditionalGenerati
         mm_encoder_outputs: dict[str, DSRVisionFeatures] | None = None,
         question_mask: torch.BoolTensor | None = None,
         output_geometry_attentions: bool = False,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **kwargs,
     ) -> DSRCausalLMOutputWithPast:
         r"""
         Args:
-            labels: `[B, S]`, -100 where no loss is taken. The loss is the mean next-token cross-entropy of the row in
+            labels: `[B, S]`, -100 where no loss is taken. The loss is the mean next-token cross-entropy of the batch in
                 float32; in packed rows no sample predicts the next one's first token.
+            num_items_in_batch: divide the summed loss by this instead of the number of supervised tokens.
 
         The other arguments are those of [`DSRModel.forward`].
         """
@@ -517,10 +537,7 @@ class DSRForConditionalGeneration(DSRInitMixin, Qwen2_5_VLForConditionalGenerati
 
         loss = None
         if labels is not None:
-            labels = _separate_samples(labels, attention_mask)
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+            loss = next_token_loss(logits, _separate_samples(labels, attention_mask), num_items_in_batch)
         return DSRCausalLMOutputWithPast(
             loss=loss,
             logits=logits,

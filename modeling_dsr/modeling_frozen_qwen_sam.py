@@ -19,9 +19,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils.generic import maybe_autocast
 
 from .attention_capture import capture_attention, capture_hidden_states
 from .configuration_frozen_qwen_sam import FrozenQwenSAMConfig
+from .float_modules import for_quantizers
+from .freezing import FreezePresets
 from .frozen_qwen_sam_answers import FrozenQwenSAMAnswers
 from .frozen_qwen_sam_layout import PhraseLayout, build_phrase_layout
 from .frozen_qwen_sam_losses import mask_losses
@@ -37,6 +40,7 @@ from .frozen_qwen_sam_refiner import (
     overlap,
 )
 from .frozen_qwen_sam_vlm import FROZEN_VLMS, load_with_sources, save_trained_parts
+from .scene_mean import mean_over_scenes
 
 
 @dataclass
@@ -47,7 +51,7 @@ class PhraseStates:
     hidden_states: torch.Tensor
 
 
-class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
+class FrozenQwenSAMModel(FreezePresets, FrozenQwenSAMAnswers, PreTrainedModel):
     """
     Masks for phrases of a text about an image.
 
@@ -57,6 +61,7 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
 
     config: FrozenQwenSAMConfig
     config_class = FrozenQwenSAMConfig
+    default_freeze = "published"
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
@@ -76,6 +81,7 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
     ]
     # The language model may be bfloat16; the U-Net's norms and SAM's interpolations are not stable in it.
     _keep_in_fp32_modules_strict = ["mask_head", "sam", "text_proj", "text_layer_weights"]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def __init__(self, config: FrozenQwenSAMConfig):
         super().__init__(config)
@@ -91,8 +97,8 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
         self.sam = PhraseSamModel._from_config(config.sam_config)
         self.text_proj = nn.Linear(text.hidden_size, prompt_width)
         self.text_layer_weights = nn.Parameter(torch.ones(text.num_hidden_layers))
-        self.freeze()
         self.post_init()
+        self.freeze()
 
     def _init_weights(self, module):
         # Qwen and SAM initialise themselves: what arrives here is the U-Net, the projection and this model.
@@ -108,20 +114,23 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
 
     # ---- what is trained -----------------------------------------------------------------
 
-    def freeze(self) -> None:
-        """Leave gradients to the trained parts, except those that no loss reaches under the flags of the config."""
-        self.requires_grad_(False)
-        trained = [self.mask_head, self.sam.prompt_encoder.mask_embed, self.sam.mask_decoder]
-        if self.config.use_text:
-            trained.append(self.text_proj)
-            self.text_layer_weights.requires_grad_(True)
+    @property
+    def freeze_presets(self) -> dict[str, str]:
+        """
+        "published" trains U-Net, text projection, weights of the layers, SAM's decoder and what of its prompt encoder
+        the flags of the config use; "mask_head" the U-Net alone.
+        """
+        prompts = [r"mask_embed" if self.config.use_mask else r"no_mask_embed"]
         if self.config.use_box:
-            trained += self.sam.prompt_encoder.point_embed[2:]
-        if not self.config.use_mask:
-            trained[1] = self.sam.prompt_encoder.no_mask_embed
-        for module in trained:
-            module.requires_grad_(True)
-        self.sam.mask_decoder.iou_prediction_head.requires_grad_(False)
+            prompts += [rf"point_embed\.{i}" for i in range(2, len(self.sam.prompt_encoder.point_embed))]
+        trained = [r"mask_head\.", r"sam\.mask_decoder\.", rf"sam\.prompt_encoder\.({'|'.join(prompts)})\."]
+        if self.config.use_text:
+            trained += [r"text_proj\.", r"text_layer_weights$"]
+        return {"published": "|".join(trained), "mask_head": r"mask_head\."}
+
+    def idle_parameters(self) -> list[str]:
+        """See [`FreezePresets`]. Nobody reads what SAM thinks of its masks."""
+        return [*super().idle_parameters(), r"sam\.mask_decoder\.iou_prediction_head\..*"]
 
     def train(self, mode: bool = True) -> "FrozenQwenSAMModel":
         """Training mode for the trained parts; the frozen ones stay in evaluation mode."""
@@ -409,11 +418,13 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
                 features.image_embeddings = self.get_image_embeddings(sam_pixel_values)
 
         states = self.read_captions(layout, input_ids, features, self.config.merge)
-        output = self._masks_of_phrases(
-            states, layout, features, original_sizes, reshaped_input_sizes, meta_data, multimask_output, use_sam
-        )
-        if labels is not None:
-            self._add_losses(output, labels, use_sam)
+        # What is trained is float32 (see `_keep_in_fp32_modules_strict`), under autocast, too.
+        with maybe_autocast(input_ids.device.type, enabled=False):
+            output = self._masks_of_phrases(
+                states, layout, features, original_sizes, reshaped_input_sizes, meta_data, multimask_output, use_sam
+            )
+            if labels is not None:
+                self._add_losses(output, labels, use_sam)
         output.features = features if return_features else None
         return output
 
@@ -438,8 +449,9 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
         if not use_sam:
             return output
         ragged = token_mask if min(lengths) < max(lengths) else None
+        image_embeddings = features.image_embeddings.to(text.dtype)
         refined = self.refine(
-            coarse, text, ragged, features.image_embeddings, original_sizes, reshaped_input_sizes, multimask_output
+            coarse, text, ragged, image_embeddings, original_sizes, reshaped_input_sizes, multimask_output
         )
         output.sam_pred_masks = refined.masks
         for name in ("prompt_masks", "boxes", "low_res_masks", "iou_scores", "candidate_ious"):
@@ -449,10 +461,13 @@ class FrozenQwenSAMModel(FrozenQwenSAMAnswers, PreTrainedModel):
 
     @staticmethod
     def _add_losses(output: FrozenQwenSAMOutput, labels, use_sam: bool) -> None:
+        """Losses and metrics: those of each image's masks, and of them the mean over the images that have some."""
         output.loss = 0
         stages = {"": output.pred_masks, "sam_": output.sam_pred_masks} if use_sam else {"": output.pred_masks}
+        shown = [image for image, masks in enumerate(output.pred_masks) if len(masks)]
         for prefix, masks in stages.items():
-            for name, value in mask_losses(masks, labels).items():
+            losses = mean_over_scenes(lambda i: mask_losses([masks[shown[i]]], [labels[shown[i]]]), len(shown))
+            for name, value in losses.items():
                 setattr(output, prefix + name, value)
                 if "loss" in name:
                     output.loss = output.loss + value

@@ -26,17 +26,20 @@ from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_page4d import Page4DConfig
+from .float_modules import for_quantizers
+from .freezing import FreezePresets
 from .geometry_encoder import GeometryEncoder
 from .page4d_dpt import DPTHead, KeptLayers, activate_dense
 from .page4d_dynamic_mask import DynamicMaskHead
 from .page4d_heads import CameraHead, GlobalBlock, MultiviewSpatialMaskHead, SpatialMaskHead
 from .page4d_inputs import check_alpha, check_pixels, check_queries, check_targets
-from .page4d_losses import page4d_losses
+from .page4d_losses import one_scene, page4d_losses
 from .page4d_multiview import Page4DMultiview
 from .page4d_multiview_forward import forward_multiview
 from .page4d_outputs import AggregatedTokens, Page4DOutput
 from .page4d_track_head import Tracker, TrackHead, UpdateTransformer
 from .pose import decode_matrix_pose, decode_pose
+from .scene_mean import mean_over_scenes
 from .vision_blocks import VisionBlock, in_chunks, init_layer_scale
 from .vision_rope import axial_rope_tables, patch_positions
 
@@ -121,7 +124,7 @@ class Page4DAggregator(nn.Module):
         return mask, F.pad(self.config.mask_scale * alpha * mask.flatten(2), (self.num_special, 0))
 
 
-class Page4DModel(PreTrainedModel):
+class Page4DModel(FreezePresets, PreTrainedModel):
     """
     Cameras, depth, world points and (with `enable_track`) point tracks of the frames of a scene.
 
@@ -140,6 +143,7 @@ class Page4DModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["VisionBlock", "GlobalBlock", "Dinov2WithRegistersLayer", "DPTHead", "TrackBlock"]
     _keep_in_fp32_modules_strict = ["camera_head", "depth_head", "point_head", "track_head", "spatial_mask_head"]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def __init__(self, config: Page4DConfig):
         super().__init__(config)
@@ -166,7 +170,7 @@ class Page4DModel(PreTrainedModel):
         self.register_buffer("image_mean", self._pixel_constant(config.image_mean), persistent=False)
         self.register_buffer("image_std", self._pixel_constant(config.image_std), persistent=False)
         self.post_init()
-        self.apply_freeze_policy()
+        self.freeze()
 
     @staticmethod
     def _pixel_constant(values) -> torch.Tensor:
@@ -211,37 +215,27 @@ class Page4DModel(PreTrainedModel):
             init.copy_(module.image_mean, self._pixel_constant(self.config.image_mean))
             init.copy_(module.image_std, self._pixel_constant(self.config.image_std))
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in [`PreTrainedModel`], which makes every loaded parameter trainable; `config.freeze` is applied again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.apply_freeze_policy()
-        return loaded
-
-    def apply_freeze_policy(self) -> None:
+    @property
+    def freeze_presets(self) -> dict[str, str]:
         """
-        Set which parameters train, by `config.freeze`: None all, "page4d" those that the paper tunes, "multiview" what
-        is new in the multi-view model.
-
-        The paper tunes the frame and global blocks of the masked layers and the mask head. Everything else keeps VGGT's
-        weights: encoder, special tokens, outer blocks, all heads. Of the multi-view model all that is not a copy
-        trains, and the geometry stream's copies.
+        "page4d" trains what the paper tunes: the frame and global blocks of the masked layers and the mask head.
+        Everything else keeps VGGT's weights: encoder, special tokens, outer blocks, all heads. "multiview" trains all
+        of the multi-view model that is not a copy, and the geometry stream's copies. "all" trains everything.
         """
-        if self.config.freeze is None:
-            return
-        self.requires_grad_(False)
-        if self.config.freeze == "multiview":
-            for name, parameter in self.multiview.named_parameters():
-                parameter.requires_grad_(not name.startswith(("pose_time_blocks.", "pose_view_blocks.")))
-            return
-        trunk = self.aggregator
-        tuned = [
-            blocks[layer] for blocks in (trunk.frame_blocks, trunk.global_blocks) for layer in self.config.masked_layers
-        ]
-        for module in (*tuned, trunk.spatial_mask_head):
-            if module is not None:
-                module.requires_grad_(True)
+        layers = "|".join(map(str, self.config.masked_layers)) or "(?!)"
+        return {
+            "all": "",
+            "page4d": rf"aggregator\.((frame|global)_blocks\.({layers})\.|spatial_mask_head\.)",
+            "multiview": r"multiview\.(?!pose_(time|view)_blocks\.)",
+        }
+
+    def get_input_embeddings(self):
+        """The patch projection: PEFT and quantisers ask every model for its first layer."""
+        return self.encoder.embeddings.patch_embeddings.projection
+
+    def idle_parameters(self) -> list[str]:
+        """See [`FreezePresets`]. Tracks have no loss."""
+        return [*super().idle_parameters(), r"track_head\..*"]
 
     def encode_frames(self, pixel_values: torch.FloatTensor) -> torch.Tensor:
         """Patch tokens `[B, S, h·w, C]` of frames `[B, S, 3, H, W]` in [0, 1], `config.encoder_chunk_size` at a
@@ -345,7 +339,9 @@ class Page4DModel(PreTrainedModel):
         outputs = self.run_heads(tokens, pixel_values.shape, query_points)
         if targets is not None:
             with maybe_autocast(pixel_values.device.type, enabled=False):
-                losses = page4d_losses(outputs, targets, config)
+                losses = mean_over_scenes(
+                    lambda i: page4d_losses(one_scene(outputs, i), one_scene(targets, i), config), len(pixel_values)
+                )
             outputs.loss, outputs.losses = losses.pop("loss"), losses
         return outputs if return_dict else outputs.to_tuple()
 

@@ -25,7 +25,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_pi3 import Pi3Config
+from .float_modules import for_quantizers
 from .frame_sizes import pi3_image_size
+from .freezing import FreezePresets
 from .geometry_encoder import GeometryEncoder
 from .pi3_conditioning import (
     Pi3Conditions,
@@ -39,6 +41,7 @@ from .pi3_conditioning import (
 from .pi3_heads import CameraHead, ConvHead, FrameDecoder, MetricDecoder, PixelHead
 from .pi3_losses import Pi3Targets, pi3_loss, pi3x_loss
 from .pose import transform_points
+from .scene_mean import mean_over_scenes
 from .vision_blocks import VisionBlock, in_chunks, init_layer_scale
 from .vision_rope import axial_rope_tables, patch_positions
 
@@ -49,7 +52,8 @@ class Pi3Output(ModelOutput):
     Output of [`Pi3Model`], float32. Camera axes are OpenCV's: x right, y down, z forward.
 
     Args:
-        loss (`torch.FloatTensor`, *optional*): weighted sum of the training losses, when targets are given.
+        loss (`torch.FloatTensor`, *optional*): weighted sum of the training losses, mean over scenes, when targets are
+            given.
         losses (`dict[str, torch.FloatTensor]`, *optional*): its terms before their weights.
         points (`torch.FloatTensor` of shape `(B, N, H, W, 3)`): world points of each pixel. World frame and scale are
             arbitrary (Pi3X: metres); left-multiply points and poses by a pose's inverse to see from that camera.
@@ -73,8 +77,16 @@ class Pi3Output(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
-class Pi3Model(PreTrainedModel):
-    """π³ (`config.variant` "pi3") or Pi3X ("pi3x")."""
+class Pi3Model(FreezePresets, PreTrainedModel):
+    """
+    π³ (`config.variant` "pi3") or Pi3X ("pi3x").
+
+    Presets of `freeze`: "all"; "without_encoder", the first two published stages; "confidence", the third: the
+    confidence decoder and head alone.
+    """
+
+    freeze_presets = {"all": "", "without_encoder": r"(?!encoder\.)", "confidence": r"conf_(decoder|head)\."}
+    freeze_field = "trainable"
 
     config: Pi3Config
     config_class = Pi3Config
@@ -87,6 +99,7 @@ class Pi3Model(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["VisionBlock", "PoseInjectionBlock", "CrossBlock", "Dinov2WithRegistersLayer", "ConvHead"]
     _keep_in_fp32_modules_strict = ["image_mean", "image_std", "point_head", "conf_head", "camera_head", "metric_head"]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def __init__(self, config: Pi3Config):
         super().__init__(config)
@@ -124,6 +137,7 @@ class Pi3Model(PreTrainedModel):
             self.ray_embed = RayEmbedding(width, config.patch_size)
             self.pose_inject_blk = nn.ModuleList(PoseInjectionBlock(config) for _ in config.pose_injection_layers)
         self.post_init()
+        self.freeze()
 
     def _init_weights(self, module):
         """The published start: tiny register tokens, rays that change nothing, upsampling that repeats a pixel."""
@@ -142,23 +156,17 @@ class Pi3Model(PreTrainedModel):
         elif isinstance(module, nn.ConvTranspose2d):
             init.copy_(module.weight, module.weight[:, :, :1, :1].expand_as(module.weight).clone())
 
-    def freeze(self, policy: str | None = None) -> "Pi3Model":
-        """
-        Choose what trains, by `policy` or `config.trainable`; returns the model. Call it after loading.
+    def get_input_embeddings(self):
+        """The patch projection: PEFT and quantisers ask every model for its first layer."""
+        return self.encoder.embeddings.patch_embeddings.projection
 
-        `"all"`; `"without_encoder"`: all but the image encoder; `"confidence"`: the confidence decoder and head alone.
-        """
-        policy = policy or self.config.trainable
-        if policy not in ("all", "without_encoder", "confidence"):
-            raise ValueError(f'`policy` must be "all", "without_encoder" or "confidence", got {policy!r}.')
-        for name, parameter in self.named_parameters():
-            part = name.split(".")[0]
-            parameter.requires_grad_(
-                part in ("conf_decoder", "conf_head")
-                if policy == "confidence"
-                else policy == "all" or part != "encoder"
-            )
-        return self
+    def idle_parameters(self) -> list[str]:
+        """See [`FreezePresets`]. Without a weight in the loss, confidence is computed and taught by nothing."""
+        idle = super().idle_parameters()
+        return idle if self.config.confidence_loss_weight else [*idle, r"conf_(decoder|head)\..*"]
+
+    def idle_reason(self) -> str:
+        return "Give `config.confidence_loss_weight` a value, 0.05 in the published third stage."
 
     # ---- stages --------------------------------------------------------------------------
 
@@ -406,27 +414,39 @@ class Pi3Model(PreTrainedModel):
         return output if return_dict else output.to_tuple()
 
     def _loss(self, output: Pi3Output, targets: Pi3Targets, conditions: Pi3Conditions | None):
-        with torch.autocast(output.points.device.type, enabled=False):
-            predictions = (output.local_points, output.camera_poses, output.conf)
+        """The loss and its terms, means over scenes."""
+        known_depth = known_pose = None
+        if conditions is not None:
+            known_pose = conditions.pose_mask
+            if conditions.depths is not None:
+                known_depth = (conditions.depths > 0) & conditions.depth_mask[..., None, None]
+
+        def of_scene(scene: int) -> dict[str, torch.Tensor]:
+            def one(tensor):
+                return None if tensor is None else tensor[scene : scene + 1]
+
+            true = Pi3Targets(**{name: one(getattr(targets, name)) for name in Pi3Targets.__dataclass_fields__})
+            predictions = (one(output.local_points), one(output.camera_poses), one(output.conf))
             if self.config.variant == "pi3":
-                return pi3_loss(*predictions, targets, self.config)
-            local_points, camera_poses, conf = predictions
-            known_depth = known_pose = None
-            if conditions is not None:
-                known_pose = conditions.pose_mask
-                if conditions.depths is not None:
-                    known_depth = (conditions.depths > 0) & conditions.depth_mask[..., None, None]
-            return pi3x_loss(
-                local_points,
-                output.rays,
-                camera_poses,
-                conf,
-                output.metric,
-                targets,
-                self.config,
-                known_depth=known_depth,
-                known_pose=known_pose,
-            )
+                total, losses = pi3_loss(*predictions, true, self.config)
+            else:
+                local_points, camera_poses, conf = predictions
+                total, losses = pi3x_loss(
+                    local_points,
+                    one(output.rays),
+                    camera_poses,
+                    conf,
+                    one(output.metric),
+                    true,
+                    self.config,
+                    known_depth=one(known_depth),
+                    known_pose=one(known_pose),
+                )
+            return {"loss": total, **losses}
+
+        with torch.autocast(output.points.device.type, enabled=False):
+            losses = mean_over_scenes(of_scene, len(output.points))
+        return losses.pop("loss"), losses
 
     def _check_images(self, pixel_values) -> tuple[int, int, int, int]:
         """(B, N, H, W), or a ValueError that says what to do."""

@@ -22,7 +22,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from .chunked_loss import next_token_loss
 from .configuration_scene_qformer import SceneQFormerConfig
+from .float_modules import for_quantizers
+from .freezing import FreezePresets
 from .generation_settings import OwnGenerationSettings
 from .optional_libraries import needs
 from .scene_decoder import SceneAttention, SceneDecoder, SceneDeformableAttention, start_with
@@ -166,8 +169,19 @@ class SceneQueries(nn.Module):
         return queries.unsqueeze(0)
 
 
-class SceneQFormerPreTrainedModel(PreTrainedModel):
+class SceneQFormerPreTrainedModel(FreezePresets, PreTrainedModel):
+    """
+    Presets of `freeze`: "stage1", the first published stage, all but the image backbone; "stage2" and "all" everything;
+    "qformer" all but the language model.
+    """
+
     config: SceneQFormerConfig
+    freeze_presets = {
+        "all": "",
+        "stage1": r"(?!(scene_qformer\.)?backbone\.)",
+        "stage2": "",
+        "qformer": r"(?!language_model\.|lm_head\.)",
+    }
     base_model_prefix = "scene_qformer"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -185,6 +199,7 @@ class SceneQFormerPreTrainedModel(PreTrainedModel):
         "map_scene_interaction",
         "map_decoder",
     ]
+    _keep_in_fp32_modules = for_quantizers(_keep_in_fp32_modules_strict)
 
     def _init_weights(self, module):
         """
@@ -249,6 +264,7 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         self._codes = CalibrationCache()
         self.gradient_checkpointing = False
         self.post_init()
+        self.freeze()
 
     def train(self, mode: bool = True):
         """A frozen backbone stays in evaluation mode: its batch norms would go on moving without their weights."""
@@ -411,6 +427,7 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
             self.map_scene_interaction = SceneMapInteraction(config.map_config, hidden)
             self.map_decoder = SceneMapDecoder(config.map_config, hidden)
         self.post_init()
+        self.freeze()
 
     def _init_weights(self, module):
         if module is getattr(self, "lm_head", None):
@@ -447,6 +464,7 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         output_scene_attentions: bool = False,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs,
     ) -> SceneQFormerCausalLMOutputWithPast | tuple:
@@ -461,6 +479,9 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
             labels: `[B, L]`, -100 where the language model is not supervised.
             map_labels: per prompt `{"class_labels": [n], "points": [n, P, 2]}`, points in -1 … 1 over `point_range`.
             output_map: append the output queries and detect map elements. Default: when `map_labels` are given.
+            num_items_in_batch: supervised tokens of all batches that make one step: the summed loss of the text is
+                divided by it, and the loss of the map weighs as much as this batch's share of them. Default: those of
+                this batch.
         """
         output_map = map_labels is not None if output_map is None else output_map
         if (input_ids is None) == (inputs_embeds is None):
@@ -511,10 +532,12 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+            loss = next_token_loss(logits, labels, num_items_in_batch)
         detected = {}
         if output_map:
             detected, map_loss = self._detect(outputs.last_hidden_state[:, length:], scene_tokens, map_labels)
+            if map_loss is not None and labels is not None and num_items_in_batch is not None:
+                map_loss = map_loss * (labels[:, 1:] != IGNORE_INDEX).sum() / num_items_in_batch
             if map_loss is not None:
                 loss = map_loss if loss is None else loss + map_loss
         output = SceneQFormerCausalLMOutputWithPast(

@@ -1,7 +1,8 @@
 """Training losses of PAGE-4D: cameras, depth and points with confidences. Pure functions without host
 synchronisation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
@@ -11,6 +12,15 @@ from .pose import encode_pose, invert_rigid, to_homogeneous, transform_points, u
 LIMIT = 100.0  # residuals and targets are cut here
 MIN_FRAME_PIXELS = 100  # cameras train on samples whose first frame has more valid pixels
 MIN_BATCH_PIXELS = 100  # dense losses need as many valid pixels in the batch
+COMPARED = (  # fields of an output that losses read
+    "pose_enc_list",
+    "extrinsics",
+    "depth",
+    "depth_conf",
+    "world_points",
+    "world_points_conf",
+    "dynamic_mask",
+)
 MIN_INLIERS = 1000  # outliers are removed from more values than this, and only if more remain
 
 
@@ -297,3 +307,16 @@ def _mean_without_outliers(values: torch.Tensor, mask: torch.Tensor, quantile: f
         below = mask & (values < ordered.gather(0, index.view(1)))
         kept = torch.where((count > MIN_INLIERS) & (below.sum() > MIN_INLIERS), below, mask)
     return torch.where(kept, values, 0.0).sum() / kept.sum().clamp_min(1)
+
+
+def one_scene(values, scene: int):
+    """What is compared in the losses (a [`SceneTargets`] or an output) of one scene of a batch."""
+
+    def one(value):
+        if isinstance(value, (tuple, list)):
+            return tuple(one(part) for part in value)
+        return None if value is None else value[scene : scene + 1]
+
+    if isinstance(values, SceneTargets):
+        return SceneTargets(**{field.name: one(getattr(values, field.name)) for field in fields(values)})
+    return SimpleNamespace(**{name: one(getattr(values, name)) for name in COMPARED})

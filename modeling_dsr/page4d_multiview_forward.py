@@ -5,10 +5,11 @@ from transformers.utils.generic import maybe_autocast
 
 from .page4d_dynamic_mask import pool_mask
 from .page4d_inputs import check_memory, check_patches, check_targets
-from .page4d_losses import multiview_losses
+from .page4d_losses import multiview_losses, one_scene
 from .page4d_multiview import MultiviewInputs
 from .page4d_outputs import AggregatedTokens, Page4DOutput
 from .pose import check_cameras
+from .scene_mean import mean_over_scenes
 
 
 def forward_multiview(model, pixel_values, grid, given, targets, query_points, output_hidden_states) -> Page4DOutput:
@@ -56,7 +57,17 @@ def forward_multiview(model, pixel_values, grid, given, targets, query_points, o
     outputs.hidden_states = tokens.streams["geo"] if output_hidden_states else None
     if train:
         with maybe_autocast(pixel_values.device.type, enabled=False):
-            losses = multiview_losses(outputs, targets, labels, tokens.last, config)
+            streams = tokens.last.unflatten(0, (-1, batch))
+            losses = mean_over_scenes(
+                lambda i: multiview_losses(
+                    one_scene(outputs, i),
+                    None if targets is None else one_scene(targets, i),
+                    None if labels is None else labels[i : i + 1],
+                    streams[:, i],
+                    config,
+                ),
+                batch,
+            )
         outputs.loss, outputs.losses = losses.pop("loss"), losses
     for name in (
         "pose_enc",

@@ -13,7 +13,7 @@ class Page4DOutput(ModelOutput):
     For images `[B, T, V, 3, H, W]` the axes `(B, S, …)` are `(B, T, V, …)`.
 
     Args:
-        loss (`torch.FloatTensor`, *optional*): weighted sum of `losses`, when targets were given.
+        loss (`torch.FloatTensor`, *optional*): weighted sum of `losses`, mean over scenes, when targets were given.
         losses (`dict[str, torch.FloatTensor]`, *optional*): the terms.
         pose_enc (`torch.FloatTensor` of shape `(B, S, 9)`): cameras as translation (3) and quaternion (x, y, z, w; any
             length) of the camera-from-world transform, vertical and horizontal field of view in radians.

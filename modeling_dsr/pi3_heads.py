@@ -96,12 +96,14 @@ class NearestRotation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, matrix: torch.Tensor) -> torch.Tensor:
-        u, s, vh = torch.linalg.svd(matrix)
+        # A diverged model ends in NaN, as everywhere else, and not in an error of the decomposition.
+        broken = ~matrix.isfinite().all(-1).all(-1)[..., None, None]
+        u, s, vh = torch.linalg.svd(torch.where(broken, torch.eye(3).to(matrix), matrix))
         # The sign as a triple product: `torch.det` reads pivots back from the device.
         a, b, c = (u @ vh).unbind(-2)
         sign = (a * torch.linalg.cross(b, c)).sum(-1, keepdim=True)
         signs = torch.cat([torch.ones_like(s[:, :2]), sign.sign()], -1)
-        rotation = u * signs.unsqueeze(-2) @ vh
+        rotation = (u * signs.unsqueeze(-2) @ vh).masked_fill(broken, torch.nan)
         ctx.save_for_backward(rotation, s * signs, vh)
         return rotation
 

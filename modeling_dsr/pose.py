@@ -67,10 +67,13 @@ def decode_matrix_pose(pose_enc: torch.Tensor) -> torch.Tensor:
     translation.
     """
     matrix, translation = pose_enc.float().split([9, 3], dim=-1)
-    left, _, right = torch.linalg.svd(matrix.unflatten(-1, (3, 3)))
+    matrix = matrix.unflatten(-1, (3, 3))
+    broken = ~matrix.isfinite().all(-1).all(-1)[..., None, None]  # stays NaN instead of ending the decomposition
+    left, _, right = torch.linalg.svd(torch.where(broken, torch.eye(3).to(matrix), matrix))
     sign = torch.linalg.det(left @ right)
     last = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], -1)
-    return torch.cat([(left * last.unsqueeze(-2)) @ right, translation.unsqueeze(-1)], -1)
+    rotation = ((left * last.unsqueeze(-2)) @ right).masked_fill(broken, torch.nan)
+    return torch.cat([rotation, translation.unsqueeze(-1)], -1)
 
 
 def encode_pose(extrinsics: torch.Tensor, intrinsics: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Processor of CAD-Recode: points of a part, and its program."""
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 
+from .cad_collator import CADCollator
 from .cad_processor import SolidProcessor
 from .cad_solids import is_cloud, is_mesh
 from .processing_arguments import pad_tokens, per_sample, refuses_unreadable
@@ -58,28 +58,37 @@ class CADRecodeProcessor(SolidProcessor):
         normalization: str = "fit",
         noise_std: float = 0.0,
         noise_probability: float = 0.5,
-        seed: int | None = 0,
+        seed: int | list[int] | None = 0,
         padding_side: str | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """
         Args:
-            meshes, point_clouds: one of them, a single part or a list; see [`CadrilleProcessor`] for these and the
-            rest.
+            meshes, point_clouds: a single part or a list, of which each sample has one (the other is None); see
+                [`CadrilleProcessor`] for these and the rest.
             programs: answers to learn; adds `labels`, which cover the program and `<|endoftext|>`.
 
         Returns:
             `input_ids`, `attention_mask`, `point_token_mask` `[B, S]`, `point_cloud` `[B, num_points, point_channels]`.
         """
-        if (meshes is None) == (point_clouds is None):
-            raise ValueError("Pass either `meshes` or `point_clouds`.")
-        name, value, single = (
-            ("meshes", meshes, is_mesh) if meshes is not None else ("point_clouds", point_clouds, is_cloud)
-        )
-        parts = per_sample(value, single, None, name)
+        if meshes is None and point_clouds is None:
+            raise ValueError("Pass `meshes`, `point_clouds`, or a mix of both with None where the other has the part.")
+        if point_clouds is None:
+            parts = per_sample(meshes, is_mesh, None, "meshes")
+        elif meshes is None:
+            parts = per_sample(point_clouds, is_cloud, None, "point_clouds")
+        else:
+            meshes = per_sample(meshes, is_mesh, None, "meshes")
+            clouds = per_sample(point_clouds, is_cloud, len(meshes), "point_clouds")
+            for number, (mesh, cloud) in enumerate(zip(meshes, clouds)):
+                if (mesh is None) == (cloud is None):
+                    raise ValueError(f"Sample {number} must have either a mesh or a cloud.")
+            parts = [cloud if mesh is None else mesh for mesh, cloud in zip(meshes, clouds)]
         programs = per_sample(programs, lambda v: isinstance(v, str), len(parts), "programs")
-        generator = np.random.default_rng(seed)
-        clouds = [self._cloud(part, normalization, generator, noise_std, noise_probability) for part in parts]
+        clouds = [
+            self._cloud(part, normalization, generator, noise_std, noise_probability)
+            for part, generator in zip(parts, self._generators(seed, len(parts)))
+        ]
 
         ids = self.tokenizer.convert_tokens_to_ids
         rows, labels = [], []
@@ -102,6 +111,10 @@ class CADRecodeProcessor(SolidProcessor):
         if any(program is not None for program in programs):
             data["labels"] = pad_tokens(labels, -100, side)
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def training_collator(self, **options) -> CADCollator:
+        """A `data_collator` for `Trainer`: rows to inputs with labels; see [`CADCollator`] for rows and options."""
+        return CADCollator(self, **options)
 
     def decode_programs(self, sequences: torch.Tensor, prompt_length: int = 0) -> list[str]:
         """Programs of generated `sequences` `[B, S]`: what stands between `<|im_start|>` and `<|endoftext|>`."""

@@ -5,8 +5,9 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from .cad_collator import CADCollator
 from .cad_processor import SolidProcessor
-from .cad_solids import TriangleMesh, is_cloud, is_mesh, load_mesh
+from .cad_solids import as_triangles, is_cloud, is_mesh
 from .cad_views import VIEW_DIRECTIONS, compose_views, encode_views, render_mesh, stack_views
 from .frames import as_picture, image_of_part, is_image
 from .processing_arguments import pad_tokens, per_sample, refuses_unreadable
@@ -27,6 +28,9 @@ def answer_labels(input_ids: list[int], im_start: int, header: list[int], im_end
                 stop = input_ids.index(im_end, first) + 1
                 labels[first:stop] = input_ids[first:stop]
     return labels
+
+
+SYSTEM = "You are a helpful assistant."
 
 
 class CadrilleProcessor(SolidProcessor):
@@ -89,7 +93,8 @@ class CadrilleProcessor(SolidProcessor):
         normalization: str = "fit",
         noise_std: float = 0.0,
         noise_probability: float = 0.5,
-        seed: int | None = 0,
+        seed: int | list[int] | None = 0,
+        padding: bool | str = True,
         padding_side: str | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
@@ -108,7 +113,8 @@ class CadrilleProcessor(SolidProcessor):
                 longest side to [-1, 1]. "unit_cube": they lie in [0, 1]³ (published test meshes). "program": they have
                 the coordinates of a program (published training meshes). "none": they are in the frame already.
             noise_std, noise_probability: Gaussian noise on clouds in units of the model's frame, for training.
-            seed: of surface sampling and noise; None for a new one each time.
+            seed: of surface sampling and noise, or one per sample; None for a new one each time.
+            padding: True or "longest": rows of a batch are always padded to the longest.
             padding_side: "left" (default, for generation) or "right".
 
         Returns:
@@ -124,13 +130,15 @@ class CadrilleProcessor(SolidProcessor):
         first = next(((n, v, single) for n, (v, single) in given.items() if v is not None), None)
         if first is None:
             raise ValueError("Nothing was given: pass `meshes`, `point_clouds`, `images` or `text`.")
+        if padding not in (True, False, "longest"):
+            raise ValueError(f'`padding` must be True, False or "longest", got {padding!r}.')
         if modality not in ("points", "views"):
             raise ValueError(f'`modality` must be "points" or "views", got {modality!r}.')
         count = len(per_sample(first[1], first[2], None, first[0]))
         images, text, point_clouds, meshes, programs = (
             per_sample(value, single, count, name) for name, (value, single) in given.items()
         )
-        generator = np.random.default_rng(seed)
+        generators = self._generators(seed, count)
 
         clouds, pictures = [None] * count, [None] * count
         for i in range(count):
@@ -148,7 +156,7 @@ class CadrilleProcessor(SolidProcessor):
                 pictures[i] = self.render_views(meshes[i], normalization)
             elif shown:
                 part = meshes[i] if meshes[i] is not None else point_clouds[i]
-                clouds[i] = self._cloud(part, normalization, generator, noise_std, noise_probability)
+                clouds[i] = self._cloud(part, normalization, generators[i], noise_std, noise_probability)
 
         data, views = {}, self._encode_views(pictures)
         rows = [
@@ -178,8 +186,8 @@ class CadrilleProcessor(SolidProcessor):
             pads = int(np.prod(view[1])) // self.image_processor.merge_size**2
             media = "<|vision_start|>" + self.video_token * pads + "<|vision_end|>"
         prompt = (
-            f"{self.point_token * self.num_points if has_points else ''}<|im_start|>system\nYou are a helpful "
-            f"assistant.<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
+            f"{self.point_token * self.num_points if has_points else ''}<|im_start|>system\n{SYSTEM}"
+            f"<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
         )
         if program is not None:
             prompt += f"{program}<|im_end|>\n"
@@ -188,36 +196,55 @@ class CadrilleProcessor(SolidProcessor):
     def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
         """
         As of every processor. With `tokenize`, a conversation is one user turn that shows a part's views and may say
-        what is asked, and what is returned are the inputs that `__call__` makes of them: the published prompt has no
-        other turns.
+        what is asked, with the default system turn before it or without, and with the program as the assistant's turn
+        behind it (then there are `labels`); what is returned are the inputs that `__call__` makes of them: the
+        published prompt has no other turns.
         """
         if not tokenize:
             return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)
         single = isinstance(conversation[0], dict)
-        images, texts = [], []
+        images, texts, programs = [], [], []
         for turns in [conversation] if single else [getattr(turns, "messages", turns) for turns in conversation]:
-            content = turns[-1]["content"] if len(turns) == 1 and turns[0]["role"] == "user" else None
-            if content is None:
-                roles = [turn["role"] for turn in turns]
-                raise ValueError(
-                    f"Cadrille answers one turn of the user, with no other before or behind it, got {roles}."
-                )
+            views, question, program = self._read_turns(turns)
+            images.append(views)
+            texts.append(question)
+            programs.append(program)
+        options = {name: kwargs[name] for name in ("padding", "padding_side") if kwargs.get(name) is not None}
+        given = {"programs": programs} if any(program is not None for program in programs) else {}
+        return self(images=images, text=texts, **given, return_tensors=kwargs.get("return_tensors", "pt"), **options)
+
+    @staticmethod
+    def _read_turns(turns: list[dict]) -> tuple:
+        """Views, question and program of a conversation, None for what it lacks."""
+        roles = [turn["role"] for turn in turns]
+        if roles not in (["user"], ["user", "assistant"], ["system", "user"], ["system", "user", "assistant"]):
+            raise ValueError(
+                f"Cadrille answers one turn of the user (a system turn before, the answer behind it), got {roles}."
+            )
+        said = {}
+        for turn in turns:
+            content = turn["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            views = [image_of_part(part) for part in parts if part["type"] in ("image", "image_url")]
-            images.append(None if not views else views[0] if len(views) == 1 else views)
-            texts.append(" ".join(part["text"] for part in parts if part["type"] == "text") or None)
-        return self(images=images, text=texts, return_tensors=kwargs.get("return_tensors", "pt"))
+            said[turn["role"]] = " ".join(part["text"] for part in parts if part["type"] == "text") or None
+            if turn["role"] == "user":
+                views = [image_of_part(part) for part in parts if part["type"] in ("image", "image_url")]
+        if said.get("system") not in (None, SYSTEM):
+            raise ValueError(f"Cadrille knows the system turn {SYSTEM!r} alone, got {said['system']!r}.")
+        return None if not views else views[0] if len(views) == 1 else views, said["user"], said.get("assistant")
 
     # ---- views ---------------------------------------------------------------------------
 
     def render_views(self, mesh, normalization: str = "fit") -> Image.Image:
         """The views of a mesh (file or object) as one picture: 268 × 268 pixels for four of them."""
-        mesh = mesh if isinstance(mesh, TriangleMesh) else load_mesh(mesh)
-        mesh = self.place_mesh(mesh, normalization).moved(0.5, 0.5)
+        mesh = self.place_mesh(as_triangles(mesh), normalization).moved(0.5, 0.5)
         return compose_views([render_mesh(mesh, direction) for direction in VIEW_DIRECTIONS[: self.num_views]])
 
     def _encode_views(self, pictures: list) -> list:
         return [None if picture is None else encode_views(picture, self.image_processor) for picture in pictures]
+
+    def training_collator(self, **options) -> CADCollator:
+        """A `data_collator` for `Trainer`: rows to inputs with labels; see [`CADCollator`] for rows and options."""
+        return CADCollator(self, **options)
 
     # ---- back ----------------------------------------------------------------------------
 

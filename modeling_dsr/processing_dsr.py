@@ -6,6 +6,7 @@ from transformers import BatchFeature
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.video_utils import make_batched_videos
 
+from .dsr_collator import DSRCollator
 from .frames import decode_video, sample_frame_indices
 from .pictures import cell_overlap
 from .processing_arguments import refuses_unreadable
@@ -182,6 +183,10 @@ class DSRProcessor(Qwen2_5_VLProcessor):
             # Frames without timing, or the published evaluation.
             data["second_per_grid_ts"] = [self.fixed_second_per_grid_ts or 1.0] * len(data["video_grid_thw"])
         return data, replacements
+
+    def training_collator(self, **options) -> DSRCollator:
+        """A `data_collator` for `Trainer`: rows to inputs with labels; see [`DSRCollator`] for rows and options."""
+        return DSRCollator(self, **options)
 
     # ---- back ----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from .frames import load_rgb
+from .frozen_qwen_sam_collator import FrozenQwenSAMCollator
 from .frozen_qwen_sam_phrases import captions_of_phrases, find_phrases, phrases_of_tokens
 from .pictures import MASK_COLOURS, label_font, mask_to_rle, shifted_mask
 from .processing_arguments import per_row, refuses_unreadable
@@ -329,6 +330,12 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
             if found and not any(start < found.end() and found.start() < end for start, end in spans):
                 spans.append(found.span())
         return [text[start:end] for start, end in sorted(spans)]
+
+    def training_collator(self, **options) -> FrozenQwenSAMCollator:
+        """
+        A `data_collator` for `Trainer`: rows to inputs with labels; see [`FrozenQwenSAMCollator`] for rows and options.
+        """
+        return FrozenQwenSAMCollator(self, **options)
 
     # ---- back ----------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .frame_sizes import page4d_image_size, pi3_image_size
 from .frames import IMAGE_SUFFIXES, choose_frames, read_frames, resize_image
+from .geometry_collator import GeometryCollator
 from .point_maps import depth_normal_edge, recover_intrinsics
 from .pose import intrinsics_problem, invert_rigid, pose_problem, unproject_depth
 from .processing_arguments import refuses_unreadable
@@ -272,6 +273,12 @@ class GeometryProcessor(ProcessorMixin):
             matrices[:, :2] *= scale.unsqueeze(-1)
             matrices[:, :2, 2] += offset
         return matrices
+
+    def training_collator(self, **options) -> GeometryCollator:
+        """
+        A `data_collator` for `Trainer`: rows to inputs with labels; see [`GeometryCollator`] for rows and options.
+        """
+        return GeometryCollator(self, **options)
 
     # ---- back ----------------------------------------------------------------------------
 

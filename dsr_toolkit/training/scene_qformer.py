@@ -13,8 +13,6 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import nn
 
-from modeling_dsr.modeling_scene_qformer import SceneQFormerModel
-
 LEARNING_RATES = {"backbone": 1e-5, "decoder": 1e-4, "projector": 1e-4}
 WEIGHT_DECAY = 0.01
 # Front, front left, front right, back, back right, back left: where each camera's mirror image belongs.
@@ -35,19 +33,24 @@ def begin_stage(model: nn.Module, stage: int) -> list[dict]:
     """
     if stage not in (1, 2):
         raise ValueError(f"`stage` must be 1 (backbone frozen) or 2 (end to end), got {stage!r}.")
-    found = [module for module in model.modules() if isinstance(module, SceneQFormerModel)]
-    if len(found) != 1:
-        raise ValueError(f"`model` must hold one SceneQFormerModel, found {len(found)} in {type(model).__name__}.")
-    qformer = found[0]
-    qformer.requires_grad_(True)
-    qformer.backbone.requires_grad_(stage == 2)
-    model.train()
-    member = {id(parameter): "backbone" for parameter in qformer.backbone.parameters()}
-    member |= {id(parameter): "projector" for parameter in qformer.projector.parameters()}
+    # By names, not by classes: those of a model from the Hub are others than this library's.
+    parts = {
+        name.rpartition("scene_decoder.layers.0")[0]
+        for name, _ in model.named_modules()
+        if "scene_decoder.layers.0" in name
+    }
+    if len(parts) != 1:
+        raise ValueError(f"`model` must hold one SceneQFormerModel, found {len(parts)} in {type(model).__name__}.")
+    (prefix,) = parts
     groups = {name: [] for name in LEARNING_RATES}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        inside = name.startswith(prefix)
+        part = name.removeprefix(prefix).split(".")[0] if inside else ""
+        if inside:
+            parameter.requires_grad_(stage == 2 or part != "backbone")
         if parameter.requires_grad:
-            groups[member.get(id(parameter), "decoder")].append(parameter)
+            groups[part if part in groups else "decoder"].append(parameter)
+    model.train()
     return [
         {"name": name, "params": params, "lr": LEARNING_RATES[name], "weight_decay": WEIGHT_DECAY}
         for name, params in groups.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -196,7 +197,7 @@ def run_train(case, model, processor) -> Result:
     model.train()
     model.zero_grad(set_to_none=True)
     output = model(**batch, labels=[row["masks"] for row in rows])
-    output.loss.backward()
+    _published_mean(output, [row["masks"] for row in rows], model).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.eval()
 
@@ -216,6 +217,17 @@ def run_train(case, model, processor) -> Result:
     ]
     values.append(Value("frozen parameters with gradient", [], frozen))
     return Result({name: value.detach() for name, value in tensors.items() if value is not None}, values=values)
+
+
+def _published_mean(output, labels, model) -> torch.Tensor:
+    """The published losses weigh every mask of a batch alike; the model's own are means over images."""
+    losses_of = sys.modules[type(model).__module__].mask_losses
+    output.loss = 0
+    for prefix, masks in (("", output.pred_masks), ("sam_", output.sam_pred_masks)):
+        for name, value in losses_of(masks, labels).items():
+            setattr(output, prefix + name, value)
+            output.loss = output.loss + value if "loss" in name else output.loss
+    return output.loss
 
 
 KIND_OF_GRADIENT = {

@@ -294,9 +294,13 @@ def train(case: Case, models: Models) -> Result:
     model.train()
     model.zero_grad(set_to_none=True)
     outputs = model(pixel_values=inputs["images"], mask_alpha=mask_strength(call, models), **targets)
-    outputs.loss.backward()
-    tensors = {f"output.loss.{theirs}": outputs.losses[ours].detach().view(1) for theirs, ours in LOSSES.items()}
-    tensors["output.loss.objective"] = outputs.loss.detach().view(1)
+    # The published mean over all valid pixels of the batch; the model's own is a mean over scenes.
+    losses = models.module("page4d_losses", "page4d_losses")
+    scene_targets = models.module("page4d_losses", "scene_targets")
+    losses = losses(outputs, scene_targets(**targets), config)
+    losses["loss"].backward()
+    tensors = {f"output.loss.{theirs}": losses[ours].detach().view(1) for theirs, ours in LOSSES.items()}
+    tensors["output.loss.objective"] = losses["loss"].detach().view(1)
     for name in ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf"):
         tensors[f"intermediate.pred.{name}"] = outputs[name].detach()
     stages = [stage.detach() for stage in outputs.pose_enc_list]

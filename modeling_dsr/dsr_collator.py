@@ -1,0 +1,115 @@
+"""Rows of video, question and answer to the training inputs of DSR."""
+
+import torch
+from transformers.video_utils import VideoMetadata
+
+from .training_collator import IGNORE_INDEX, TrainingCollator, chat_answers
+
+
+class DSRCollator(TrainingCollator):
+    """
+    See [`TrainingCollator`]. Labels cover the assistant's turns alone.
+
+    Rows: "video" (a path, or frames [T, H, W, 3] uint8 with "fps"), or a list of them under "videos"; "image" or
+        "images";
+    "question" and "answer", and "system" if there is one. Or "messages", a conversation whose parts hold the media
+    ({"type": "video", "video": …}) or name them ({"type": "video"}, the media then in the row).
+
+    Args:
+        processor: a [`DSRProcessor`].
+        max_length: ValueError for rows of more tokens; None: any length. Rows are never cut: that would cut videos.
+        processor_options: for the processor, such as `num_frames`.
+    """
+
+    def __init__(self, processor, max_length: int | None = None, **processor_options):
+        super().__init__(processor)
+        self.max_length = max_length
+        self.processor_options = processor_options
+
+    def collate(self, rows: list[dict], seeds: list[int]) -> dict:
+        texts, images, videos, metadata = [], [], [], []
+        for number, row in enumerate(rows):
+            messages, media = self.conversation(row, number)
+            texts.append(self.processor.apply_chat_template(messages, tokenize=False))
+            images += media["image"]
+            videos += media["video"]
+            metadata += [_metadata(video, row.get("fps")) for video in media["video"]]
+        options = dict(self.processor_options)
+        if videos and not any(isinstance(video, str) for video in videos) and None not in metadata:
+            options["video_metadata"] = metadata
+        batch = self.processor(
+            text=texts,
+            images=images or None,
+            videos=videos or None,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+            **options,
+        )
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.max_length is not None and ids.shape[1] > self.max_length:
+            row = int(mask.sum(1).argmax())
+            raise ValueError(
+                f"Row {row} of the batch has {ids.shape[1]} tokens, more than `max_length` {self.max_length}. Show "
+                f"fewer or "
+                "smaller frames."
+            )
+        tokenizer = self.processor.tokenizer
+        start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+        header = tokenizer.encode("assistant\n", add_special_tokens=False)
+        labels = torch.where(chat_answers(ids, start, header, mask), ids, IGNORE_INDEX)
+        self.check_supervised(labels)
+        batch["labels"] = labels
+        return dict(batch)
+
+    def conversation(self, row: dict, number: int = 0) -> tuple[list[dict], dict[str, list]]:
+        """Messages of a row with bare placeholders, and its images and videos in the order of those."""
+        given = {kind: _media(row, kind) for kind in ("image", "video")}
+        if "messages" not in row:
+            self.need([row], "question", "answer")
+            content = [{"type": kind} for kind in ("image", "video") for _ in given[kind]]
+            messages = [
+                {"role": "user", "content": [*content, {"type": "text", "text": row["question"]}]},
+                {"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]},
+            ]
+            if "system" in row:
+                messages.insert(0, {"role": "system", "content": [{"type": "text", "text": row["system"]}]})
+            return messages, given
+        messages, media = [], {"image": [], "video": []}
+        for message in row["messages"]:
+            content = message["content"]
+            if isinstance(content, str):
+                content = [{"type": "text", "text": content}]
+            parts = []
+            for part in content:
+                kind = part.get("type")
+                if kind in media:
+                    here = next((part[name] for name in (kind, "path", "url") if name in part), None)
+                    if here is None:
+                        if not given[kind]:
+                            raise ValueError(f"Row {number} shows more {kind}s in its messages than it holds.")
+                        here = given[kind].pop(0)
+                    media[kind].append(here)
+                    part = {"type": kind}
+                parts.append(part)
+            messages.append({**message, "content": parts})
+        left = [kind for kind in media if given[kind]]
+        if left:
+            raise ValueError(f"Row {number} holds more {left[0]}s than its messages show.")
+        return messages, media
+
+
+def _media(row: dict, kind: str) -> list:
+    if kind in row and f"{kind}s" in row:
+        raise ValueError(f"A row has {kind!r} or {kind + 's'!r}, not both.")
+    return [row[kind]] if kind in row else list(row.get(f"{kind}s", []))
+
+
+def _metadata(video, fps) -> VideoMetadata | None:
+    """Timing of frames that are given, where their rate is known."""
+    if isinstance(video, str) or fps is None:
+        return None
+    count = len(video)
+    return VideoMetadata(
+        total_num_frames=count, fps=float(fps), duration=count / float(fps), frames_indices=list(range(count))
+    )

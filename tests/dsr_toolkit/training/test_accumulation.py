@@ -1,0 +1,62 @@
+"""
+Four batches of one are one batch of four, and two processes are one: same logged loss, same step, for every model.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.dsr_toolkit.training.models import CASES
+from tests.dsr_toolkit.training.step import step
+
+ROOT = Path(__file__).parents[3]
+
+
+def assert_same_step(found: dict, expected: dict) -> None:
+    """Equal to 1e-4 of the largest step."""
+    scale = max(value.abs().max().item() for value in expected.values())
+    assert scale > 0
+    worst = max((found[name] - value).abs().max().item() for name, value in expected.items())
+    assert worst < 1e-4 * scale
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """{name: loss and step of the four samples in one batch}"""
+    made = {}
+
+    def of(name):
+        if name not in made:
+            made[name] = step(name, tmp_path_factory.mktemp("one"), batch=4)
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_accumulation_equals_batch(name, together, tmp_path):
+    loss, moved = together(name)
+    found, accumulated = step(name, tmp_path, batch=1, accumulation=4)
+    assert found == pytest.approx(loss, rel=1e-4)
+    assert_same_step(accumulated, moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_processes_equal_one(checkpointing, together, tmp_path):
+    """Also with gradient checkpointing, under which DDP refuses parameters that no loss reaches."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.dsr_toolkit.training.step", str(tmp_path), *["--checkpointing"] * checkpointing, *CASES]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    for name in CASES:
+        loss, moved = together(name)
+        assert losses[name] == pytest.approx(loss, rel=1e-4), name
+        assert_same_step(torch.load(tmp_path / f"{name}.pt"), moved)
