@@ -267,10 +267,14 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         self.freeze()
 
     def train(self, mode: bool = True):
-        """A frozen backbone stays in evaluation mode: its batch norms would go on moving without their weights."""
+        """Frozen batch norms stay in evaluation mode, the backbone's and the neck's: they would move without their
+        weights."""
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
             self.backbone.eval()
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+                module.eval()
         return self
 
     def forward(
@@ -310,7 +314,7 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
                 f"{tuple(pixel_values.shape)}. "
                 "SceneQFormerProcessor puts six named images in order."
             )
-        images = pixel_values.flatten(0, 1).to(self.neck[0].weight.dtype)
+        images = pixel_values.flatten(0, 1).to(next(self.neck.parameters()).dtype)
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (frozen and not images.requires_grad)):
             features = self.backbone(images).feature_maps[-1]

@@ -301,8 +301,6 @@ class SceneQFormerProcessor(ProcessorMixin):
         return self.chat_template or getattr(self.tokenizer, "chat_template", None)
 
     def _render(self, turns, template: str, settings: dict) -> str:
-        import jinja2
-
         texts = [self._text_of(turn["content"]) for turn in turns]
         scenes = sum(text.count(self.image_token) for text in texts)
         problem = ""
@@ -312,15 +310,17 @@ class SceneQFormerProcessor(ProcessorMixin):
                 prompt = self.tokenizer.apply_chat_template(
                     messages, chat_template=template, **{**settings, "tokenize": False}
                 )
-            except (TypeError, jinja2.TemplateError) as error:  # adds text and list, say, or refuses a role
+            except Exception as error:
+                # It adds text and list, say, or refuses a role. jinja2 is there where templates are, but not imported.
+                if not isinstance(error, TypeError) and type(error).__module__.split(".")[0] != "jinja2":
+                    raise
                 problem = problem or f"{type(error).__name__}: {error}"
                 continue
             if prompt.count(self.image_token) == scenes:
                 return prompt
         raise ValueError(
             f"The chat template cannot show this conversation ({problem or 'it leaves the text out'}); its content was "
-            f"tried "
-            "as text and as a list."
+            "tried as text and as a list."
         )
 
     def _text_of(self, content) -> str:

@@ -158,7 +158,8 @@ def test_labels_of_programs_and_of_scenes_are_the_answers(processors):
     processor = processors["scene_qformer"]
     batch = processor.training_collator()(rows_of("scene_qformer"))
     end = processor.tokenizer.eos_token
-    assert answers(processor, batch) == [f"yes{end}", f"a bus that stands still{end}"]
+    found = [answer.strip() for answer in answers(processor, batch)]
+    assert found == [f"yes{end}", f"a bus that stands still{end}"]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_labels_of_programs_and_of_scenes_are_the_answers(processors):
         ),
         ("cad_recode", {"text": "a box", "program": "r"}, "CAD-Recode reads"),
         ("cadrille", {"mesh": box(1)}, "lacks \\['program'\\]"),
-        ("scene_qformer", {**cameras(), "question": "What?"}, '"question" and "answer"'),
+        ("scene_qformer", {**cameras(), "question": "What?"}, "`answer` to"),
     ],
 )
 def test_rows_that_teach_nothing_are_refused(kind, row, message, processors):
