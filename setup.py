@@ -24,7 +24,8 @@ REQUIRED = [
 EXTRAS = {
     "flash": ["flash-attn>=2.7"],  # built on the spot, where CUDA's compiler is
     "kernels": ["kernels"],  # the same attention, built by others and fetched from the Hub
-    "geometry": ["evo>=1.31,<1.38", "scipy"],
+    "geometry": ["evo>=1.31,<1.38", "scipy", "pycolmap>=3.11"],
+    "view": ["rerun-sdk>=0.30"],
     "cad": ["cadquery>=2.5", "manifold3d>=3", "scipy"],
     "segment": ["pycocotools>=2.0.8"],
     "scene": ["timm>=1.0", "scipy"],
@@ -35,7 +36,7 @@ EXTRAS["test"] = sorted(
     {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy"}
     | {
         requirement
-        for name in ("cad", "geometry", "scene", "segment", "serve", "train")
+        for name in ("cad", "geometry", "scene", "segment", "serve", "train", "view")
         for requirement in EXTRAS[name]
     }
 )

@@ -5,7 +5,8 @@ import importlib.util
 
 # What `needs` looks for, by extra of setup.py.
 EXTRAS = {
-    "geometry": ("evo", "scipy"),
+    "geometry": ("evo", "pycolmap", "scipy"),
+    "view": ("rerun",),
     "cad": ("cadquery", "manifold3d", "scipy"),
     "segment": ("pycocotools",),
     "scene": ("scipy", "timm"),

@@ -48,7 +48,7 @@ def published_predict(model, processor, kind: str, point_source: str = "depth") 
         pixel_values = published_frames(images, processor, kind)
         return run_model(
             model, processor, images, [frame.name for frame in frames], [frame.time for frame in frames], pixel_values,
-            confidence=0.0, edge_tolerance=None, point_source=point_source,
+            {"confidence_threshold": 0.0, "edge_tolerance": None, "point_source": point_source},
         )  # fmt: skip
 
     return predict

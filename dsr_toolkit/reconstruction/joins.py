@@ -30,7 +30,7 @@ class Join:
         residual: median distance of common points after it, in parts of their depth.
         agreement: part of the common points that it explains.
         scale_spread: how much the scale differs between parts of the shared frames (standard deviation of its
-        logarithm).
+            logarithm).
         points: how many pairs there were, `COMMON_POINTS` at most.
         doubts: why it cannot be trusted, in words; empty where it can.
     """
@@ -98,8 +98,9 @@ def join_views(views: list[View], to: list[View]) -> Join:
 
 
 def _common(view: View, other: View) -> tuple[np.ndarray, ...]:
-    """Points in both worlds, both depths, weights, and the block of the image, of the pixels that both windows
-    trust."""
+    """
+    Points in both worlds, both depths, weights, and the block of the image, of the pixels that both windows trust.
+    """
     if view.depth.shape != other.depth.shape:  # one window's first image chose another size of frames
         view = _resized(view, other.depth.shape)
     both = view.mask & other.mask & (view.depth > 0) & (other.depth > 0)
@@ -124,8 +125,10 @@ def _resized(view: View, shape: tuple[int, int]) -> View:
 
 
 def _axes(views, to, depth_x: float, depth_y: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each shared camera as four points in both worlds, its centre and one on each axis as far as the scene; and their
-    reach."""
+    """
+    Each shared camera as four points in both worlds, its centre and one on each axis as far as the scene; and their
+    reach.
+    """
     points = []
     for cameras, depth in ((views, depth_x), (to, depth_y)):
         poses = np.stack([view.camera_to_world for view in cameras])
@@ -166,18 +169,27 @@ def location(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _by_cameras(views: list[View], to: list[View]) -> Join:
-    """Without a common point: the turn of the shared cameras, and the ratio of their paths where there are two or
-    more."""
+    """Without a common point."""
     source, target = (np.stack([view.camera_to_world for view in cameras]) for cameras in (views, to))
-    spreads = [np.linalg.norm(poses[:, :3, 3] - poses[:, :3, 3].mean(0)) for poses in (source, target)]
-    known = min(spreads) > 0
-    scale = float(spreads[1] / spreads[0]) if known else 1.0
-    u, _, vt = np.linalg.svd((target[:, :3, :3] @ np.swapaxes(source[:, :3, :3], 1, 2)).sum(0))
+    similarity, scale_known = cameras_similarity(source, target)
+    doubt = "the windows share no trusted point and are joined by their shared cameras alone"
+    doubt += "" if scale_known else ", which stand in one spot, so that their scales may differ"
+    return Join(similarity, float("inf"), 0.0, float("inf"), 0, [doubt])
+
+
+def cameras_similarity(source: np.ndarray, target: np.ndarray) -> tuple[Similarity, bool]:
+    """
+    The similarity between two worlds by cameras that stand in both, `[n, 4, 4]` camera-to-world: the mean turn of the
+    cameras, and the ratio of how far they are spread, where they are (else 1, and False).
+    """
+    spreads = [float(np.linalg.norm(poses[:, :3, 3] - poses[:, :3, 3].mean(0))) for poses in (source, target)]
+    known = min(spreads) > 1e-9 * max(1.0, *spreads)
+    scale = spreads[1] / spreads[0] if known else 1.0
+    turns = target[:, :3, :3] @ np.swapaxes(source[:, :3, :3], 1, 2)
+    u, _, vt = np.linalg.svd(turns.sum(0))
     rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
     translation = target[:, :3, 3].mean(0) - scale * rotation @ source[:, :3, 3].mean(0)
-    doubt = "the windows share no trusted point and are joined by their shared cameras alone"
-    doubt += "" if known else ", which stand in one spot, so that their scales may differ"
-    return Join(Similarity(scale, rotation, translation), float("inf"), 0.0, float("inf"), 0, [doubt])
+    return Similarity(scale, rotation, translation), known
 
 
 def _doubts(join: Join) -> list[str]:

@@ -97,6 +97,7 @@ def predict(
     original_size: bool = False,
     point_source: str = "depth",
     num_views: int | None = None,
+    conditions=None,
 ) -> list[View]:
     """
     Run π³ or PAGE-4D once over the frames of a scene.
@@ -108,9 +109,14 @@ def predict(
             what a crop left out is masked out.
         point_source: PAGE-4D: "depth" or "points".
         num_views: the images are this many synchronised views of one time after another; default: one sequence.
+        conditions: Pi3X: what is known of some of the images, see [`Conditions`].
     """
-    images = list(images)
-    inputs = processor(images)
+    images, masks, given = list(images), {}, {}
+    if conditions is not None:
+        from .known import model_inputs
+
+        given, masks = model_inputs(conditions)
+    inputs = processor(images, **given)
     boxes, sizes = inputs["image_boxes"], inputs["original_sizes"]
     if not original_size:
         seen = (boxes[..., 2:] - boxes[..., :2]).flip(-1).round().to(sizes.dtype)
@@ -119,50 +125,32 @@ def predict(
     times = range(len(images)) if times is None else times
     if num_views is not None:
         inputs["pixel_values"] = inputs["pixel_values"].unflatten(1, (-1, num_views))
-    return run_model(
-        model,
-        processor,
-        images,
-        names,
-        times,
-        inputs["pixel_values"],
-        confidence,
-        edge_tolerance,
-        point_source,
-        sizes,
-        boxes,
-    )
+    masks |= {name: inputs[name] for name in ("depths", "intrinsics", "poses") if name in inputs}
+    decoding = dict(confidence_threshold=confidence, edge_tolerance=edge_tolerance, point_source=point_source)
+    decoding |= dict(original_sizes=sizes, image_boxes=boxes)
+    return run_model(model, processor, images, names, times, inputs["pixel_values"], decoding, masks)
 
 
 def run_model(
-    model,
-    processor,
-    images,
-    names,
-    times,
-    pixel_values,
-    confidence,
-    edge_tolerance,
-    point_source,
-    sizes=None,
-    boxes=None,
+    model, processor, images, names, times, pixel_values, decoding: dict, conditions: dict | None = None
 ) -> list[View]:
-    """Views of `pixel_values` `[1, N, 3, H, W]` or `[1, T, V, 3, H, W]`; arguments as in [`predict`], `sizes` and
-    `boxes` as in the processor."""
+    """
+    Views of `pixel_values` `[1, N, 3, H, W]` or `[1, T, V, 3, H, W]`.
+
+    Args:
+        images, names, times: of the views. decoding: arguments of the processor's `post_process_geometry`. conditions:
+            more arguments of the model.
+    """
     import torch
 
     from modeling_dsr.frames import resize_image
 
     with torch.inference_mode(), _described(model) as descriptors:
-        outputs = model(pixel_values.to(model.device))
-    (scene,) = processor.post_process_geometry(
-        outputs,
-        original_sizes=sizes,
-        image_boxes=boxes,
-        confidence_threshold=confidence,
-        edge_tolerance=edge_tolerance,
-        point_source=point_source,
-    )
+        outputs = model(
+            pixel_values.to(model.device),
+            **{name: value.to(model.device) for name, value in (conditions or {}).items()},
+        )
+    (scene,) = processor.post_process_geometry(outputs, **decoding)
     views = []
     for number, image in enumerate(images):
         height, width = scene.depth[number].shape
@@ -172,8 +160,8 @@ def run_model(
         camera, intrinsics = (x[number].double().cpu().numpy() for x in (scene.camera_poses, scene.intrinsics))
         if not (np.isfinite(camera).all() and np.isfinite(intrinsics).all()):
             raise ValueError(
-                f"the model gives {names[number]} a camera that is not finite. Try --dtype float32, or leave the image "
-                "out."
+                f"the model gives {names[number]} a camera that is not finite. Try --dtype float32, or leave "
+                "the image out."
             )
         views.append(
             View(

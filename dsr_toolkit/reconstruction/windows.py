@@ -22,8 +22,9 @@ Predict = Callable[[list], list[View]]
 
 
 def windows(frames: Iterable, size: int, overlap: int) -> Iterator[list]:
-    """Windows of `size` frames, each starting with the last `overlap` of the one before; the last one may be
-    shorter."""
+    """
+    Windows of `size` frames, each starting with the last `overlap` of the one before; the last one may be shorter.
+    """
     if not 0 < overlap < size:
         raise ValueError(f"`overlap` must be at least 1 and less than the window of {size} frames, got {overlap}.")
     window, fresh = [], 0
@@ -51,6 +52,8 @@ def reconstruct_windows(
     loops: bool = False,
     report: dict | None = None,
     total: int | None = None,
+    prior: bool = False,
+    anchor: Callable[[list[View]], Similarity | None] | None = None,
 ) -> Iterator[View]:
     """
     The views of all `frames` in the world frame of the first window, in order.
@@ -68,32 +71,38 @@ def reconstruct_windows(
         report: receives `joins`, a dictionary per window from the second on (see [`Join`]), and `loops`, one per place
             that seemed to be seen again.
         total: number of frames, where known, so that the size of the cache can be told beforehand.
+        prior: tell the model what the window before said of the shared frames: `predict` gets their views as a second
+            argument (as Pi3XVO does with its injected conditions).
+        anchor: views of a window → its place in a known world, or None where that cannot be told and the joins decide.
     """
     report = {} if report is None else report
     report.update(joins=[], loops=[])
     expected = None if total is None else count_windows(total, size, overlap)
     if not loops:
         store = None if cache is None else WindowStore(cache, expected)
-        for _, views, placement, known in _chain(predict, frames, size, overlap, store, report):
+        for _, views, placement, known in _chain(predict, frames, size, overlap, store, report, prior, anchor):
             yield from (view.moved(placement) for view in views[known:])
         return
     with contextlib.ExitStack() as stack:
         place = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsr-windows-")))
         chain = _Chain(WindowStore(place, expected), predict, size)
-        for name, views, placement, known in _chain(predict, frames, size, overlap, chain.store, report):
+        for name, views, placement, known in _chain(predict, frames, size, overlap, chain.store, report, prior, anchor):
             chain.add(name, views, placement, known)
         placements = chain.closed(report) if len(chain.names) > 2 else chain.placements
         for name, placement, known in zip(chain.names, placements, chain.known):
             yield from (view.moved(placement) for view in chain.store.read(name)[known:])
 
 
-def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store: WindowStore | None, report: dict):
-    """Each window's name in the store, its views in its own world, its placement, and how many of them are known
-    already."""
+def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store, report: dict, prior: bool, anchor):
+    """
+    Each window's name in the store, its views in its own world, its placement, and how many of them are known already.
+    """
     before: list[View] = []
     placement, number, doubtful = Similarity.identity(), 0, 0
     for number, window in enumerate(windows(frames, size, overlap)):
-        name, views = (None, predict(window)) if store is None else store.remember(f"{number:06d}", predict, window)
+        told = before if prior else None
+        ask = (lambda frames, told=told: predict(frames, told)) if told else predict
+        name, views = (None, ask(window)) if store is None else store.remember(f"{number:06d}", ask, window)
         if before:
             join = join_views(views[: len(before)], before)
             placement = placement @ join.similarity
@@ -102,8 +111,14 @@ def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store: W
             if not join.trusted and doubtful <= DOUBTS_TOLD:
                 say(
                     f"The join of window {number + 1} ({views[0].name} … {views[-1].name}) to the one before cannot be "
-                    f"trusted: {'; '.join(join.doubts)}."
+                    "trusted: "
+                    f"{'; '.join(join.doubts)}."
                 )
+        if anchor is not None and (known := anchor(views)) is not None:
+            placement = known
+        elif anchor is not None and not before:
+            say("The first window has too few known cameras to stand in their world: the result is in the model's own.")
+            anchor = None
         yield name, views, placement, len(before)
         before = views[-overlap:]
     if doubtful:

@@ -175,7 +175,9 @@ def test_the_command_writes_every_format(photos, tmp_path):
     }
     assert {path.name for path in output.iterdir()} == expected | {"reconstruct.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing beside it
-    assert main(["reconstruct", str(photos), "-o", str(output), "--format", "tum"]) == 0  # an earlier one is replaced
+    assert main(["reconstruct", str(photos), "-o", str(output), "--format", "tum"]) == 2  # an earlier one stays
+    again = ["reconstruct", str(photos), "-o", str(output), "--format", "tum", "--overwrite"]
+    assert main(again) == 0  # what it wrote is replaced
     assert not (output / "scene.glb").exists()
 
 
@@ -236,6 +238,7 @@ def test_wrong_wishes_are_told(arguments, message, photos, tmp_path, capsys):
 
 
 def test_a_folder_of_something_else_is_left_alone(photos, tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("precious")
-    assert main(["reconstruct", str(photos), "-o", str(tmp_path)]) == 2
-    assert "something else" in capsys.readouterr().err and (tmp_path / "thesis.txt").exists()
+    (tmp_path / "scene.glb").write_text("precious")
+    for more in ([], ["--overwrite"]):
+        assert main(["reconstruct", str(photos), "-o", str(tmp_path), *more]) == 2
+        assert "scene.glb" in capsys.readouterr().err and (tmp_path / "scene.glb").read_text() == "precious"

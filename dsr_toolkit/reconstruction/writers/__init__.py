@@ -9,9 +9,9 @@ completes its files in `finish`, which returns their paths.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from pathlib import Path
 
+from ...extras import needs
 from .base import OWN_SCALE, About, PointSample, Spread, cloud
 
 __all__ = ["FORMATS", "OWN_SCALE", "About", "PointSample", "Spread", "check_formats", "cloud", "open_writers"]
@@ -39,8 +39,8 @@ def check_formats(formats: tuple[str, ...]) -> None:
         raise ValueError(
             f"--format takes {', '.join(FORMATS)} or all, with commas; got {', '.join(unknown) or 'nothing'}."
         )
-    if "rrd" in formats and importlib.util.find_spec("rerun") is None:
-        raise ImportError('rrd needs rerun-sdk: pip install "dsr-models[view]".')
+    if "rrd" in formats:
+        needs("view", "The format rrd")
 
 
 def open_writers(folder: Path, formats: tuple[str, ...], max_points: int, about: About = About()) -> dict:

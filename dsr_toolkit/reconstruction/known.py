@@ -1,0 +1,381 @@
+"""Cameras and depths that are known beforehand, read from the files in which people have them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..console import say
+from ..extras import needs
+from .similarity import Similarity
+
+OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # of a camera: x right, y up, z backward
+LARGEST_GAP = 0.02  # seconds between a pose and the image that it belongs to
+OUR_NUMBER = re.compile(r"^\d{6}-")  # before the names of images in the models that we write
+DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Camera:
+    """
+    What is known of one image's camera; either may be None.
+
+    Args:
+        pose: camera-to-world `[4, 4]`, OpenCV axes. intrinsics: `[3, 3]`, the first pixel centre is (0, 0).
+        size: (width, height) of the image that `intrinsics` speaks of, or None: of whatever image it is.
+    """
+
+    pose: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclass
+class Known:
+    """
+    What is known of the images of a scene.
+
+    Args:
+        about: where it comes from and how it was understood, for people.
+        by_name: cameras by the name of the image; by_time: (time, camera) where a trajectory has no names; by_order: of
+            the images in order.
+        depths: file of each image by its stem. depth_scale: stored number of one unit of length in 16-bit images.
+    """
+
+    about: str = ""
+    by_name: dict[str, Camera] = field(default_factory=dict)
+    by_time: list[tuple[float, Camera]] = field(default_factory=list)
+    by_order: list[Camera] = field(default_factory=list)
+    depths: dict[str, Path] = field(default_factory=dict)
+    ordered_depths: np.ndarray | None = None
+    depth_scale: float = 1000.0
+
+    def camera(self, frame, number: int) -> Camera:
+        """Of a frame, the `number`th of the scene; empty if nothing is known."""
+        if self.by_name:
+            return self.by_name.get(_plain(frame.name), Camera())
+        if self.by_time:
+            times = np.array([time for time, _ in self.by_time])
+            moment = _time_in_name(frame.name)
+            moment = frame.time if moment is None else moment
+            nearest = int(np.abs(times - moment).argmin())
+            return self.by_time[nearest][1] if abs(times[nearest] - moment) <= LARGEST_GAP else Camera()
+        return self.by_order[number] if number < len(self.by_order) else Camera()
+
+    def depth(self, frame, number: int) -> np.ndarray | None:
+        """Depth float32 `[h, w]`, 0 where unknown, or None."""
+        if self.ordered_depths is not None:
+            return _clean(self.ordered_depths[number]) if number < len(self.ordered_depths) else None
+        path = self.depths.get(Path(frame.name).stem)
+        return None if path is None else read_depth(path, self.depth_scale)
+
+
+def read_cameras(path: str | Path) -> Known:
+    """
+    Cameras of a COLMAP model (a folder, text or binary), a `transforms.json` (nerfstudio, instant-ngp), a trajectory in
+    TUM's format (`time tx ty tz qx qy qz qw`, camera-to-world), or an .npz with `poses` and `intrinsics` of the images
+    in order.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"--cameras: there is nothing at {str(path)!r}.")
+    if path.is_dir():
+        if (path / "transforms.json").is_file():
+            return _read_transforms(path / "transforms.json")
+        return _read_colmap(path)
+    if path.suffix == ".json":
+        return _read_transforms(path)
+    if path.suffix == ".npz":
+        return _read_arrays(path)
+    if path.suffix in (".txt", ".tum"):
+        return _read_trajectory(path)
+    raise ValueError(
+        f"--cameras {path} is none of: a folder with a COLMAP model, transforms.json, a trajectory (.txt, .tum), "
+        "an .npz file."
+    )
+
+
+def _read_colmap(folder: Path) -> Known:
+    places = [folder, folder / "sparse" / "0", folder / "sparse", folder / "colmap" / "sparse" / "0"]
+    model = next(
+        (place for place in places if (place / "images.bin").is_file() or (place / "images.txt").is_file()), None
+    )
+    if model is None:
+        raise ValueError(f"--cameras {folder} holds no COLMAP model: images.bin or images.txt, here or in sparse/0.")
+    needs("geometry", "A COLMAP model", "pycolmap")
+    import pycolmap
+
+    found, bent = pycolmap.Reconstruction(str(model)), 0
+    cameras = {}
+    for image in found.images.values():
+        camera = found.camera(image.camera_id)
+        k = np.array(camera.calibration_matrix(), float)
+        k[:2, 2] -= 0.5  # COLMAP's first pixel centre is (0.5, 0.5)
+        distortion = np.array(camera.params)[list(camera.extra_params_idxs())]
+        bent += bool(np.abs(distortion).max(initial=0) > 0)
+        pose = None
+        if image.has_pose:
+            pose = np.linalg.inv(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
+        cameras[image.name] = Camera(pose, k, (camera.width, camera.height))
+    if bent:
+        say(f"{bent} cameras of {model} have lens distortion, which is not used: undistort the images first.")
+    return Known(f"COLMAP model {model}: world-to-camera turned into camera-to-world", _by_name(cameras, model))
+
+
+def _read_transforms(path: Path) -> Known:
+    document = _json(path)
+    frames = document.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"--cameras {path} has no `frames`; a transforms.json lists them.")
+    cameras, bent = {}, 0
+    for number, frame in enumerate(frames):
+        where = f"--cameras {path}: frame {number}"
+        if "file_path" not in frame:
+            raise ValueError(f"{where} has no `file_path`.")
+        pose = None
+        if "transform_matrix" in frame:
+            pose = np.array(frame["transform_matrix"], float)
+            if pose.shape == (3, 4):
+                pose = np.vstack([pose, [0, 0, 0, 1]])
+            pose = _rigid(pose, where) @ OPENGL
+        both = {**document, **frame}
+        bent += any(both.get(name) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
+        size = (int(both["w"]), int(both["h"])) if "w" in both and "h" in both else None
+        cameras[str(frame["file_path"])] = Camera(pose, _json_intrinsics(both, size), size)
+    if bent:
+        say(f"{bent} frames of {path} have lens distortion, which is not used: undistort the images first.")
+    return Known(f"{path}: camera-to-world, OpenGL axes turned into OpenCV's", _by_name(cameras, path))
+
+
+def _json_intrinsics(values: dict, size: tuple[int, int] | None) -> np.ndarray | None:
+    fx = values.get("fl_x")
+    if fx is None and values.get("camera_angle_x") and size:
+        fx = 0.5 * size[0] / np.tan(0.5 * values["camera_angle_x"])
+    if fx is None:
+        return None
+    fy = values.get("fl_y") or fx
+    cx, cy = values.get("cx"), values.get("cy")
+    if cx is None or cy is None:
+        if size is None:
+            return None
+        cx, cy = size[0] / 2, size[1] / 2
+    return np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]], float)
+
+
+def _read_trajectory(path: Path) -> Known:
+    from ..datasets.geometry import read_trajectory
+
+    poses, times = read_trajectory(path)
+    cameras = [(time, Camera(_rigid(pose, f"--cameras {path}"))) for time, pose in zip(times, poses)]
+    return Known(f"trajectory {path}: camera-to-world, matched by time within {LARGEST_GAP} s", by_time=cameras)
+
+
+def _read_arrays(path: Path) -> Known:
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in ("poses", "intrinsics", "depths") if name in file.files}
+    if not arrays:
+        raise ValueError(
+            f"--cameras {path} holds none of `poses` [N, 4, 4], `intrinsics` [N, 3, 3], `depths` [N, h, w]."
+        )
+    counts = {name: len(value) for name, value in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"--cameras {path} holds arrays of different lengths: {counts}.")
+    count = next(iter(counts.values()))
+    poses, intrinsics = (arrays.get(name, [None] * count) for name in ("poses", "intrinsics"))
+    as_floats = lambda value: None if value is None else np.asarray(value, float)  # noqa: E731
+    known = Known(f"{path}: camera-to-world, OpenCV axes, in the order of the images")
+    known.by_order = [Camera(as_floats(pose), as_floats(k)) for pose, k in zip(poses, intrinsics)]
+    known.ordered_depths = arrays.get("depths")
+    return known
+
+
+def read_depths(known: Known, folder: str | Path, scale: float) -> None:
+    """Add the depth maps of a folder, which are named as their images are."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"--depths: there is no folder at {str(folder)!r}.")
+    known.depths = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in DEPTH_SUFFIXES}
+    if not known.depths:
+        raise ValueError(f"--depths {folder} holds no depth map; expected files ending in {', '.join(DEPTH_SUFFIXES)}.")
+    known.depth_scale = scale
+    known.ordered_depths = None
+
+
+def read_depth(path: Path, scale: float) -> np.ndarray:
+    """
+    Depth float32 `[h, w]`, 0 where unknown: 16-bit images hold depth · `scale`, arrays and float images hold it as it
+    is.
+    """
+    if path.suffix == ".npy":
+        depth = np.load(path, allow_pickle=False)
+    elif path.suffix == ".npz":
+        with np.load(path) as file:
+            depth = file[file.files[0]]
+    else:
+        with Image.open(path) as image:
+            if image.mode not in ("I;16", "I;16B", "I", "F"):
+                raise ValueError(f"{path} must be a 16-bit grey or float image of depths, got mode {image.mode!r}.")
+            depth = np.asarray(image).astype(np.float32) / (1.0 if image.mode == "F" else scale)
+    if depth.ndim != 2:
+        raise ValueError(f"{path} must hold one depth map [h, w], got an array of shape {list(depth.shape)}.")
+    return _clean(depth)
+
+
+def rescaled(intrinsics: np.ndarray, size: tuple[int, int] | None, to: tuple[int, int]) -> np.ndarray:
+    """Intrinsics of an image at another size (width, height)."""
+    if size is None or tuple(size) == tuple(to):
+        return intrinsics
+    found = intrinsics.copy()
+    for axis, (old, new) in enumerate(zip(size, to)):
+        found[axis] *= new / old
+        found[axis, 2] = (intrinsics[axis, 2] + 0.5) * new / old - 0.5
+    return found
+
+
+# --------------------------------------------------------------------------------------
+# What is known of the frames of one call
+# --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Conditions:
+    """
+    Of each frame of a call: camera-to-world pose, intrinsics in pixels of its image, depth; None where unknown.
+    """
+
+    poses: list[np.ndarray | None]
+    intrinsics: list[np.ndarray | None]
+    depths: list[np.ndarray | None]
+
+    def counts(self) -> dict[str, int]:
+        return {
+            name: sum(value is not None for value in getattr(self, name)) for name in ("poses", "intrinsics", "depths")
+        }
+
+    @classmethod
+    def none(cls, count: int) -> Conditions:
+        return cls([None] * count, [None] * count, [None] * count)
+
+    def over(self, other: Conditions) -> Conditions:
+        """This, and where it knows nothing, the other."""
+        pick = lambda name: [  # noqa: E731
+            theirs if own is None else own for own, theirs in zip(getattr(self, name), getattr(other, name))
+        ]
+        return Conditions(pick("poses"), pick("intrinsics"), pick("depths"))
+
+
+def conditions_of(known: Known, frames: Sequence, numbers: Sequence[int]) -> Conditions:
+    """What is known of `frames`, the `numbers`th of their scene."""
+    found = Conditions([], [], [])
+    for frame, number in zip(frames, numbers):
+        camera = known.camera(frame, number)
+        k = None if camera.intrinsics is None else rescaled(camera.intrinsics, camera.size, frame.image.size)
+        found.poses.append(camera.pose)
+        found.intrinsics.append(k)
+        found.depths.append(known.depth(frame, number))
+    return found
+
+
+def conditions_of_views(views: Sequence, sizes: Sequence[tuple[int, int]]) -> Conditions:
+    """What earlier predictions say, as if it were known; `sizes` (width, height) of the images."""
+    found = Conditions([], [], [])
+    for view, size in zip(views, sizes):
+        found.poses.append(view.camera_to_world)
+        found.intrinsics.append(rescaled(view.intrinsics, view.depth.shape[::-1], size))
+        found.depths.append(np.where(view.mask, view.depth, 0).astype(np.float32))
+    return found
+
+
+def model_inputs(conditions: Conditions) -> tuple[dict, dict]:
+    """
+    What the processor takes and the masks `[1, N]` that the model takes beside; frames of which nothing is known get
+    fillers.
+    """
+    import torch
+
+    given, masks = {}, {}
+    fillers = {
+        "poses": np.eye(4),
+        "intrinsics": np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        "depths": np.zeros((1, 1)),
+    }
+    for name, mask in (("poses", "pose_mask"), ("intrinsics", "ray_mask"), ("depths", "depth_mask")):
+        values = getattr(conditions, name)
+        known = [value for value in values if value is not None]
+        if not known or (name == "poses" and len(known) < 2):
+            continue  # a single pose says nothing
+        # Where a camera is unknown another's stands in: distances between cameras set the scale of all.
+        filler = known[0] if name == "poses" else fillers[name]
+        given[name] = [filler if value is None else value for value in values]
+        masks[mask] = torch.tensor([[value is not None for value in values]])
+    return given, masks
+
+
+def anchor(views: Sequence, poses: Sequence[np.ndarray | None]) -> Similarity | None:
+    """
+    The similarity that brings views to the world of the poses that are known of some, or None where they do not
+    determine one: fewer than two, or all in one spot.
+    """
+    from .joins import cameras_similarity
+
+    pairs = [(view.camera_to_world, pose) for view, pose in zip(views, poses) if pose is not None]
+    if len(pairs) < 2:
+        return None
+    found, scale_known = cameras_similarity(*(np.stack(side) for side in zip(*pairs)))
+    return found if scale_known else None
+
+
+def _by_name(cameras: dict[str, Camera], path: Path) -> dict[str, Camera]:
+    """By plain names; names that would be confused are refused."""
+    found: dict[str, Camera] = {}
+    for name, camera in cameras.items():
+        if _plain(name) in found:
+            raise ValueError(f"--cameras {path} names two images {Path(name).stem!r}: which is meant cannot be told.")
+        found[_plain(name)] = camera
+    return found
+
+
+def _plain(name: str) -> str:
+    """Names without folder, suffix and the number that our own writers put before them; spaces as these write them."""
+    return OUR_NUMBER.sub("", Path(name).stem.replace(" ", "_"))
+
+
+def _time_in_name(name: str) -> float | None:
+    """TUM's and Bonn's images are named by their time."""
+    stem = Path(name).stem
+    return float(stem) if re.fullmatch(r"\d{6,}\.\d+", stem) else None
+
+
+def _clean(depth: np.ndarray) -> np.ndarray:
+    depth = np.asarray(depth, np.float32)
+    return np.where(np.isfinite(depth) & (depth > 0), depth, 0)
+
+
+def _rigid(pose: np.ndarray, where: str) -> np.ndarray:
+    """A pose with an exact rotation; a scale common to its axes is no part of a camera."""
+    if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        raise ValueError(f"{where} must hold finite matrices [4, 4], got shape {list(pose.shape)}.")
+    u, singular, vt = np.linalg.svd(pose[:3, :3])
+    if np.linalg.det(pose[:3, :3]) <= 0 or singular.min() < 0.99 * singular.max():
+        raise ValueError(
+            f"{where} holds a 3×3 block that is no rotation (singular values {np.round(singular, 3).tolist()})."
+        )
+    found = pose.copy()
+    found[:3, :3] = u @ vt
+    return found
+
+
+def _json(path: Path) -> dict:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} must hold an object, got {type(document).__name__}.")
+    return document

@@ -1,0 +1,337 @@
+"""
+A scene from its images to its files: predicted whole or in windows, placed, and written in every format that was asked
+for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..console import say
+from .inputs import count_frames, is_multiview, is_video, multiview_files, multiview_frames
+from .known import Conditions, Known, anchor, conditions_of, conditions_of_views, read_cameras, read_depths
+from .scenes import Scene
+from .views import View, predict
+from .windows import reconstruct_windows
+from .writers import OWN_SCALE, About, open_writers
+
+FEWEST_SCORED = 3  # known cameras from which a trajectory is scored
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    How scenes are reconstructed; names as in `dsr reconstruct`.
+
+    Args:
+        formats, max_points: see [`open_writers`]. interval, fps, frames: which frames, see `read_frames`.
+        window, overlap: frames of a window and those it shares with the next (None: all frames together). loops, prior:
+            see [`reconstruct_windows`].
+        confidence, edge_tolerance, original_size, point_source: see [`predict`].
+        depth_scale: stored number of one unit of length in 16-bit depth images.
+    """
+
+    formats: tuple[str, ...] = ("glb", "html")
+    max_points: int = 1_000_000
+    interval: int | None = None
+    fps: float | None = None
+    frames: int | None = None
+    window: int | None = None
+    overlap: int | None = None
+    loops: bool = True
+    prior: bool = False
+    confidence: float = 0.1
+    edge_tolerance: float | None = 0.03
+    original_size: bool = False
+    point_source: str = "depth"
+    depth_scale: float = 1000.0
+
+    # What decides a window's prediction beside its frames.
+    PREDICTION = ("prior", "confidence", "edge_tolerance", "original_size", "point_source", "depth_scale")
+
+
+@dataclass
+class Reconstructor:
+    """One model for any number of scenes."""
+
+    model: object
+    processor: object
+    options: Options = field(default_factory=Options)
+
+    @property
+    def reads_conditions(self) -> bool:
+        config = self.model.config
+        return getattr(config, "variant", None) == "pi3x" and config.use_conditioning
+
+    @property
+    def unit(self) -> str:
+        return "metres" if getattr(self.model.config, "variant", None) == "pi3x" else OWN_SCALE
+
+    def scene(self, scene: Scene, folder: Path, cache: Path) -> dict:
+        """
+        Write the files of a scene to `folder`, which exists; returns its report. `cache` keeps windows until then.
+        """
+        known = self.known(scene)
+        if is_multiview(scene.source):
+            if known is not None:
+                raise ValueError("--cameras and --depths are for one sequence; INPUT holds synchronised views.")
+            return self._multiview(scene, folder)
+        return self._sequence(scene, known, folder, cache)
+
+    def known(self, scene: Scene) -> Known | None:
+        if scene.cameras is None and scene.depths is None:
+            return None
+        known = Known() if scene.cameras is None else read_cameras(scene.cameras)
+        if scene.depths is not None:
+            read_depths(known, scene.depths, self.options.depth_scale)
+        return known
+
+    # ---- one sequence ----------------------------------------------------------------------
+
+    def _sequence(self, scene: Scene, known: Known | None, folder: Path, cache: Path) -> dict:
+        from tqdm.auto import tqdm
+
+        from modeling_dsr.frames import read_frames
+
+        options, source = self.options, scene.source
+        total = count_frames(source, options.interval, options.fps, options.frames)
+        if total == 0:
+            raise ValueError(
+                f"{str(source)!r} holds no image; expected files ending in .png, .jpg or .jpeg, or a video."
+            )
+        frames = read_frames(source, interval=options.interval, fps=options.fps, num_frames=options.frames)
+        judge = None if known is None else _Judge(known, self.reads_conditions)
+        frames = frames if judge is None else judge.numbered(frames)
+        anchored = judge is not None and judge.has_poses
+        look = self._look(judge)
+        joins: dict = {}
+        if options.window is None:
+            say(f"Looking at {total} frames together …")
+            views: Iterable[View] = look(list(frames))
+            place = anchor(views, judge.poses(views)) if anchored else None
+            views = views if place is None else [view.moved(place) for view in views]
+        else:
+            frames = tqdm(frames, total=total, unit="frame", desc="Looking at windows")
+            views = reconstruct_windows(
+                look,
+                frames,
+                options.window,
+                options.overlap,
+                cache,
+                loops=options.loops and not anchored,
+                report=joins,
+                total=total,
+                prior=options.prior,
+                anchor=(lambda some: anchor(some, judge.poses(some))) if anchored else None,
+            )
+        views = tqdm(views, total=total, unit="frame", desc="Writing")
+        views = views if judge is None else judge.watched(views)
+        # Known cameras bring their own unit.
+        about = About(
+            source.resolve().name, "the unit of the known cameras" if anchored else self.unit, is_video(source)
+        )
+        report = self._write(views, folder, options.formats, about) | joins
+        return report if judge is None else report | {"known": judge.report()}
+
+    def _look(self, judge: _Judge | None):
+        """`predict` of windows, with what is known of their frames."""
+
+        def look(frames: list, before: list[View] | None = None) -> list[View]:
+            conditions = None
+            if self.reads_conditions:
+                conditions = Conditions.none(len(frames)) if judge is None else judge.conditions(frames)
+                if before:
+                    told = conditions_of_views(before, [frame.image.size for frame in frames])
+                    rest = Conditions.none(len(frames) - len(before))
+                    both = Conditions(*(a + b for a, b in zip(vars(told).values(), vars(rest).values())))
+                    # What is truly known comes first; poses of two worlds do not mix.
+                    both.poses = (
+                        both.poses if not any(pose is not None for pose in conditions.poses) else conditions.poses
+                    )
+                    conditions = conditions.over(both)
+                if not any(conditions.counts().values()):
+                    conditions = None
+            return self._predict(frames, conditions=conditions)
+
+        return look
+
+    def _predict(self, frames: list, num_views: int | None = None, conditions: Conditions | None = None) -> list[View]:
+        options = self.options
+        return predict(
+            self.model,
+            self.processor,
+            [frame.image for frame in frames],
+            [frame.name for frame in frames],
+            [frame.time for frame in frames],
+            confidence=options.confidence,
+            edge_tolerance=options.edge_tolerance or None,
+            original_size=options.original_size,
+            point_source=options.point_source,
+            num_views=num_views,
+            conditions=conditions,
+        )
+
+    # ---- synchronised views ------------------------------------------------------------------
+
+    def _multiview(self, scene: Scene, folder: Path) -> dict:
+        """
+        All times and views together, so that they share a world; a folder of files per time, a trajectory per view.
+        """
+        from .writers.tables import TumWriter
+
+        options = self.options
+        if options.interval or options.fps or options.frames or options.window:
+            raise ValueError(
+                "--interval, --fps, --frames and --window are for one sequence; INPUT holds synchronised views."
+            )
+        times, reports, files = multiview_files(scene.source), {}, []
+        frames = list(multiview_frames(times))
+        each = len(frames) // len(times)
+        say(f"Looking at {len(times)} times × {each} views together …")
+        # A model that was not made for views sees them as one sequence.
+        knows_views = getattr(self.model.config, "is_multiview", False)
+        views = self._predict(frames, each if knows_views else None)
+        if views[0].dynamic is None:
+            say("This model has no dynamic mask: what moves is not coloured apart.")
+        about = About(scene.source.resolve().name, self.unit, root=views[0].camera_to_world)
+        if "tum" in options.formats:
+            for number in range(each):
+                writer = TumWriter(folder, 0, about, f"trajectory_view{number}.tum")
+                for view in views[number::each]:
+                    writer.add(view)
+                files += [path.name for path in writer.finish()]
+        formats = tuple(name for name in options.formats if name != "tum")
+        for number, name in enumerate(times):
+            (folder / name).mkdir()
+            here = replace(about, title=f"{about.title}, {name}")
+            some = views[number * each : (number + 1) * each]
+            reports[name] = self._write(some, folder / name, formats, here)
+            files += [f"{name}/{file}" for file in reports[name].pop("written")]
+        whole = {key: sum(report[key] for report in reports.values()) for key in ("views", "points")}
+        return whole | {"unit": about.unit, "times": reports, "written": files}
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def _write(self, views: Iterable[View], folder: Path, formats: tuple[str, ...], about: About) -> dict:
+        """
+        Every view to every writer. A format that fails costs nothing but its own files, and is named in the report.
+
+        Returns:
+            Counts, and `written`: the files, relative to `folder`.
+        """
+        from .pictures import Overview
+
+        writers = open_writers(folder, formats, self.options.max_points, about) if formats else {}
+        overview, failed, files, count, points = Overview(about.unit), {}, [], 0, 0
+
+        def attempt(name: str, work) -> list[Path]:
+            try:
+                return work() or []
+            except (OSError, ValueError) as error:
+                failed[name] = str(error)
+                writers.pop(name)
+                say(f"{name} cannot be written: {error} The other formats go on.")
+                return []
+
+        for view in views:
+            view = view.finite()
+            for name, writer in list(writers.items()):
+                attempt(name, lambda: writer.add(view))
+            overview.add(view)
+            count, points = count + 1, points + int(view.mask.sum())
+        for name, writer in list(writers.items()):
+            files += attempt(name, writer.finish)
+        overview.picture().save(folder / "overview.png")
+        files.append(folder / "overview.png")
+        inside = [
+            one for path in files for one in (sorted(path.rglob("*")) if path.is_dir() else [path]) if one.is_file()
+        ]
+        report = {"views": count, "points": points, "unit": about.unit}
+        report["written"] = [one.relative_to(folder).as_posix() for one in inside]
+        return report | ({"failed": failed} if failed else {})
+
+
+class _Judge:
+    """
+    What is known of a scene's frames: given to the model where it reads it, and held against the result in any case.
+    """
+
+    def __init__(self, known: Known, given: bool):
+        self.known, self.given = known, given
+        self.numbers: dict[tuple[str, float], int] = {}
+        self.of: dict[tuple[str, float], Conditions] = {}
+        self.sizes: dict[tuple[str, float], tuple[int, int]] = {}
+        self.counts = dict.fromkeys(("poses", "intrinsics", "depths"), 0)
+        self.pairs, self.focal, self.depth = [], [], []
+        cameras = [*known.by_name.values(), *(camera for _, camera in known.by_time), *known.by_order]
+        self.has_poses = any(camera.pose is not None for camera in cameras)
+
+    def numbered(self, frames: Iterable) -> Iterator:
+        for number, frame in enumerate(frames):
+            found = conditions_of(self.known, [frame], [number])
+            self.of[frame.name, frame.time] = replace(
+                found, depths=[None]
+            )  # depths are read again when they are needed
+            self.sizes[frame.name, frame.time] = frame.image.size
+            self.numbers[frame.name, frame.time] = number
+            for name, count in found.counts().items():
+                self.counts[name] += count
+            yield frame
+        if not any(self.counts.values()):
+            raise ValueError(
+                "nothing that --cameras or --depths holds belongs to an image of INPUT: images are matched by their "
+                f"names, and by time in trajectories. ({self.known.about})"
+            )
+
+    def conditions(self, frames: list) -> Conditions:
+        return conditions_of(self.known, frames, [self.numbers[frame.name, frame.time] for frame in frames])
+
+    def poses(self, views: list[View]) -> list[np.ndarray | None]:
+        return [self.of[view.name, view.time].poses[0] for view in views]
+
+    def watched(self, views: Iterable[View]) -> Iterator[View]:
+        """The same views, after a look at how they compare."""
+        from .known import rescaled
+
+        for view in views:
+            known = self.of[view.name, view.time]
+            if (pose := known.poses[0]) is not None:
+                self.pairs.append((view.camera_to_world, pose))
+            if known.intrinsics[0] is not None:
+                k = rescaled(known.intrinsics[0], self.sizes[view.name, view.time], view.depth.shape[::-1])
+                self.focal.append(float(np.sqrt(view.intrinsics[0, 0] * view.intrinsics[1, 1] / (k[0, 0] * k[1, 1]))))
+            depth = self.known.depth(view, self.numbers[view.name, view.time])
+            if depth is not None:
+                rows, columns = (
+                    ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(view.depth.shape, depth.shape)
+                )
+                depth = depth[np.ix_(rows, columns)]
+                both = view.mask & (depth > 0) & (view.depth > 0)
+                if both.any():
+                    ratio = depth[both] / view.depth[both]
+                    self.depth.append(float(np.mean(np.abs(np.median(ratio) / ratio - 1))))
+            yield view
+
+    def report(self) -> dict:
+        """For the report, and told on the screen."""
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+        use = "given to the model, and compared" if self.given else "this model reads images alone: they are compared"
+        say(f"Known: {counts} ({self.known.about or 'depth maps'}); {use}.")
+        found: dict = {"about": self.known.about, "counts": self.counts, "given_to_the_model": self.given}
+        if len(self.pairs) >= FEWEST_SCORED:
+            from ..evaluation.geometry_metrics import trajectory_metrics
+
+            found["trajectory"] = trajectory_metrics(*(np.stack(side) for side in zip(*self.pairs)))
+            ate, trans, rot = (found["trajectory"][name] for name in ("ate", "rpe_trans", "rpe_rot"))
+            say(f"Cameras against the known ones: ATE {ate:.4g}, RPE {trans:.4g} and {rot:.3g}°, in the known unit.")
+        if self.focal:
+            found["focal_ratio"] = float(np.median(self.focal))
+            say(f"Focal lengths are {found['focal_ratio']:.4g} of the known ones (median).")
+        if self.depth:
+            found["depth_abs_rel"] = float(np.mean(self.depth))
+            say(f"Depths differ from the known ones by {found['depth_abs_rel']:.2%}, each image scaled by its median.")
+        return found
