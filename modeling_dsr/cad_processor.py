@@ -14,12 +14,15 @@ from .cad_solids import (
     sample_surface,
 )
 from .cad_views import VIEW_DIRECTIONS, render_mesh
+from .media import Media
 
 
 class SolidProcessor(ProcessorMixin):
     """What the processors of Cadrille and CAD-Recode share: parts as clouds in the model's frame."""
 
     as_mesh = TriangleMesh
+
+    media = Media
 
     @staticmethod
     def draw_mesh(mesh: TriangleMesh, direction: int = 0, **options) -> np.ndarray:

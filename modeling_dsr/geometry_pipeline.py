@@ -24,7 +24,8 @@ class SceneReconstructionPipeline(SpatialPipeline):
 
     def _forward(self, inputs):
         outputs = self.model(inputs["pixel_values"])
-        return {"outputs": outputs, "original_sizes": inputs["original_sizes"], "image_boxes": inputs["image_boxes"]}
+        kept = {name: inputs[name] for name in ("original_sizes", "image_boxes", "opaque") if name in inputs}
+        return {"outputs": outputs, **kept}
 
     def postprocess(self, result, **options):
         return self.processor.post_process_geometry(**result, **options)[0]

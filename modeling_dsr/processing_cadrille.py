@@ -9,7 +9,8 @@ from .cad_collator import CADCollator
 from .cad_processor import SolidProcessor
 from .cad_solids import as_triangles, is_cloud, is_mesh
 from .cad_views import VIEW_DIRECTIONS, compose_views, encode_views, render_mesh, stack_views
-from .frames import as_picture, image_of_part, is_image
+from .frames import image_of_part, is_image
+from .image_reader import read_image
 from .processing_arguments import pad_tokens, per_sample, refuses_unreadable
 
 
@@ -150,7 +151,7 @@ class CadrilleProcessor(SolidProcessor):
                 raise ValueError(f"Sample {i} has {' and '.join(shown)}; Cadrille reads one of them at a time.")
             if images[i] is not None:
                 pictures[i] = (
-                    compose_views(images[i]) if isinstance(images[i], (list, tuple)) else as_picture(images[i])
+                    compose_views(images[i]) if isinstance(images[i], (list, tuple)) else read_image(images[i])
                 )
             elif meshes[i] is not None and modality == "views":
                 pictures[i] = self.render_views(meshes[i], normalization)

@@ -1,13 +1,18 @@
 """Processor of DSR: videos, images and text, with the placeholders of vision and geometry tokens."""
 
+import os
+
 import numpy as np
 import torch
+from PIL import Image
 from transformers import BatchFeature
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.video_utils import make_batched_videos
+from transformers.video_utils import VideoMetadata
 
 from .dsr_collator import DSRCollator
-from .frames import decode_video, sample_frame_indices
+from .frames import decode_video, find_frames, sample_frame_indices
+from .image_reader import is_image_file, read_image
+from .media import Media
 from .pictures import cell_overlap
 from .processing_arguments import refuses_unreadable
 
@@ -30,6 +35,8 @@ class DSRProcessor(Qwen2_5_VLProcessor):
     """
 
     sample_frame_indices = staticmethod(sample_frame_indices)
+
+    media = Media
 
     def __init__(
         self,
@@ -163,16 +170,21 @@ class DSRProcessor(Qwen2_5_VLProcessor):
     # ---- videos --------------------------------------------------------------------------
 
     def _process_videos(self, videos, **kwargs):
-        videos = make_batched_videos(videos)
+        videos = _video_items(videos)
         num_frames = kwargs.pop("num_frames", None) or self.num_frames
         if kwargs.pop("fps", None) is not None:
             raise ValueError("DSR samples by number of frames: pass `num_frames`, not `fps`.")
         metadata = kwargs.pop("video_metadata", None)
-        timed = metadata is not None or isinstance(videos[0], str)
-        if isinstance(videos[0], str):
-            decoded = [decode_video(path, num_frames) for path in videos]
+        files = [isinstance(video, (str, os.PathLike)) for video in videos]
+        timed = metadata is not None or any(files)
+        if any(files):
+            given = metadata if isinstance(metadata, (list, tuple)) else [metadata] * len(videos)
+            decoded = [
+                decode_video(video, num_frames) if is_file else (video, known or _untimed(video))
+                for video, is_file, known in zip(videos, files, given)
+            ]
             videos, metadata = [frames for frames, _ in decoded], [one for _, one in decoded]
-        elif any(len(video) == 0 for video in videos):
+        if any(len(video) == 0 for video in videos):
             raise ValueError("`videos` holds a video of zero frames; at least one is needed.")
         kwargs["do_sample_frames"] = False
         if "cap_pixels_per_frame" in getattr(self.video_processor.valid_kwargs, "__annotations__", {}):
@@ -237,6 +249,61 @@ class DSRProcessor(Qwen2_5_VLProcessor):
             )
             maps.append(heat if per_token else heat[0])
         return maps
+
+
+def _video_items(videos) -> list:
+    """
+    The videos of a call, in order: files as paths, everything else as frames `[T, H, W, 3]` or `[T, 3, H, W]`.
+
+    A list of frame files (Qwen's own form) or of images is one video.
+    """
+    if isinstance(videos, (str, os.PathLike)):
+        return [_video_item(videos)]
+    if isinstance(videos, (np.ndarray, torch.Tensor)):
+        return list(videos) if videos.ndim == 5 else [videos]
+    videos = list(videos)
+    if videos and all(_is_frame(video) for video in videos):
+        return [_stack(videos)]
+    found = []
+    for video in videos:
+        nested = isinstance(video, (list, tuple)) and len(video) > 0 and not all(_is_frame(one) for one in video)
+        found += _video_items(video) if nested else [_video_item(video)]
+    return found
+
+
+def _video_item(video):
+    if isinstance(video, (str, os.PathLike)):
+        if is_image_file(video):
+            return _stack([video])
+        if os.path.isdir(video):
+            return _stack(find_frames(video, interval=1).items)
+        return video
+    return _stack(video) if isinstance(video, (list, tuple)) and len(video) else video
+
+
+def _is_frame(value) -> bool:
+    if isinstance(value, (str, os.PathLike)):
+        return is_image_file(value)
+    return isinstance(value, Image.Image) or (isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim == 3)
+
+
+def _stack(frames) -> np.ndarray:
+    """Frames `[T, H, W, 3]` of one video; all must have the first one's size."""
+    if all(isinstance(frame, (np.ndarray, torch.Tensor)) for frame in frames):
+        return torch.stack([torch.as_tensor(frame) for frame in frames]).numpy()
+    frames = [
+        np.asarray(read_image(frame, None if isinstance(frame, (str, os.PathLike)) else "a frame")) for frame in frames
+    ]
+    sizes = {frame.shape[:2] for frame in frames}
+    if len(sizes) > 1:
+        raise ValueError(f"`videos` holds a list of frames of different sizes (height, width): {sorted(sizes)}.")
+    return np.stack(frames)
+
+
+def _untimed(video) -> VideoMetadata:
+    """Metadata of frames that come without any: one second between grid steps, as Qwen's default of 2 frames per second."""
+    count = len(video)
+    return VideoMetadata(total_num_frames=count, fps=2.0, duration=count / 2, frames_indices=np.arange(count))
 
 
 def _occurrences(text: str, token: str) -> list[int]:

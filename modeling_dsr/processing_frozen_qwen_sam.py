@@ -11,9 +11,10 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-from .frames import load_rgb
 from .frozen_qwen_sam_collator import FrozenQwenSAMCollator
 from .frozen_qwen_sam_phrases import captions_of_phrases, find_phrases, phrases_of_tokens
+from .image_reader import read_image
+from .media import Media
 from .pictures import MASK_COLOURS, label_font, mask_to_rle, shifted_mask
 from .processing_arguments import per_row, refuses_unreadable
 
@@ -40,6 +41,8 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
     """
 
     mask_to_rle = staticmethod(mask_to_rle)
+
+    media = Media
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         if images is None or (isinstance(images, (list, tuple)) and not images):
             raise ValueError("`images` is missing: phrases are looked up in an image. Pass one image per row.")
         batched = isinstance(images, (list, tuple))
-        images = [load_rgb(image) for image in (images if batched else [images])]
+        images = [read_image(image) for image in (images if batched else [images])]
         rows = len(images)
         text, phrases, captions, pieces = (
             per_row(value, rows, batched, name)
@@ -389,7 +392,7 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
 
     def draw_masks(self, image, result: dict) -> Image.Image:
         """The image with its masks in colour, outlined, and a legend of phrases and scores below it."""
-        picture = np.asarray(load_rgb(image)).astype(np.float32)
+        picture = np.asarray(read_image(image)).astype(np.float32)
         labels = [str(phrase) for phrase in result.get("phrases", [])] or [
             f"mask {i}" for i in range(len(result["masks"]))
         ]

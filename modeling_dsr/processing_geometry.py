@@ -11,8 +11,10 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from .frame_sizes import page4d_image_size, pi3_image_size
-from .frames import IMAGE_SUFFIXES, choose_frames, read_frames, resize_image
+from .frames import choose_frames, read_frames, resize_image
 from .geometry_collator import GeometryCollator
+from .image_reader import flatten, is_image_file
+from .media import Media
 from .point_maps import depth_normal_edge, recover_intrinsics
 from .pose import intrinsics_problem, invert_rigid, pose_problem, unproject_depth
 from .processing_arguments import refuses_unreadable
@@ -40,7 +42,7 @@ def fit_page4d_crop(
     does."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
-        image = _on_white(image)
+        image = flatten(image)
         width, height = page4d_image_size(*image.size, side, processor.patch_size)
         frame = np.asarray(resize_image(image, (width, height), Image.Resampling.BICUBIC))
         top = max(0, (height - side) // 2)
@@ -56,7 +58,7 @@ def fit_page4d_pad(
     [`fit_pi3`]."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
-        image = _on_white(image)
+        image = flatten(image)
         size = page4d_image_size(*image.size, side, processor.patch_size, mode="pad")
         frames.append(np.asarray(resize_image(image, size, Image.Resampling.BICUBIC)))
         boxes.append((0, 0, *size))
@@ -70,7 +72,7 @@ def fit_page4d_square(
     [`fit_pi3`]."""
     side, frames, boxes = processor.image_size, [], []
     for image in images:
-        image = _on_white(image)
+        image = flatten(image)
         width, height = image.size
         longest = max(width, height)
         left, top = (longest - width) // 2, (longest - height) // 2
@@ -80,13 +82,6 @@ def fit_page4d_square(
         scale = side / longest
         boxes.append((left * scale, top * scale, (left + width) * scale, (top + height) * scale))
     return frames, boxes
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent lies on white."""
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    return image.convert("RGB")
 
 
 def _pad_alike(frames: list[np.ndarray], boxes: list[tuple], side: int = 0) -> tuple[list[np.ndarray], list[tuple]]:
@@ -161,6 +156,8 @@ class GeometryProcessor(ProcessorMixin):
     choose_frames = staticmethod(choose_frames)
     resize_image = staticmethod(resize_image)
 
+    media = Media
+
     def __init__(
         self, resize_rule: str = "pi3", pixel_limit: int = 255000, patch_size: int = 14, image_size: int = 518, **kwargs
     ):
@@ -202,8 +199,9 @@ class GeometryProcessor(ProcessorMixin):
         Returns:
             `pixel_values` `[B, N, 3, H, W]` in [0, 1]; `original_sizes` `[B, N, 2]` (height, width) and `image_boxes`
             `[B, N, 4]`, where the original image lies in the frame (left, top, right, bottom), both for
-            `post_process_geometry`; with conditions `depths` `[B, N, H, W]`, `intrinsics` `[B, N, 3, 3]` in pixels of
-            the frames, `poses` `[B, N, 4, 4]`.
+            `post_process_geometry`; `opaque` bool `[B, N, H, W]`, False where an image is transparent, if any is; with
+            conditions `depths` `[B, N, H, W]`, `intrinsics` `[B, N, 3, 3]` in pixels of the
+            frames, `poses` `[B, N, 4, 4]`.
         """
         if return_tensors != "pt":
             raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
@@ -225,24 +223,30 @@ class GeometryProcessor(ProcessorMixin):
                 "Scenes of one batch need the same number of frames and first images of one shape; process the others "
                 "in calls of their own."
             )
+        if any("opaque" in scene for scene in prepared):
+            for scene in prepared:
+                scene.setdefault("opaque", torch.ones_like(scene["pixel_values"][:, 0], dtype=torch.bool))
         return BatchFeature({name: torch.stack([scene[name] for scene in prepared]) for name in prepared[0]})
 
     def _prepare_scene(self, scene, given: dict, interval, fps, num_frames) -> dict[str, torch.Tensor]:
-        sizes = []
+        sizes, opaque = [], []
 
-        def measured(images):
-            for image in images:
-                sizes.append((image.height, image.width))
-                yield image
+        def images():
+            for frame in read_frames(scene, interval, fps, num_frames):
+                sizes.append((frame.image.height, frame.image.width))
+                opaque.append(frame.opaque)
+                yield frame.image
 
-        images = (frame.image for frame in read_frames(scene, interval, fps, num_frames))
-        frames, boxes = RESIZE_RULES[self.resize_rule](measured(images), self)
+        frames, boxes = RESIZE_RULES[self.resize_rule](images(), self)
         stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
         data = {
             "pixel_values": stacked,
             "original_sizes": torch.tensor(sizes),
             "image_boxes": torch.tensor(boxes, dtype=torch.float32),
         }
+        if any(mask is not None for mask in opaque):
+            size = frames[0].shape[:2]
+            data["opaque"] = torch.stack([_fit_mask(mask, box, size) for mask, box in zip(opaque, boxes)])
         for name, value in given.items():
             value = [torch.as_tensor(np.asarray(one)) for one in value]
             if len(value) != len(sizes):
@@ -293,6 +297,7 @@ class GeometryProcessor(ProcessorMixin):
         first_camera: bool = False,
         point_source: str = "depth",
         focal_estimate: str = "median",
+        opaque: torch.Tensor | None = None,
     ) -> list[SceneGeometry]:
         """
         A model's output at the size of the original images, one [`SceneGeometry`] per scene.
@@ -308,6 +313,7 @@ class GeometryProcessor(ProcessorMixin):
             point_source: PAGE-4D: `"depth"` takes depth, points and confidence from the depth head, `"points"` from the
                 point head.
             focal_estimate: how rays give the focal length where the model does not tell it, see [`recover_intrinsics`].
+            opaque: of `__call__`; what is transparent is masked out.
 
         Values that are not finite are masked out and given as 0, so that no file that is made of them can break.
         """
@@ -322,6 +328,8 @@ class GeometryProcessor(ProcessorMixin):
                     outputs, confidence_threshold, edge_tolerance, center_principal_point, focal_estimate
                 )
             batch, frames, height, width = found["local_points"].shape[:4]
+            if opaque is not None:
+                found["mask"] = found["mask"] & opaque.to(found["mask"].device)
             if original_sizes is None:
                 original_sizes = torch.tensor([height, width]).expand(batch, frames, 2)
             if image_boxes is None:
@@ -366,10 +374,19 @@ class GeometryProcessor(ProcessorMixin):
         return SceneGeometry(depth, points, confidence, mask, intrinsics, poses, invert_rigid(poses), *dynamic_mask)
 
 
+def _fit_mask(mask: np.ndarray | None, box, size: tuple[int, int]) -> torch.Tensor:
+    """A mask of an image `[h, w]` as one of its frame, `size` (height, width); True around the image, or where it is None."""
+    fitted = Image.new("1", size[::-1], 1)
+    if mask is not None:
+        left, top, right, bottom = (round(float(edge)) for edge in box)
+        fitted.paste(Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
+    return torch.from_numpy(np.array(fitted))
+
+
 def _is_scene(item) -> bool:
     """Whether an element of `images` is a scene and not an image."""
     if isinstance(item, (str, os.PathLike)):
-        return not str(item).lower().endswith(IMAGE_SUFFIXES)
+        return not is_image_file(item)
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return item.ndim == 4
     return isinstance(item, (list, tuple))

@@ -6,7 +6,9 @@ from PIL import Image, ImageDraw
 from transformers import BatchFeature, ProcessorMixin
 
 from .configuration_scene_qformer import SCENE_CAMERAS
-from .frames import open_image, resize_image
+from .frames import resize_image
+from .image_reader import read_image
+from .media import Media
 from .pictures import cell_overlap, heat_colours, overlay_heat
 from .processing_arguments import refuses_unreadable
 from .scene_qformer_collator import SceneQFormerCollator
@@ -51,6 +53,8 @@ class SceneQFormerProcessor(ProcessorMixin):
     """
 
     get_attributes = _SceneSubProcessors()
+
+    media = Media
 
     def __init__(
         self,
@@ -165,7 +169,7 @@ class SceneQFormerProcessor(ProcessorMixin):
                 f"`{argument}` of scene {number} must hold {len(self.camera_names)} entries, one per camera in the "
                 f"order {list(self.camera_names)}, got {len(scene)}."
             )
-        return [open_image(image) for image in scene] if argument == "images" else list(scene)
+        return [read_image(image) for image in scene] if argument == "images" else list(scene)
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
         height, width = self.image_size

@@ -83,19 +83,12 @@ def write_answers(
 
 def read_media(videos: list[str], images: list[str], num_frames: int) -> list[dict]:
     """Decode images, then videos, in the order they will stand in the prompt."""
-    from PIL import Image, ImageOps
-
     from modeling_dsr.frames import decode_video
+    from modeling_dsr.image_reader import read_image
 
     media = []
     for path in images:
-        try:
-            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        except OSError as error:
-            raise ValueError(
-                f"{path!r} cannot be read as an image: {error}. Expected a complete jpg, png or the like."
-            ) from error
-        media.append({"kind": "image", "path": path, "image": image})
+        media.append({"kind": "image", "path": path, "image": read_image(path)})
     for path in videos:
         with step(f"Reading {path}"):
             frames, metadata = decode_video(path, num_frames)

@@ -104,16 +104,10 @@ def read_manifest(path: Path) -> list[dict]:
 
 def segment(model, processor, job: dict, folder: Path, args, is_random: bool) -> dict:
     """One image: run, write pictures, return what segment.json records."""
-    from PIL import Image, ImageOps
-
     from modeling_dsr.frozen_qwen_sam_grounding import grounded_answer, second_look, segment_phrases
+    from modeling_dsr.image_reader import read_image
 
-    try:
-        image = ImageOps.exif_transpose(Image.open(job["image"])).convert("RGB")
-    except OSError as error:
-        raise ValueError(
-            f"{job['image']} cannot be read as an image: {error}. Expected a complete jpg, png or the like."
-        ) from error
+    image = read_image(job["image"])
     record = {"image": str(job["image"])}
     if job["ask"] is None:
         with step(f"Looking for {', '.join(job['phrases'])}"):

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modeling_dsr.image_reader import read_image
+
 from ..extras import needs
 
 REFERRING_FILES = ("refs(unc).p", "refs(umd).p", "refs(google).p")
@@ -89,7 +91,7 @@ def read_refcoco(
         groups.setdefault(ref["image_id"] if concat else number, []).append(ref)
     for members in groups.values():
         info = coco.loadImgs(members[0]["image_id"])[0]
-        image = Image.open(images / info["file_name"]).convert("RGB")
+        image = read_image(images / info["file_name"])
         sentences = [ref["sentences"] for ref in members]
         phrases = [(s[choose.integers(len(s))] if seed is not None else s[0])["raw"].lower().strip() for s in sentences]
         masks = [coco.annToMask(annotation) for annotation in coco.loadAnns([ref["ann_id"] for ref in members])]
@@ -161,7 +163,7 @@ def read_png(
                 phrases.append(segment["utterance"])
                 plural.append(bool(segment["plural"]))
                 thing.append(is_thing[category[members[0]]])
-        image = Image.open(Path(images) / files[image_id]).convert("RGB")
+        image = read_image(Path(images) / files[image_id])
         yield SegmentationSample(image, phrases, torch.from_numpy(np.stack(masks)), [pieces], plural, thing)
 
 

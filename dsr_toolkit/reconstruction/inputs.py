@@ -11,17 +11,9 @@ TIME_FOLDER, VIEW_FILE = re.compile(r"time_?(\d+)", re.I), re.compile(r"view_?(\
 
 def count_frames(source: Path, interval: int | None, fps: float | None, num_frames: int | None) -> int:
     """How many frames `read_frames` will give."""
-    from modeling_dsr.frames import IMAGE_SUFFIXES, VIDEO_INTERVAL, choose_frames, count_video_frames
+    from modeling_dsr.frames import find_frames
 
-    if source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES:
-        files = (
-            [path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-            if source.is_dir()
-            else [source]
-        )
-        return len(choose_frames(len(files), interval or 1, num_frames)) if files else 0
-    total, rate = count_video_frames(str(source))
-    return len(choose_frames(total, interval or (max(1.0, rate / fps) if fps else VIDEO_INTERVAL), num_frames))
+    return len(find_frames(source, interval, fps, num_frames))
 
 
 def is_video(source: Path) -> bool:

@@ -31,8 +31,8 @@ class Ask(Task):
     }  # fmt: skip
 
     def prepare(self, model, inputs, parameters) -> Job:
-        question, files = self.question(inputs), Files(self.limits)
-        processor = self.endpoint.processor(model)
+        question, processor = self.question(inputs), self.endpoint.processor(model)
+        files = Files(self.limits, processor.media)
         kind = self.one_of(inputs, ("video", "images"))
         media = {}
         if kind == "video":

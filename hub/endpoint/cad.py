@@ -39,8 +39,8 @@ class Cad(Task):
     }  # fmt: skip
 
     def prepare(self, model, inputs, parameters) -> Job:
-        kind, files = self.one_of(inputs, tuple(self.INPUTS)), Files(self.limits)
-        processor = self.endpoint.processor(model)
+        kind, processor = self.one_of(inputs, tuple(self.INPUTS)), self.endpoint.processor(model)
+        files = Files(self.limits, processor.media)
         if kind in ("images", "text") and self.endpoint.models[model] == "cad_recode":
             raise RequestError(
                 "invalid_input", f"CAD-Recode reads points alone, not `inputs.{kind}`; choose a Cadrille model."

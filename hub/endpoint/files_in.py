@@ -6,23 +6,31 @@ import base64
 import binascii
 import io
 import struct
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .request import Limits, RequestError
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP")
 # Demuxers that read one self-contained file: none that opens others, as playlists do.
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv"
 NAMES_PLACE = ("http:", "https:", "ftp:", "file:", "s3:", "hf:", "/", "./", "../", "~", "\\\\")
 
 
 class Files:
-    """Reads the files of one request and keeps count of their bytes and pixels."""
+    """
+    Reads the files of one request and keeps count of their bytes and pixels.
 
-    def __init__(self, limits: Limits):
-        self.limits, self.bytes, self.pixels, self.images = limits, 0, 0, 0
+    Args:
+        media: the library's readers, which a processor carries (`processor.media`).
+    """
+
+    def __init__(self, limits: Limits, media):
+        self.limits, self.media = limits, media
+        self.bytes = self.pixels = self.images = 0
 
     def content(self, name: str, value: str | bytes) -> bytes:
         """Bytes of base64 text, `data:` prefix or not."""
@@ -67,38 +75,47 @@ class Files:
                 f"the images up to `{name}` have more than {self.limits.total_pixels} pixels. Send fewer or smaller.",
             )
 
-    def image(self, name: str, value: str | bytes) -> Image.Image:
-        """An RGB image, turned as its camera was held. Its size is known, and checked, before anything is unpacked."""
+    def image(self, name: str, value: str | bytes, alpha: bool = False) -> Image.Image:
+        """
+        An RGB image, read as everywhere in the library. Its size is checked before anything is unpacked.
+
+        Args:
+            alpha: keep where it is transparent: RGBA then, if anywhere.
+        """
         self.images += 1
         if self.images > self.limits.images:
             raise RequestError("too_large", f"there are more than {self.limits.images} images.")
         content = self.content(name, value)
+        with self._errors(name):
+            image, opaque = self.media.read_with_alpha(
+                content, f"`{name}`", formats=IMAGE_FORMATS, check=partial(self._count_pixels, name)
+            )
+        if alpha and opaque is not None:
+            image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+        return image
+
+    @contextmanager
+    def _errors(self, name: str):
+        """What a reader says of a file, as an answer to a request."""
         try:
-            image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-            animated = getattr(image, "is_animated", False)
-            self._count_pixels(name, *image.size)
-            if not animated:
-                return ImageOps.exif_transpose(image).convert("RGB")
+            yield
         except RequestError:
             raise
-        except Image.DecompressionBombError as error:
-            raise RequestError("too_large", f"`{name}`: {error}") from error
-        except Exception as error:  # pillow's decoders raise nearly anything
-            raise RequestError(
-                "unreadable_media",
-                f"`{name}` cannot be read as an image ({type(error).__name__}); expected a complete "
-                f"{', '.join(IMAGE_FORMATS)} file.",
-            ) from error
-        raise RequestError("unreadable_media", f"`{name}` is an animation; send a still image, or a video.")
+        except self.media.TooLarge as error:
+            raise RequestError("too_large", str(error)) from error
+        except ImportError as error:
+            raise RequestError("not_available", f"{error} on the server; send images instead.") from error
+        except (ValueError, TypeError) as error:
+            raise RequestError("unreadable_media", str(error)) from error
 
-    def images_of(self, name: str, values: list) -> list[Image.Image]:
+    def images_of(self, name: str, values: list, alpha: bool = False) -> list[Image.Image]:
         if not values:
             raise RequestError("bad_request", f"`{name}` holds no image.")
         if len(values) > self.limits.images:
             raise RequestError(
                 "too_large", f"`{name}` holds {len(values)} images; at most {self.limits.images} are read."
             )
-        return [self.image(f"{name}[{number}]", value) for number, value in enumerate(values)]
+        return [self.image(f"{name}[{number}]", value, alpha) for number, value in enumerate(values)]
 
     def video(self, name: str, value: str | bytes, choose) -> tuple[np.ndarray, dict]:
         """
@@ -110,38 +127,17 @@ class Files:
         Returns:
             uint8 RGB `[T, H, W, 3]`, and `fps`, `total` frames, `indices`.
         """
-        try:
-            import av
-        except ImportError as error:
-            raise RequestError("not_available", "videos need PyAV on the server; send images instead.") from error
         content = self.content(name, value)
-        try:
-            return self._decode(av, name, content, choose)
-        except RequestError:
-            raise
-        except (av.FFmpegError, ValueError, TypeError, OverflowError) as error:
-            raise RequestError(
-                "unreadable_media",
-                f"`{name}` cannot be decoded as a video ({getattr(error, 'strerror', None) or type(error).__name__}); "
-                "expected a complete file such as mp4, webm or avi.",
-            ) from error
-
-    def _decode(self, av, name: str, content: bytes, choose) -> tuple[np.ndarray, dict]:
         # No demuxer that follows references, and no protocol to follow them with.
         options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": ""}
-        total, fps, size = self._measure(av, name, content, options)
-        indices = self._choose_frames(name, choose, total, size)
-        self._count_pixels(name, *size, times=len(indices))
-        frames, decoded = self._decode_frames(av, name, content, options, indices)
-        if 0.9 * total <= decoded <= indices[-1]:  # containers may announce some frames that an edit list hides
-            total = decoded
-            indices = self._choose_frames(name, choose, total, size)
-            frames, decoded = self._decode_frames(av, name, content, options, indices)
-        if len(frames) < len(indices):
-            raise RequestError(
-                "unreadable_media", f"`{name}` is cut short: {decoded} of its {total} frames can be decoded."
-            )
-        return np.stack(frames), {"fps": fps, "total": total, "indices": indices}
+        limits = self.media.VideoLimits(self.limits.pixels, self.limits.video_frames, 1, options)
+        with self._errors(name):
+            video = self.media.Video(content, f"`{name}`", limits)
+            indices = self._choose_frames(name, choose, len(video), video.size)
+            self._count_pixels(name, *video.size, times=len(indices))
+            frames = np.stack([frame for _, frame in video.frames(indices)])
+        times = [float(video.times[index]) for index in indices]
+        return frames, {"fps": video.fps, "total": len(video), "indices": indices, "times": times}
 
     def _choose_frames(self, name: str, choose, total: int, size: tuple[int, int]) -> list[int]:
         indices = [int(index) for index in choose(total)]
@@ -152,56 +148,10 @@ class Files:
         if (indices[-1] + 1) * size[0] * size[1] > self.limits.video_pixels:
             raise RequestError(
                 "too_large",
-                f"`{name}`: {indices[-1] + 1} frames of {size[0]}×{size[1]} pixels are too much to decode. Cut it, "
-                "scale it down, or send chosen frames as images.",
+                f"`{name}`: {indices[-1] + 1} frames of {size[0]}×{size[1]} pixels are too much to decode. Cut it, scale it "
+                "down, or send chosen frames as images.",
             )
         return indices
-
-    def _decode_frames(
-        self, av, name: str, content: bytes, options: dict, indices: list[int]
-    ) -> tuple[list[np.ndarray], int]:
-        """The frames at `indices` that exist, each `[H, W, 3]`, and how many were decoded up to the last of them."""
-        wanted, frames, decoded = set(indices), [], 0
-        with av.open(io.BytesIO(content), options=options) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
-            stream.codec_context.thread_count = 1
-            for index, frame in enumerate(container.decode(stream)):
-                decoded = index + 1
-                if index in wanted:
-                    # `rotation` is the angle, counter-clockwise, that brings the picture upright.
-                    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=frame.rotation // 90)
-                    if frames and turned.shape != frames[0].shape:
-                        raise RequestError("unreadable_media", f"`{name}` changes its size at frame {index}.")
-                    frames.append(np.ascontiguousarray(turned))
-                if index >= indices[-1]:
-                    break
-        return frames, decoded
-
-    def _measure(self, av, name: str, content: bytes, options: dict) -> tuple[int, float, tuple[int, int]]:
-        """Number of frames, frames per second (1 where the file does not say), and (width, height)."""
-        with av.open(io.BytesIO(content), options=options) as container:
-            if not container.streams.video:
-                raise RequestError("unreadable_media", f"`{name}` has no video track.")
-            stream = container.streams.video[0]
-            size = (stream.codec_context.width, stream.codec_context.height)
-            if size[0] * size[1] > self.limits.pixels:
-                self._count_pixels(name, *size)
-            fps = float(stream.average_rate or stream.guessed_rate or 1)
-            total = stream.frames
-            if not total:  # Matroska and WebM do not announce a number
-                for packet in container.demux(stream):
-                    total += packet.size > 0
-                    if total > self.limits.video_frames:
-                        break
-        if total > self.limits.video_frames:
-            raise RequestError(
-                "too_large",
-                f"`{name}` has more than {self.limits.video_frames} frames. Cut it, or send chosen frames as images.",
-            )
-        if total < 1 or not size[0] or not size[1]:
-            raise RequestError("unreadable_media", f"`{name}` holds no frame.")
-        return total, fps, size
 
     def array(self, name: str, value, columns: int, limit: int, kind: str = "f") -> np.ndarray:
         """`[n, columns]` of nested lists, or of a .npy file; float64, or int64 with `kind="i"`."""

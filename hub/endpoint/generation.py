@@ -84,9 +84,8 @@ def pad_rows(rows: list[torch.Tensor], value: int | None, side: str = "left") ->
     Args:
         value: of the padding; None repeats a row's last token, so that a penalty on repetition finds nothing new in it.
     """
-    unused = torch.iinfo(rows[0].dtype).min
-    filling = unused if value is None else value
-    padded = pad_sequence([row[0] for row in rows], batch_first=True, padding_value=filling, padding_side=side)
+    unused = torch.iinfo(rows[0].dtype).min if value is None else value
+    padded = pad_sequence([row[0] for row in rows], batch_first=True, padding_value=unused, padding_side=side)
     if value is None:
         padded = torch.where(padded == unused, torch.cat([row[:, -1:] for row in rows]), padded)
     return padded

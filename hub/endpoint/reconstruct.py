@@ -32,14 +32,15 @@ class Reconstruct(Task):
     }  # fmt: skip
 
     def prepare(self, model, inputs, parameters) -> Job:
-        files, processor = Files(self.limits), self.endpoint.processor(model)
+        processor = self.endpoint.processor(model)
+        files = Files(self.limits, processor.media)
         if self.one_of(inputs, ("video", "images")) == "video":
             count = min(parameters["num_frames"], self.limits.frames)
             choose = processor.choose_frames
             frames, facts = files.video("inputs.video", inputs["video"], lambda total: choose(total, 1, count))
             images, numbers = [Image.fromarray(frame) for frame in frames], facts["indices"]
         else:
-            images = files.images_of("inputs.images", inputs["images"])
+            images = files.images_of("inputs.images", inputs["images"], alpha=True)
             numbers = list(range(len(images)))
             if len(images) > self.limits.frames:
                 raise RequestError("too_large", f"`inputs.images` holds more than {self.limits.frames} frames.")
@@ -53,7 +54,8 @@ class Reconstruct(Task):
         # Maps at the size at which the model sees the frames, never enlarged.
         boxes, sizes = encoded.pop("image_boxes"), encoded.pop("original_sizes")
         seen = (boxes[..., 2:] - boxes[..., :2]).flip(-1).round().to(sizes.dtype)
-        media = {"images": images, "numbers": numbers, "boxes": boxes, "sizes": sizes.minimum(seen.clamp_min(1))}
+        media = {"opaque": encoded.pop("opaque", None)}
+        media |= {"images": images, "numbers": numbers, "boxes": boxes, "sizes": sizes.minimum(seen.clamp_min(1))}
         shape = tuple(encoded["pixel_values"].shape)
         return Job(self.NAME, model, (self.NAME, model, shape), encoded, parameters, media, cost=len(images))
 
@@ -74,7 +76,7 @@ class Reconstruct(Task):
         processor, parameters, media = self.endpoint.processor(job.model), job.parameters, job.media
         (scene,) = processor.post_process_geometry(
             result, media["sizes"], media["boxes"], confidence_threshold=parameters["confidence"],
-            edge_tolerance=parameters["edge_tolerance"] or None, first_camera=True,
+            edge_tolerance=parameters["edge_tolerance"] or None, first_camera=True, opaque=media["opaque"],
         )  # fmt: skip
         frames = []
         for number, index in enumerate(media["numbers"]):
@@ -100,7 +102,7 @@ class Reconstruct(Task):
         resize, points, colours = processor.resize_image, [], []
         for number, image in enumerate(images):
             mask = scene.mask[number].cpu().numpy()
-            pixels = np.asarray(resize(image, mask.shape[::-1], Image.Resampling.LANCZOS))
+            pixels = np.asarray(resize(image.convert("RGB"), mask.shape[::-1], Image.Resampling.LANCZOS))
             points.append(scene.points[number].cpu().numpy()[mask])
             colours.append(pixels[mask])
         points, colours = np.concatenate(points), np.concatenate(colours)

@@ -30,7 +30,8 @@ class Scene(Task):
     }  # fmt: skip
 
     def prepare(self, model, inputs, parameters) -> Job:
-        processor, files = self.endpoint.processor(model), Files(self.limits)
+        processor = self.endpoint.processor(model)
+        files = Files(self.limits, processor.media)
         cameras = list(processor.camera_names)
         images = read_fields(
             "inputs.images", inputs["images"], {name: Field("file", "an image file") for name in cameras}, self.limits

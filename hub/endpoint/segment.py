@@ -46,7 +46,7 @@ class Segment(Task):
         if phrases and len(phrases) > self.limits.phrases:
             raise RequestError("too_large", f"`inputs.phrases` holds more than {self.limits.phrases} phrases.")
         processor = self.endpoint.processor(model)
-        image = Files(self.limits).image("inputs.image", inputs["image"])
+        image = Files(self.limits, processor.media).image("inputs.image", inputs["image"])
         media = {"phrases": phrases, "question": question}
         self.check_words(processor, *(phrases or ()), question or "", caption or "")
         with self.endpoint.processing(model):

@@ -114,7 +114,7 @@ def test_reconstruct_takes_synchronised_views(tmp_path):
 def test_glb_files_hold_the_points(tmp_path):
     trimesh = pytest.importorskip("trimesh")
     points, colours = np.float32([[0, 1, 2], [3, 4, 5]]), np.uint8([[255, 0, 0], [0, 0, 255]])
-    scene = trimesh.load(io.BytesIO(handler_module().points_glb(points, colours)), file_type="glb")
+    scene = trimesh.load(io.BytesIO(handler_module().files_out.points_glb(points, colours)), file_type="glb")
     (cloud,) = scene.dump() if hasattr(scene, "dump") else [scene]
     np.testing.assert_allclose(cloud.vertices, points * (1, -1, -1))
     np.testing.assert_array_equal(cloud.colors[:, :3], colours)
@@ -348,8 +348,8 @@ def test_a_limit_that_is_no_number_is_named(monkeypatch):
         handler_module().Limits.from_environment()
 
 
-def test_readme_lists_every_error():
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_documentation_lists_every_error():
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     for code, (status, _) in handler_module().ERRORS.items():
         assert f"| `{code}` | {status} |" in text
 

@@ -1,0 +1,240 @@
+"""
+The one reader of videos: upright frames of 8-bit RGB with the stream's own times.
+
+Used by processors, commands, endpoint and page alike; an endpoint passes limits, everybody else trusts their own files.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .image_reader import TooLarge
+from .optional_libraries import needs
+
+try:
+    import av
+except ImportError:  # a program that decodes its own videos does without
+    av = None
+
+REGULAR = 1e-3  # relative: by so much the mean rate of the timestamps may differ from the announced one
+
+
+@dataclass(frozen=True)
+class VideoLimits:
+    """
+    What a video of somebody else's may ask for; None: no limit.
+
+    Args:
+        pixels: of a frame. frames: in the file. threads: that decode, None: as many as FFmpeg likes.
+        options: of the demuxer, such as a list of formats.
+    """
+
+    pixels: int | None = None
+    frames: int | None = None
+    threads: int | None = None
+    options: dict | None = None
+
+
+class Video:
+    """
+    A video file, looked through without decoding: how many frames people see, and when.
+
+    Frames that an edit list hides (a clip trimmed without re-encoding) do not count. Times come from the frames' own
+    timestamps, so that variable rates are right.
+
+    Args:
+        source: a path, an address that FFmpeg can open, bytes, or an open binary file.
+        name: what errors call it. limits: of somebody else's files.
+
+    Attributes:
+        times: `[N]` float64, seconds from the first visible frame.
+        fps: frames per second: the announced rate, or where the timestamps say otherwise, their mean.
+        size: (width, height) as stored.
+
+    Raises:
+        TooLarge: more than the limits allow.
+        ValueError: no such file, no video, no frames, or cut short.
+    """
+
+    def __init__(self, source, name: str | None = None, limits: VideoLimits = VideoLimits()):
+        needs(None, "Decoding a video", "av")
+        self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
+        if isinstance(self.source, str):
+            if "://" not in self.source and not Path(self.source).is_file():
+                raise ValueError(f"There is no video file at {self.source!r}.")
+        elif not isinstance(self.source, (bytes, bytearray, memoryview)):
+            self.source = self.source.read()
+        self.name = name or (repr(self.source) if isinstance(self.source, str) else "the video")
+        self.limits = limits
+        with self._errors():
+            self._look_through()
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def duration(self) -> float:
+        """Seconds, the last frame's included."""
+        return len(self) / self.fps
+
+    # ---- without decoding ----------------------------------------------------------------
+
+    def _open(self):
+        source = self.source if isinstance(self.source, str) else io.BytesIO(self.source)
+        return av.open(source, options=dict(self.limits.options or {}))
+
+    def _errors(self):
+        return _Errors(self.name)
+
+    def _look_through(self) -> None:
+        with self._open() as container:
+            if not container.streams.video:
+                raise ValueError(f"{self.name} has no video track. Pass a file with moving pictures.")
+            stream = container.streams.video[0]
+            self.size = (stream.codec_context.width, stream.codec_context.height)
+            if self.limits.pixels is not None and self.size[0] * self.size[1] > self.limits.pixels:
+                raise TooLarge(
+                    f"{self.name} has {self.size[0]}×{self.size[1]} pixels; at most {self.limits.pixels} are read. Scale it "
+                    "down."
+                )
+            stamps, hidden, corrupt = [], 0, False
+            for packet in container.demux(stream):
+                if packet.size == 0:
+                    continue
+                corrupt = corrupt or packet.is_corrupt
+                if packet.is_discard:
+                    hidden += 1
+                    continue
+                stamps.append(packet.pts if packet.pts is not None else packet.dts)
+                if self.limits.frames is not None and len(stamps) + hidden > self.limits.frames:
+                    raise TooLarge(
+                        f"{self.name} has more than {self.limits.frames} frames. Cut it, or send chosen frames as images."
+                    )
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            base = float(stream.time_base or 0)
+            count = stream.frames
+            announced = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+        if not stamps:
+            raise ValueError(f"{self.name} holds zero frames. Re-encode it, for example to H.264 in mp4.")
+        if None in stamps or not base:  # a raw stream: frames follow one another evenly
+            self.times = np.arange(len(stamps)) / (rate or 1.0)
+        else:
+            ordered = np.sort(np.array(stamps, dtype=np.float64)) * base
+            self.times = ordered - ordered[0]
+        self.fps = self._rate(rate)
+        if corrupt or (announced and self.times[-1] + 1 / self.fps < 0.9 * announced):
+            raise ValueError(
+                f"{self.name} is cut short: {len(self.times)}"
+                + (f" of its {count} frames" if count > len(self.times) else " frames")
+                + f", up to second {self.times[-1]:.2f}"
+                + (f" of {announced:.2f}" if announced else "")
+                + ", can be read. Fetch it again, or re-encode what is left."
+            )
+
+    def _rate(self, announced: float) -> float:
+        if len(self.times) < 2 or self.times[-1] <= 0:
+            return announced or 1.0
+        mean = (len(self.times) - 1) / self.times[-1]
+        return announced if announced and abs(mean / announced - 1) < REGULAR else float(mean)
+
+    # ---- frames --------------------------------------------------------------------------
+
+    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """
+        (index, upright uint8 RGB `[H, W, 3]`) of each frame wanted, in the order of time.
+
+        All have the size of the first one; where the pixels of the file are not square, theirs are.
+
+        Args:
+            indices: of visible frames, increasing.
+
+        Raises:
+            ValueError: a frame cannot be decoded.
+        """
+        wanted = [int(index) for index in indices]
+        if not wanted:
+            return
+        found, size = 0, None
+        with self._errors(), self._open() as container:
+            stream = container.streams.video[0]
+            if self.limits.threads is None:
+                stream.thread_type = "AUTO"
+            else:
+                stream.codec_context.thread_count = self.limits.threads
+            if self.limits.pixels is not None:
+                stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
+            ratio = stream.sample_aspect_ratio
+            for index, frame in enumerate(container.decode(stream)):
+                if index == wanted[found]:
+                    size = size or (frame.width, frame.height)
+                    yield index, _picture(frame, size, frame_ratio(frame, ratio))
+                    found += 1
+                    if found == len(wanted):
+                        return
+        raise ValueError(
+            f"{self.name} is cut short: {index + 1} of its {len(self)} frames can be decoded. Fetch it again, or re-encode "
+            "what is left."
+        )
+
+    def nearest(self, times: Sequence[float]) -> list[int]:
+        """Frames that are shown at these seconds: increasing, without repeats."""
+        shown = np.searchsorted(self.times, np.asarray(times) + 1e-6, side="right") - 1
+        return np.unique(shown.clip(0)).tolist()
+
+
+class _Errors:
+    """FFmpeg's errors as a ValueError that names the file."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None and issubclass(kind, (av.FFmpegError, OverflowError)):
+            raise ValueError(
+                f"{self.name} cannot be decoded as a video ({getattr(error, 'strerror', None) or error}). It may be cut short "
+                "or not be a video; fetch it again or re-encode it, for example to H.264 in mp4."
+            ) from error
+
+
+def frame_ratio(frame, of_stream) -> float:
+    """Width over height of a pixel."""
+    ratio = getattr(frame, "sample_aspect_ratio", None) or of_stream
+    return float(ratio) if ratio else 1.0
+
+
+def _picture(frame, size: tuple[int, int], ratio: float) -> np.ndarray:
+    width, height = size
+    if ratio > 0 and abs(ratio - 1) > 1e-3:  # no detail is lost: the shorter side of a pixel is stretched
+        width, height = (round(width * ratio), height) if ratio > 1 else (width, round(height / ratio))
+    pixels = frame.reformat(width=max(width, 1), height=max(height, 1), format="rgb24").to_ndarray()
+    return np.ascontiguousarray(orient(pixels, display_matrix(frame)))
+
+
+def display_matrix(frame) -> tuple[int, int, int, int]:
+    """
+    How a frame is shown, as (a, b, c, d) of x' = a·x + c·y, y' = b·x + d·y in image axes, each -1, 0 or 1.
+
+    Only quarter turns and mirrors are kept; a frame without a matrix, or with another one, is shown as it is stored.
+    """
+    data = next((one for one in frame.side_data if one.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return 1, 0, 0, 1
+    values = np.frombuffer(bytes(data), dtype=np.int32)[[0, 1, 3, 4]] / 65536
+    signs = tuple(int(round(value)) if abs(abs(value) - round(abs(value))) < 1e-2 else 2 for value in values)
+    a, b, c, d = signs
+    return signs if abs(a * d - b * c) == 1 and max(map(abs, signs)) == 1 else (1, 0, 0, 1)
+
+
+def orient(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """`[H, W, 3]` turned and mirrored by a [`display_matrix`]."""
+    a, b, c, d = matrix
+    if a == 0:  # x and y change places
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
