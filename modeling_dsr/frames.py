@@ -21,8 +21,8 @@ def sample_frame_indices(total_frames: int, num_frames: int = 32, rule: str = "i
     Args:
         total_frames: frames in the video.
         num_frames: frames wanted.
-        rule: `"inference"`: rounded positions, an even number of them (the published evaluation); `"training"`: truncated
-            positions without repeats (the published training data).
+        rule: `"inference"`: rounded positions, an even number of them (the published evaluation); `"training"`:
+            truncated positions without repeats (the published training data).
 
     Returns:
         Increasing int64 indices; fewer than `num_frames` when the video is shorter.
@@ -212,9 +212,9 @@ def resize_image(image: Image.Image, size: tuple[int, int], method: Image.Resamp
     """
     `Image.resize` of an RGB image to (width, height), the same to the last bit with every Pillow.
 
-    A resize is two passes that each round to bytes, so their order shows. Pillow 13 runs the vertical pass first where the
-    height shrinks by more than twice as many pixels as the width (pull request 9549), earlier ones never do: the passes
-    are asked for one by one, in the order of Pillow 13.
+    A resize is two passes that each round to bytes, so their order shows. Pillow 13 runs the vertical pass first where
+    the height shrinks by more than twice as many pixels as the width (pull request 9549), earlier ones never do: the
+    passes are asked for one by one, in the order of Pillow 13.
     """
     width, height = size
     rows_first = image.height > height and image.height - height > 2 * (image.width - width)

@@ -74,8 +74,8 @@ def read_image(
 
     Args:
         image: a file (path, bytes or an open binary file), an http(s) address or a data URL, a pillow image, an array
-            `[H, W]` or `[H, W, 1 … 4]` or a tensor `[C, H, W]`: bytes, 16-bit numbers, booleans, or floats in 0…1 (or, if
-            any is above 1, in 0…255).
+            `[H, W]` or `[H, W, 1 … 4]` or a tensor `[C, H, W]`: bytes, 16-bit numbers, booleans, or floats in 0…1 (or,
+            if any is above 1, in 0…255).
         name: what errors call it.
         formats: of Pillow, that are read; default all.
         max_pixels: more are refused before anything is unpacked; default Pillow's own limit.

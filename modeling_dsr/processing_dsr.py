@@ -301,7 +301,7 @@ def _stack(frames) -> np.ndarray:
 
 
 def _untimed(video) -> VideoMetadata:
-    """Metadata of frames that come without any: one second between grid steps, as Qwen's default of 2 frames per second."""
+    """Metadata of frames that come without any: two per second, Qwen's default, so one second between grid steps."""
     count = len(video)
     return VideoMetadata(total_num_frames=count, fps=2.0, duration=count / 2, frames_indices=np.arange(count))
 

@@ -375,7 +375,7 @@ class GeometryProcessor(ProcessorMixin):
 
 
 def _fit_mask(mask: np.ndarray | None, box, size: tuple[int, int]) -> torch.Tensor:
-    """A mask of an image `[h, w]` as one of its frame, `size` (height, width); True around the image, or where it is None."""
+    """A mask of an image `[h, w]` as one of its frame, `size` (height, width); True around it, and where it is None."""
     fitted = Image.new("1", size[::-1], 1)
     if mask is not None:
         left, top, right, bottom = (round(float(edge)) for edge in box)

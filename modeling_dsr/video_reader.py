@@ -65,7 +65,7 @@ class Video:
         self.source = os.fspath(source) if isinstance(source, os.PathLike) else source
         if isinstance(self.source, str):
             if "://" not in self.source and not Path(self.source).is_file():
-                raise ValueError(f"There is no video file at {self.source!r}.")
+                raise ValueError(f"There is no folder, image or video at {self.source!r}.")
         elif not isinstance(self.source, (bytes, bytearray, memoryview)):
             self.source = self.source.read()
         self.name = name or (repr(self.source) if isinstance(self.source, str) else "the video")
@@ -98,8 +98,8 @@ class Video:
             self.size = (stream.codec_context.width, stream.codec_context.height)
             if self.limits.pixels is not None and self.size[0] * self.size[1] > self.limits.pixels:
                 raise TooLarge(
-                    f"{self.name} has {self.size[0]}×{self.size[1]} pixels; at most {self.limits.pixels} are read. Scale it "
-                    "down."
+                    f"{self.name} has {self.size[0]}×{self.size[1]} pixels; at most {self.limits.pixels} are read. "
+                    "Scale it down."
                 )
             stamps, hidden, corrupt = [], 0, False
             for packet in container.demux(stream):
@@ -112,7 +112,8 @@ class Video:
                 stamps.append(packet.pts if packet.pts is not None else packet.dts)
                 if self.limits.frames is not None and len(stamps) + hidden > self.limits.frames:
                     raise TooLarge(
-                        f"{self.name} has more than {self.limits.frames} frames. Cut it, or send chosen frames as images."
+                        f"{self.name} has more than {self.limits.frames} frames. Cut it, or send chosen frames as "
+                        "images."
                     )
             rate = float(stream.average_rate or stream.guessed_rate or 0)
             base = float(stream.time_base or 0)
@@ -176,8 +177,8 @@ class Video:
                     if found == len(wanted):
                         return
         raise ValueError(
-            f"{self.name} is cut short: {index + 1} of its {len(self)} frames can be decoded. Fetch it again, or re-encode "
-            "what is left."
+            f"{self.name} is cut short: {index + 1} of its {len(self)} frames can be decoded. Fetch it again, or "
+            "re-encode what is left."
         )
 
     def nearest(self, times: Sequence[float]) -> list[int]:
@@ -198,8 +199,8 @@ class _Errors:
     def __exit__(self, kind, error, trace) -> None:
         if kind is not None and issubclass(kind, (av.FFmpegError, OverflowError)):
             raise ValueError(
-                f"{self.name} cannot be decoded as a video ({getattr(error, 'strerror', None) or error}). It may be cut short "
-                "or not be a video; fetch it again or re-encode it, for example to H.264 in mp4."
+                f"{self.name} cannot be decoded as a video ({getattr(error, 'strerror', None) or error}). It may be "
+                "cut short or not be a video; fetch it again or re-encode it, for example to H.264 in mp4."
             ) from error
 
 

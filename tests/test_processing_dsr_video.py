@@ -67,7 +67,7 @@ def test_rotation_is_applied(tmp_path):
 
 
 def test_a_missing_file():
-    with pytest.raises(ValueError, match="no video file at 'nowhere.mp4'"):
+    with pytest.raises(ValueError, match="no folder, image or video at 'nowhere.mp4'"):
         decode_video("nowhere.mp4")
 
 

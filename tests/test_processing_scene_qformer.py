@@ -81,7 +81,7 @@ def test_wrong_order_of_cameras_is_refused():
 def test_files_that_are_no_images_are_refused(tmp_path):
     bad = tmp_path / "CAM_FRONT.jpg"
     bad.write_bytes(b"not an image")
-    with pytest.raises(ValueError, match="no readable image"):
+    with pytest.raises(ValueError, match="cannot be read as an image"):
         processor()({**pictures(SIZE), "CAM_FRONT": bad})
 
 

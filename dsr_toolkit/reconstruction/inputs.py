@@ -18,9 +18,9 @@ def count_frames(source: Path, interval: int | None, fps: float | None, num_fram
 
 def is_video(source: Path) -> bool:
     """Whether the times of its frames are seconds."""
-    from modeling_dsr.frames import IMAGE_SUFFIXES
+    from modeling_dsr.image_reader import is_image_file
 
-    return source.is_file() and source.suffix.lower() not in IMAGE_SUFFIXES
+    return source.is_file() and not is_image_file(source)
 
 
 def is_multiview(source: Path) -> bool:

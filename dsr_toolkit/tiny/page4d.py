@@ -29,6 +29,7 @@ OVERRIDES = {
 # Two streams in the middle layers, biased by the mask.
 MULTIVIEW = {
     "enable_dual_stream": True,
+    "enable_dynamic_mask": True,
     "dual_stream_layers": [1, 2],
     "lambda_pose": 1.0,
     "lambda_geo": 1.0,

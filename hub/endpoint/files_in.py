@@ -148,8 +148,8 @@ class Files:
         if (indices[-1] + 1) * size[0] * size[1] > self.limits.video_pixels:
             raise RequestError(
                 "too_large",
-                f"`{name}`: {indices[-1] + 1} frames of {size[0]}×{size[1]} pixels are too much to decode. Cut it, scale it "
-                "down, or send chosen frames as images.",
+                f"`{name}`: {indices[-1] + 1} frames of {size[0]}×{size[1]} pixels are too much to decode. Cut it, "
+                "scale it down, or send chosen frames as images.",
             )
         return indices
 

@@ -182,7 +182,7 @@ def test_a_seed_decides_what_is_sampled(endpoint):
 
 def test_samples_follow_the_distribution():
     """Gumbel noise on logits draws from their softmax; top-p leaves the tail out."""
-    handler = handler_module()
+    handler = handler_module().generation
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(4000, 4)
 
     def draw(**options):
