@@ -45,8 +45,8 @@ def find_scenes(source: Path, cameras: Path | None = None, depths: Path | None =
         found = [Scene(path.stem, path) for path in sorted(source.iterdir()) if _is_scene(path)]
         if not found:
             raise ValueError(
-                f"{str(source)!r} holds no image, no video and no folder of images; expected files "
-                "ending in .png, .jpg or .jpeg."
+                f"{str(source)!r} holds no image, no video and no folder of images; expected jpg, "
+                "png, webp, tif or the like."
             )
     else:
         return [Scene("", source, cameras, depths)]
@@ -56,9 +56,9 @@ def find_scenes(source: Path, cameras: Path | None = None, depths: Path | None =
 
 
 def _has_images(folder: Path) -> bool:
-    from modeling_dsr.frames import IMAGE_SUFFIXES
+    from modeling_dsr.image_reader import list_images
 
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir() if path.is_file())
+    return bool(list_images(folder)[0])
 
 
 def _is_scene(path: Path) -> bool:
