@@ -1,6 +1,7 @@
 """A small byte-level tokenizer with Qwen's special tokens, in the files that a published Qwen2.5-VL folder holds."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -88,11 +89,15 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer(corpus=CORPUS, merges: int = 200) -> Tokenizer:
+def build_tokenizer(corpus=CORPUS, merges: int = 200, pieces: Iterable[str] = ()) -> Tokenizer:
     """
     Byte-level BPE: 256 bytes, up to `merges` merges learnt from `corpus`, then the control and marker tokens.
 
     Any text survives the round trip, because every byte has a token of its own.
+
+    Args:
+        pieces: further texts that are one token each wherever they occur, the longest first. They may cross the borders
+            of words, which merges never do: a number, or a phrase of a programming language.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -109,17 +114,24 @@ def build_tokenizer(corpus=CORPUS, merges: int = 200) -> Tokenizer:
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKER_TOKENS])
+    known = tokenizer.get_vocab()
+    plain = [*MARKER_TOKENS, *(piece for piece in dict.fromkeys(pieces) if piece not in known)]
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
     return tokenizer
 
 
-def write_tokenizer(folder: Path) -> dict[str, int]:
-    """Write the tokenizer and chat template files of a published Qwen2.5-VL folder; returns the ids of added tokens."""
-    tokenizer = build_tokenizer()
+def write_tokenizer(folder: Path, corpus=CORPUS, pieces: Iterable[str] = ()) -> dict[str, int]:
+    """
+    Write the tokenizer and chat template files of a published Qwen2.5-VL folder; see `build_tokenizer`.
+
+    Returns:
+        The ids of all tokens that no merges make.
+    """
+    tokenizer = build_tokenizer(corpus, pieces=pieces)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json, merges.txt
 
-    ids = {token: tokenizer.token_to_id(token) for token in CONTROL_TOKENS + MARKER_TOKENS}
+    ids = {token.content: index for index, token in sorted(tokenizer.get_added_tokens_decoder().items())}
     config = {
         "add_bos_token": False,
         "add_prefix_space": False,

@@ -73,8 +73,9 @@ def plate(draw):
             centers = [(-a, 0), (a, 0)] if width >= height else [(0, -b), (0, b)]
     holes = tuple(Circle(center, radius) for center in centers)
     body = Extrusion(-thickness // 2, thickness, (Rectangle.around((0, 0), width, height),), holes)
-    text = f"A plate of {width} by {height} with thickness {thickness} along {NORMALS[plane]}"
-    return Solid(plane, (body,)), f"{text} and {number} holes of radius {radius} at {places(centers)}"
+    text = f"A plate of {width} by {height} with thickness {thickness} along {NORMALS[plane]} and "
+    text += "a hole" if number == 1 else f"{number} holes"
+    return Solid(plane, (body,)), f"{text} of radius {radius} at {places(centers)}"
 
 
 def prism(draw):
