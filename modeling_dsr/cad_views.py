@@ -52,6 +52,8 @@ def render_mesh(
     screen = camera[:, :2] / depth[:, None] * (VIEW_FOCAL_LENGTH / 500 * size) + (size - 1) / 2
     visible = (camera[mesh.faces, 2] > 1e-3).all(1)
     face, weights = _rasterize(screen, 1 / depth, mesh.faces[visible], size)
+    covered = np.flatnonzero(face >= 0)  # the rest is paper, most of a picture
+    face, weights = face[covered], weights[covered]
     face_normals, areas = mesh.face_normals()
     if smooth:
         vertex_normals = np.zeros_like(mesh.vertices)
@@ -63,9 +65,12 @@ def render_mesh(
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     facing = np.abs(normals @ axes[2])
     above = np.clip(-(normals @ axes[1]), 0, None)
-    shade = np.where(face >= 0, 0.25 + 0.6 * facing + 0.15 * above, 1.0)[:, None]
-    image = np.where((face >= 0)[:, None], shade * np.asarray(color, np.float64), 255.0)
-    image = image.reshape(pixels, oversampling, pixels, oversampling, 3).mean((1, 3))
+    shade = 0.25 + 0.6 * facing + 0.15 * above
+    pixel = covered // size // oversampling * pixels + covered % size // oversampling
+    rays = np.bincount(pixel, minlength=pixels * pixels)[:, None]  # that meet the part
+    light = np.bincount(pixel, weights=shade, minlength=pixels * pixels)[:, None]
+    image = light * np.asarray(color, np.float64) + (oversampling**2 - rays) * 255.0
+    image = (image / oversampling**2).reshape(pixels, pixels, 3)
     return image.astype(np.uint8)
 
 
@@ -157,15 +162,20 @@ def resize_to_multiple(
     return resize_image(picture, (width, height), Image.Resampling.BICUBIC)
 
 
-def encode_views(picture: Image.Image, image_processor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+def encode_views(
+    picture: Image.Image, image_processor, pixel_limits: tuple[int, int] = VIEW_PIXEL_LIMITS
+) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """
     A picture of views as Cadrille reads it: a video of two equal frames, resized twice with Pillow, as published.
+
+    Args:
+        pixel_limits: smallest and largest area that the vision tower gets.
 
     Returns:
         Patches `[L, 1176]` and grid (time, rows, columns): 1 × 32 × 32 for the published 268 × 268 pixels.
     """
     multiple = image_processor.patch_size * image_processor.merge_size
-    picture = resize_to_multiple(resize_to_multiple(picture, multiple), multiple, *VIEW_PIXEL_LIMITS)
+    picture = resize_to_multiple(resize_to_multiple(picture, multiple), multiple, *pixel_limits)
     encoded = image_processor(images=[picture], do_resize=False, return_tensors="pt")
     return encoded["pixel_values"], tuple(encoded["image_grid_thw"][0].tolist())
 

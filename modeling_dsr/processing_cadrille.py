@@ -8,7 +8,14 @@ from transformers import BatchFeature
 from .cad_collator import CADCollator
 from .cad_processor import SolidProcessor
 from .cad_solids import as_triangles, is_cloud, is_mesh
-from .cad_views import VIEW_DIRECTIONS, compose_views, encode_views, render_mesh, stack_views
+from .cad_views import (
+    VIEW_DIRECTIONS,
+    VIEW_PIXEL_LIMITS,
+    compose_views,
+    encode_views,
+    render_mesh,
+    stack_views,
+)
 from .frames import image_of_part, is_image
 from .image_reader import read_image
 from .processing_arguments import pad_tokens, per_sample, refuses_unreadable
@@ -45,6 +52,8 @@ class CadrilleProcessor(SolidProcessor):
         num_views (`int`, *optional*, defaults to 4): Views of a mesh when it is shown instead of sampled.
         prompt (`str`, *optional*): What is asked when a sample has no text.
         program_range (`float`, *optional*, defaults to 100): Half the range of a program's coordinates.
+        view_pixels (`int`, *optional*, defaults to 200704): Smallest area of a picture of views as the vision tower gets
+            it; the largest is five times that.
     """
 
     point_channels = 3
@@ -60,6 +69,7 @@ class CadrilleProcessor(SolidProcessor):
         num_views: int = 4,
         prompt: str = "Generate cadquery code",
         program_range: float = 100.0,
+        view_pixels: int = VIEW_PIXEL_LIMITS[0],
         **kwargs,
     ):
         if num_views not in (1, 2, 4):
@@ -73,6 +83,7 @@ class CadrilleProcessor(SolidProcessor):
         self.num_views = num_views
         self.prompt = prompt
         self.program_range = program_range
+        self.view_pixels = view_pixels
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         self.point_token, self.video_token = "<|endoftext|>", "<|video_pad|>"
 
@@ -241,7 +252,8 @@ class CadrilleProcessor(SolidProcessor):
         return compose_views([render_mesh(mesh, direction) for direction in VIEW_DIRECTIONS[: self.num_views]])
 
     def _encode_views(self, pictures: list) -> list:
-        return [None if picture is None else encode_views(picture, self.image_processor) for picture in pictures]
+        limits = (self.view_pixels, 5 * self.view_pixels)
+        return [None if p is None else encode_views(p, self.image_processor, limits) for p in pictures]
 
     def training_collator(self, **options) -> CADCollator:
         """A `data_collator` for `Trainer`: rows to inputs with labels; see [`CADCollator`] for rows and options."""

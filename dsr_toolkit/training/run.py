@@ -154,6 +154,8 @@ def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
     """Trainer's arguments of a stage. On the CPU each process computes with one thread unless OMP_NUM_THREADS says
     so."""
     settings = {**DEFAULTS, **stage.arguments}
+    if not torch.accelerator.is_available():
+        settings.setdefault("use_cpu", True)  # or bf16 is refused
     if settings.get("eval_strategy") is None and stage.evaluation is not None and settings.get("eval_steps"):
         settings["eval_strategy"] = "steps"
     arguments = TrainingArguments(output_dir=str(output_dir), **settings)
@@ -210,7 +212,8 @@ def make_model(spec: dict, folders: dict[str, Path]):
         source = str(folders[source])
     options = {"subfolder": spec["subfolder"]} if spec.get("subfolder") else {}
     config = AutoConfig.from_pretrained(source, **options)
-    model = auto_class(config).from_pretrained(source, dtype=spec.get("dtype", "float32"), **options)
+    attention = {"attn_implementation": spec["attention"]} if "attention" in spec else {}
+    model = auto_class(config).from_pretrained(source, dtype=spec.get("dtype", "float32"), **attention, **options)
     return model, AutoProcessor.from_pretrained(source, **options)
 
 

@@ -7,12 +7,13 @@ of 5, and a part's bounding box is centred with a longest side of 200. numpy alo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
 import numpy as np
 
-from .parts_families import draw_part
+from .parts_families import FAMILIES, draw_part
 from .parts_program import write_program
 from .parts_solid import Solid
 from .world import World
@@ -42,13 +43,18 @@ class PartSample:
         """Vertices `[V, 3]` and faces `[F, 3]` of a closed mesh in the program's coordinates."""
         return self.solid.mesh()
 
-    def views(self, count: int = 4):
-        """The published views as one PIL picture, as `CadrilleProcessor.render_views` makes it of the mesh."""
+    def views(self, count: int = 4, oversampling: int = 4):
+        """
+        The published views as one PIL picture, as `CadrilleProcessor.render_views` makes it of the mesh.
+
+        Args:
+            oversampling: rays per pixel along either side; fewer than the processor's 4 are quicker and coarser.
+        """
         from modeling_dsr.cad_solids import TriangleMesh
         from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, render_mesh
 
         mesh = TriangleMesh(*self.mesh()).moved(1 / 200, 0.5)
-        return compose_views([render_mesh(mesh, direction) for direction in VIEW_DIRECTIONS[:count]])
+        return compose_views([render_mesh(mesh, front, oversampling=oversampling) for front in VIEW_DIRECTIONS[:count]])
 
 
 class PartsWorld(World):
@@ -56,16 +62,21 @@ class PartsWorld(World):
     Args:
         seed: see [`World`].
         num_points: points on the surface of a sample.
+        families: of which parts are drawn, all by default; one that is named twice comes twice as often.
     """
 
-    def __init__(self, seed: int, num_points: int = 2048):
+    def __init__(self, seed: int, num_points: int = 2048, families: Sequence[str] = tuple(FAMILIES)):
         super().__init__(seed)
+        unknown = sorted(set(families) - set(FAMILIES))
+        if unknown or not families:
+            raise ValueError(f"`families` must name {', '.join(FAMILIES)}, got {list(families)}.")
+        self.families = tuple(families)
         if num_points < 0:
             raise ValueError(f"`num_points` must be at least 0, got {num_points}.")
         self.num_points = num_points
 
     def sample(self, index: int) -> PartSample:
-        family, solid, text = draw_part(self.generator(index, "part"))
+        family, solid, text = draw_part(self.generator(index, "part"), self.families)
         points, normals = solid.sample_surface(self.num_points, self.generator(index, "points"))
         return PartSample(
             f"{self.seed}-{index:06d}",

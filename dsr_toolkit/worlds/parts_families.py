@@ -184,7 +184,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def draw_part(draw: np.random.Generator) -> tuple[str, Solid, str]:
-    """Family, solid and text of a random part, every family as often."""
-    name = list(FAMILIES)[draw.integers(len(FAMILIES))]
+def draw_part(draw: np.random.Generator, families: tuple[str, ...] = tuple(FAMILIES)) -> tuple[str, Solid, str]:
+    """Family, solid and text of a random part; every entry of `families` is as likely."""
+    name = families[draw.integers(len(families))]
     return name, *FAMILIES[name](draw)

@@ -1,0 +1,81 @@
+"""The parts world as rows of CAD-Recode's and Cadrille's training, and what is measured and shown on the way."""
+
+from __future__ import annotations
+
+import torch
+
+from ..worlds.parts import PartsWorld
+from ..worlds.parts_families import FAMILIES
+
+# Of a training: what is hard to write comes more often.
+TRAINING_FAMILIES = (
+    "box", "cylinder", "ring", "prism", "plate", "plate", "pocket", "pocket", *3 * ("bracket",), *3 * ("stepped",)
+)  # fmt: skip
+
+
+class PartRows:
+    """
+    Rows of an endless parts world: {"program"} and the part as "cloud" (in the program's coordinates), "views" or "text".
+
+    Args:
+        shown: row i shows its part by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is a
+            multiple of the list's length always has the same mixture.
+        num_points: of a cloud. families: see [`PartsWorld`]. oversampling: of views, see [`PartSample`].
+    """
+
+    def __init__(self, seed: int, shown=("points",), num_points=2048, families=tuple(FAMILIES), oversampling=4):
+        unknown = sorted(set(shown) - {"points", "views", "text"})
+        if unknown or not shown:
+            raise ValueError(f'`shown` must name "points", "views" or "text", got {list(shown)}.')
+        self.world = PartsWorld(seed, num_points if "points" in shown else 0, families)
+        self.shown, self.oversampling = tuple(shown), oversampling
+
+    def __getitem__(self, index: int) -> dict:
+        sample, kind = self.world[index], self.shown[index % len(self.shown)]
+        row = {"program": sample.program}
+        if kind == "points":
+            return row | {"cloud": sample.points}
+        return row | (
+            {"views": sample.views(oversampling=self.oversampling)} if kind == "views" else {"text": sample.text}
+        )
+
+
+class Collator:
+    """Rows to the training inputs of the processor, padded on the right; `collator` of a recipe."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, rows: list[dict]) -> dict:
+        given = {"point_clouds": [row.get("cloud") for row in rows]}
+        if hasattr(self.processor, "render_views"):
+            given |= {"images": [row.get("views") for row in rows], "text": [row.get("text") for row in rows]}
+        given = {name: values for name, values in given.items() if any(value is not None for value in values)}
+        programs = [row["program"] for row in rows]
+        return dict(self.processor(**given, programs=programs, normalization="program", padding_side="right"))
+
+
+def measure(model, processor, rows, inputs, outputs) -> dict:
+    """Shares of next tokens and of whole programs that would be right, given the true tokens before them."""
+    labels = inputs["labels"][:, 1:]
+    right = outputs.logits[:, :-1].argmax(-1) == labels
+    supervised = labels != -100
+    return {
+        "tokens_right": (float((right & supervised).sum()), float(supervised.sum())),
+        "programs_right": (right | ~supervised).all(1).float().tolist(),
+    }
+
+
+@torch.no_grad()
+def show(model, processor, rows) -> list[dict]:
+    """The program that the model writes for each row, beside the true one."""
+    shown = []
+    for row in rows:
+        given = {"point_clouds": row["cloud"], "normalization": "program"} if "cloud" in row else {}
+        given |= {"images": row["views"]} if "views" in row else {}
+        given |= {"text": row["text"]} if "text" in row else {}
+        inputs = processor(**given)
+        ids = model.generate(**inputs, max_new_tokens=96, do_sample=False)
+        (program,) = processor.decode_programs(ids, inputs["input_ids"].shape[1])
+        shown.append({"program": program, "true": row["program"]} | ({"text": row["text"]} if "text" in row else {}))
+    return shown
