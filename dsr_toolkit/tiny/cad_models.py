@@ -1,5 +1,6 @@
 """CAD-Recode and Cadrille of a few million parameters, untrained, with a tokenizer and sizes that suit the parts world."""
 
+import copy
 import math
 import tempfile
 from pathlib import Path
@@ -45,6 +46,8 @@ def build_cad_recode(
     from modeling_dsr.modeling_cad_recode import CADRecodeForCausalLM
 
     tokenizer = cad_tokenizer()
+    # As published: Trainer, too, takes the model's from here.
+    tokenizer.eos_token, tokenizer.pad_token = "<|endoftext|>", "<|im_end|>"
     end, placeholder = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     config = CADRecodeConfig(
         vocab_size=vocabulary_size(tokenizer),
@@ -81,7 +84,8 @@ def build_cadrille(recode, processor: CADRecodeProcessor, vision: dict | None = 
 
     from modeling_dsr.modeling_cadrille import CadrilleForConditionalGeneration
 
-    text, tokenizer = recode.config, processor.tokenizer
+    text, tokenizer = recode.config, copy.deepcopy(processor.tokenizer)
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     names = ("<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     pad, end, image, video, vision_start, vision_end = tokenizer.convert_tokens_to_ids(list(names))
     half = text.hidden_size // text.num_attention_heads // 2
