@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from processing_dsr import TriangleMesh
+from modeling_dsr.cad_solids import TriangleMesh
 
 from ..cad.metrics import intersection_over_union, normalize_prediction
 from ..cad.sandbox import Execution, Sandbox

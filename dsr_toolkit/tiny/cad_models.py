@@ -15,6 +15,7 @@ from .cad_tokens import CORPUS, NUMBERS, PIECES
 from .tokenizer import write_tokenizer
 
 VOCABULARY_MULTIPLE = 64
+VIEW_PIXELS = 112**2  # at least: two views are read as they are, 280 × 140 pixels, 50 tokens
 VISION = {"depth": 2, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14, "in_channels": 3}
 TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -70,15 +71,15 @@ def build_cad_recode(
     return model, CADRecodeProcessor(tokenizer, num_points=num_points, num_surface_samples=num_surface_samples)
 
 
-def build_cadrille(recode, processor: CADRecodeProcessor, vision: dict | None = None, view_pixels: int = 50176):
+def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **vision):
     """
     (model, processor) of a Cadrille whose decoder and point encoder are those of a CAD-Recode, its vision tower untrained.
 
     Where all three axes of its rotary positions are equal, as on points and text, they are CAD-Recode's.
 
     Args:
-        vision: fields of its vision configuration that differ from the tiny ones.
-        view_pixels: see [`CadrilleProcessor`]; 50176 lets pictures of four views be read at 280 × 280 pixels.
+        num_views: of a part; the first two look from opposite corners and see every face.
+        vision: fields of its vision configuration that differ from `VISION`.
     """
     from transformers import Qwen2VLImageProcessor
 
@@ -103,7 +104,7 @@ def build_cadrille(recode, processor: CADRecodeProcessor, vision: dict | None = 
             "pad_token_id": pad,
             "tie_word_embeddings": True,
         },
-        vision_config={**VISION, "hidden_size": text.hidden_size, **(vision or {})},
+        vision_config={**VISION, "hidden_size": text.hidden_size, **vision},
         num_points=text.num_points,
         point_token_id=pad,
         image_token_id=image,
@@ -124,7 +125,8 @@ def build_cadrille(recode, processor: CADRecodeProcessor, vision: dict | None = 
         tokenizer,
         num_points=processor.num_points,
         num_surface_samples=processor.num_surface_samples,
-        view_pixels=view_pixels,
+        num_views=num_views,
+        view_pixels=VIEW_PIXELS,
     )
 
 

@@ -20,15 +20,17 @@ class PartRows:
     Args:
         shown: row i shows its part by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is a
             multiple of the list's length always has the same mixture.
-        num_points: of a cloud. families: see [`PartsWorld`]. oversampling: of views, see [`PartSample`].
+        num_points: of a cloud. families: see [`PartsWorld`]. num_views, oversampling: see [`PartSample.views`].
     """
 
-    def __init__(self, seed: int, shown=("points",), num_points=2048, families=tuple(FAMILIES), oversampling=4):
+    def __init__(
+        self, seed: int, shown=("points",), num_points=2048, families=tuple(FAMILIES), num_views=2, oversampling=4
+    ):
         unknown = sorted(set(shown) - {"points", "views", "text"})
         if unknown or not shown:
             raise ValueError(f'`shown` must name "points", "views" or "text", got {list(shown)}.')
         self.world = PartsWorld(seed, num_points if "points" in shown else 0, families)
-        self.shown, self.oversampling = tuple(shown), oversampling
+        self.shown, self.num_views, self.oversampling = tuple(shown), num_views, oversampling
 
     def __getitem__(self, index: int) -> dict:
         sample, kind = self.world[index], self.shown[index % len(self.shown)]
@@ -36,7 +38,7 @@ class PartRows:
         if kind == "points":
             return row | {"cloud": sample.points}
         return row | (
-            {"views": sample.views(oversampling=self.oversampling)} if kind == "views" else {"text": sample.text}
+            {"views": sample.views(self.num_views, self.oversampling)} if kind == "views" else {"text": sample.text}
         )
 
 
@@ -56,14 +58,19 @@ class Collator:
 
 
 def measure(model, processor, rows, inputs, outputs) -> dict:
-    """Shares of next tokens and of whole programs that would be right, given the true tokens before them."""
+    """
+    Shares of next tokens and of whole programs that would be right, given the true tokens before them; of programs also
+    for each way in which parts are shown.
+    """
     labels = inputs["labels"][:, 1:]
     right = outputs.logits[:, :-1].argmax(-1) == labels
     supervised = labels != -100
-    return {
-        "tokens_right": (float((right & supervised).sum()), float(supervised.sum())),
-        "programs_right": (right | ~supervised).all(1).float().tolist(),
-    }
+    programs = (right | ~supervised).all(1).float().tolist()
+    found = {"tokens_right": (float((right & supervised).sum()), float(supervised.sum())), "programs_right": programs}
+    if hasattr(processor, "render_views"):
+        for kind in ("cloud", "views", "text"):
+            found[f"programs_right_{kind}"] = [hit for hit, row in zip(programs, rows) if kind in row]
+    return found
 
 
 @torch.no_grad()
