@@ -35,8 +35,8 @@ def evaluate(
 
     The first program of a part is the greedy one, the others are sampled. A program counts as valid if the sandbox gets
     a valid solid from it, and an invalid one has IoU 0. Solids are compared as published: bounding box centred, longest
-    side 1. "Best of n" is the largest IoU among a part's first n programs, also as published, hence chosen with the truth
-    at hand.
+    side 1. "Best of n" is the largest IoU among a part's first n programs, also as published, hence chosen with the
+    truth at hand.
 
     Args:
         model: a `CADRecodeForCausalLM` or `CadrilleForConditionalGeneration`.

@@ -1,4 +1,4 @@
-"""CAD-Recode and Cadrille of a few million parameters, untrained, with a tokenizer and sizes that suit the parts world."""
+"""CAD-Recode and Cadrille of a few million parameters, untrained, with tokenizer and sizes that suit the parts world."""
 
 import copy
 import math
@@ -73,7 +73,7 @@ def build_cad_recode(
 
 def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **vision):
     """
-    (model, processor) of a Cadrille whose decoder and point encoder are those of a CAD-Recode, its vision tower untrained.
+    (model, processor) of a Cadrille with decoder and point encoder of a CAD-Recode and an untrained vision tower.
 
     Where all three axes of its rotary positions are equal, as on points and text, they are CAD-Recode's.
 
@@ -131,7 +131,7 @@ def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **
 
 
 def with_more_points(folders: dict, output: Path, stage: str, num_points: int) -> None:
-    """`make` of a recipe: the CAD-Recode of an earlier stage, which from now on reads `num_points` points of a cloud."""
+    """`make` of a recipe: the CAD-Recode of an earlier stage, to read `num_points` points of a cloud from now on."""
     model, processor = _load(folders[stage])
     model.config.num_points = processor.num_points = num_points
     _save(model, processor, output)

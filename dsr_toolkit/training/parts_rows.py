@@ -15,11 +15,11 @@ TRAINING_FAMILIES = (
 
 class PartRows:
     """
-    Rows of an endless parts world: {"program"} and the part as "cloud" (in the program's coordinates), "views" or "text".
+    Rows of an endless parts world: "program", and the part as "cloud" (in the program's coordinates), "views" or "text".
 
     Args:
-        shown: row i shows its part by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is a
-            multiple of the list's length always has the same mixture.
+        shown: row i shows its part by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is
+            a multiple of the list's length always has the same mixture.
         num_points: of a cloud. families: see [`PartsWorld`]. num_views, oversampling: see [`PartSample.views`].
     """
 
@@ -40,21 +40,6 @@ class PartRows:
         return row | (
             {"views": sample.views(self.num_views, self.oversampling)} if kind == "views" else {"text": sample.text}
         )
-
-
-class Collator:
-    """Rows to the training inputs of the processor, padded on the right; `collator` of a recipe."""
-
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __call__(self, rows: list[dict]) -> dict:
-        given = {"point_clouds": [row.get("cloud") for row in rows]}
-        if hasattr(self.processor, "render_views"):
-            given |= {"images": [row.get("views") for row in rows], "text": [row.get("text") for row in rows]}
-        given = {name: values for name, values in given.items() if any(value is not None for value in values)}
-        programs = [row["program"] for row in rows]
-        return dict(self.processor(**given, programs=programs, normalization="program", padding_side="right"))
 
 
 def measure(model, processor, rows, inputs, outputs) -> dict:

@@ -6,11 +6,19 @@ import torch
 
 from dsr_toolkit.tiny.cad_models import build_cad_recode, build_cadrille, cad_tokenizer, with_more_points
 from dsr_toolkit.tiny.cad_tokens import NUMBERS
-from dsr_toolkit.training.parts_rows import TRAINING_FAMILIES, Collator, PartRows, measure, show
+from dsr_toolkit.training.parts_rows import TRAINING_FAMILIES, PartRows, measure, show
 from dsr_toolkit.training.recipe import load_recipe
 from dsr_toolkit.worlds.parts import PartsWorld
 
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_points": 16, "num_surface_samples": 64}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_points": 16,
+    "num_surface_samples": 64,
+}
+
+PLAIN = {"normalization": "program", "noise_std": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def test_neighbouring_numbers_start_alike(recode):
 
 
 def test_cadrille_begins_with_what_cad_recode_knows(recode, cadrille):
-    batch = Collator(recode[1])([PartRows(0, num_points=64)[i] for i in range(2)])
+    batch = recode[1].training_collator(**PLAIN)([PartRows(0, num_points=64)[i] for i in range(2)])
     ids = batch["input_ids"].masked_fill(batch["point_token_mask"], cadrille[0].config.point_token_id)
     with torch.no_grad():
         wanted = recode[0](**batch).logits
@@ -68,7 +76,7 @@ def test_rows_show_parts_as_the_pattern_says_and_labels_are_the_programs(cadrill
     some = [rows[index] for index in range(6)]
     assert [set(row) for row in some[3:]] == [{"cloud", "program"}, {"views", "program"}, {"text", "program"}]
     assert some[1]["views"].size == (268, 134)  # two views
-    batch = Collator(processor)(some)
+    batch = processor.training_collator(**PLAIN)(some)
     assert batch["is_pc"].tolist() == [True, False, False] * 2 and batch["is_img"].tolist() == [False, True, False] * 2
     assert batch["video_grid_thw"][1].tolist() == [1, 10, 20]
     for labels, row in zip(batch["labels"], some):

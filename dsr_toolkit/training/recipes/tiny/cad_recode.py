@@ -13,7 +13,7 @@ ROWS = {
     "evaluation": {
         "rows": "dsr_toolkit.training.parts_rows:PartRows", "seed": 2000, "count": 128, "options": {"num_points": 1024}
     },
-    "collator": "dsr_toolkit.training.parts_rows:Collator",
+    "collator_options": {"normalization": "program", "noise_std": 0.0},
     "measure": "dsr_toolkit.training.parts_rows:measure",
     "show": "dsr_toolkit.training.parts_rows:show",
 }  # fmt: skip

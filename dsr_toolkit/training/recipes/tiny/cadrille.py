@@ -30,7 +30,7 @@ RECIPE = Recipe(
                 "count": 128,
                 "options": {"shown": ["points", "views", "text", "views"], "num_points": 1024},
             },
-            collator="dsr_toolkit.training.parts_rows:Collator",
+            collator_options={"normalization": "program", "noise_std": 0.0},
             measure="dsr_toolkit.training.parts_rows:measure",
             show="dsr_toolkit.training.parts_rows:show",
             arguments={
