@@ -52,8 +52,8 @@ class CadrilleProcessor(SolidProcessor):
         num_views (`int`, *optional*, defaults to 4): Views of a mesh when it is shown instead of sampled.
         prompt (`str`, *optional*): What is asked when a sample has no text.
         program_range (`float`, *optional*, defaults to 100): Half the range of a program's coordinates.
-        view_pixels (`int`, *optional*, defaults to 200704): Smallest area of a picture of views as the vision tower gets
-            it; the largest is five times that.
+        view_pixels (`int`, *optional*, defaults to 200704): Smallest area of a picture of views as the vision tower
+            gets it; the largest is five times that.
     """
 
     point_channels = 3

@@ -1,4 +1,4 @@
-"""CAD-Recode and Cadrille of a few million parameters, untrained, with tokenizer and sizes that suit the parts world."""
+"""CAD-Recode and Cadrille of a few million parameters, untrained, with tokenizer and sizes for the parts world."""
 
 import copy
 import math

@@ -15,7 +15,7 @@ TRAINING_FAMILIES = (
 
 class PartRows:
     """
-    Rows of an endless parts world: "program", and the part as "cloud" (in the program's coordinates), "views" or "text".
+    Rows of an endless parts world: "program", and the part as "cloud" (in the program's frame), "views" or "text".
 
     Args:
         shown: row i shows its part by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is
