@@ -39,13 +39,21 @@ The output folder has `recipe.json`, and per stage `log.jsonl`, `curves.png`, `s
 `metrics.json`; `model/` is the result, with processor, code and card, and loads with `AutoModel.from_pretrained(…)`.
 """
 
+from .adapters import add_adapter, load_adapter, merge_adapter, save_adapter
+from .architectures import fine_tuning
 from .measures import Measures
 from .recipe import Recipe, Stage, load_recipe, recipe_names
 from .rows import Mapped, Rows
-from .run import Trained, make_model, make_rows, make_trainer, train, training_arguments
+from .run import Trained, make_collator, make_model, make_rows, make_trainer, train, training_arguments
 from .trainer import SpatialTrainer
 
 __all__ = [
+    "add_adapter",
+    "fine_tuning",
+    "load_adapter",
+    "make_collator",
+    "merge_adapter",
+    "save_adapter",
     "Mapped",
     "Measures",
     "Recipe",

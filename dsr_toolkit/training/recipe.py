@@ -36,6 +36,8 @@ class Stage:
         collator: `collator(processor, **collator_options)` makes a function from a list of rows to the model's inputs,
             labels included. None: `processor.training_collator(**collator_options)`.
         freeze: preset of `model.freeze`; None leaves the model as it is.
+        lora: settings of [`add_adapter`] ({"preset": "attention", "rank": 16, "dora": False}); the stage's model is
+            then an adapter. A stage that starts from it gets it merged.
         learning_rates: {regular expression: rate} for parameters whose name it finds (`re.search`); the first that does
             counts, the others get `arguments["learning_rate"]`.
         arguments: of transformers' `TrainingArguments`.
@@ -55,6 +57,7 @@ class Stage:
     collator: str | None = None
     collator_options: dict = field(default_factory=dict)
     freeze: str | None = None
+    lora: dict | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
     measure: str | None = None
@@ -67,6 +70,10 @@ class Stage:
         unknown = sorted(set(self.arguments) - ARGUMENTS)
         if unknown:
             raise ValueError(f"`arguments` of stage {self.name!r} has what TrainingArguments has not: {unknown}.")
+        if self.lora is not None and "build" in self.model:
+            raise ValueError(
+                f"stage {self.name!r}: an adapter needs a base that is loaded, not one built from nothing."
+            )
         if self.evaluation is not None and self.evaluation.get("count") is None:
             raise ValueError(f"`evaluation` of stage {self.name!r} needs a `count`.")
 

@@ -23,6 +23,7 @@ import modeling_dsr  # noqa: F401  registers this library's classes: the code in
 
 from ..console import say, step
 from ..extras import needs
+from .adapters import add_adapter, is_adapter, load_adapter, save_adapter
 from .card import write_card
 from .journal import Journal, draw_curves
 from .recipe import Recipe, Stage, find
@@ -129,6 +130,8 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
     model, processor = make_model(stage.model, folders)
     if stage.freeze is not None:
         model.freeze(stage.freeze)
+    if stage.lora is not None:
+        model = add_adapter(model, **stage.lora)
     trainer = make_trainer(stage, model, processor, arguments, folder)
     checkpoint = last_whole_checkpoint(arguments.output_dir) if resume else None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -142,6 +145,8 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
     if stage.evaluation is not None:
         metrics = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items() if k.startswith("eval_")}
     trainer.save_model(str(folder / MODEL))
+    if _is_main() and stage.lora is not None:
+        save_adapter(model, folder / MODEL, _source(stage.model, folders), stage.model.get("subfolder"))
     if _is_main():
         draw_curves(folder)
         _write_json(folder / METRICS, metrics)
@@ -169,13 +174,13 @@ def make_trainer(stage: Stage, model, processor, arguments: TrainingArguments, f
     if rows.endless and arguments.max_steps <= 0:
         raise ValueError(f"stage {stage.name!r}: its rows have no end, so `max_steps` is needed.")
     journal = Journal(folder)
-    collate = find(stage.collator) if stage.collator else type(processor).training_collator
+    collator = make_collator(stage, processor)
     trainer = SpatialTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         eval_dataset=None if stage.evaluation is None else make_rows(stage.evaluation),
-        data_collator=collate(processor, **stage.collator_options),
+        data_collator=collator,
         processing_class=processor,
         callbacks=[journal],
         learning_rates=stage.learning_rates,
@@ -186,6 +191,12 @@ def make_trainer(stage: Stage, model, processor, arguments: TrainingArguments, f
     )
     trainer.remove_callback(PrinterCallback)  # the journal tells the same, in fewer words
     return trainer
+
+
+def make_collator(stage: Stage, processor):
+    """The function from rows to inputs that `collator` of a [`Stage`] names."""
+    collate = find(stage.collator) if stage.collator else type(processor).training_collator
+    return collate(processor, **stage.collator_options)
 
 
 def make_rows(data: dict) -> Rows:
@@ -205,16 +216,27 @@ def make_model(spec: dict, folders: dict[str, Path]):
     if kinds == ["build"]:
         model, processor = find(spec["build"])(**spec.get("options", {}))
         return model, processor
-    source = spec[kinds[0]]
-    if kinds != ["path"]:
-        if source not in folders:
-            raise ValueError(f"`model` refers to {source!r}, which is no earlier stage or required recipe.")
-        source = str(folders[source])
+    source = _source(spec, folders)
+    if is_adapter(source):
+        model = load_adapter(source, dtype=spec.get("dtype", "float32")).merge_and_unload()
+        return model, AutoProcessor.from_pretrained(source)
     options = {"subfolder": spec["subfolder"]} if spec.get("subfolder") else {}
     config = AutoConfig.from_pretrained(source, **options)
     attention = {"attn_implementation": spec["attention"]} if "attention" in spec else {}
     model = auto_class(config).from_pretrained(source, dtype=spec.get("dtype", "float32"), **attention, **options)
     return model, AutoProcessor.from_pretrained(source, **options)
+
+
+def _source(spec: dict, folders: dict[str, Path]) -> str:
+    """The folder or repository of a `model` that is loaded and not built."""
+    if "path" in spec:
+        return spec["path"]
+    name = spec.get("stage") or spec.get("recipe")
+    if name is None:
+        raise ValueError("A model that is built from nothing has no base for an adapter; train it in full.")
+    if name not in folders:
+        raise ValueError(f"`model` refers to {name!r}, which is no earlier stage or required recipe.")
+    return str(folders[name])
 
 
 def auto_class(config):

@@ -60,6 +60,12 @@ class SpatialTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training and not loss.isfinite().all():
+            raise ValueError(
+                f"The loss is {loss.item():g} at step {self.state.global_step + 1}: the training has diverged. Lower "
+                f"the "
+                "learning rate, warm up longer, or clip gradients (`max_grad_norm`); an earlier checkpoint is whole."
+            )
         if model.training:
             for name, value in (getattr(outputs, "losses", None) or {}).items():
                 self._terms.setdefault(name, []).append(value.detach().float().mean())

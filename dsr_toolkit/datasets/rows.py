@@ -1,0 +1,144 @@
+"""Rows for training from files: for each architecture the published formats, read by a path alone."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .geometry import find_sequences
+from .nuscenes import NuScenes
+from .programs import Programs
+from .questions import read_questions
+from .segmentation import read_png, read_refcoco
+
+
+def rows(seed: int, kind: str, path: str, **options):
+    """
+    Rows of `path` for the collator of an architecture.
+
+    Args:
+        seed: of a stage's data; files do not need it. kind: the model type. options: of the reader, see `READERS`.
+    """
+    if kind not in READERS:
+        raise ValueError(f"Files are read for {', '.join(READERS)}, not for {kind!r}.")
+    return READERS[kind](path, **options)
+
+
+class GeometryRows:
+    """
+    Windows of sequences with depth and cameras: "images", "depths", "intrinsics", "poses".
+
+    Args:
+        path: a folder as [`find_sequences`] reads it. frames: images of a row; stride: between its images; step:
+            between the first images of two rows, default a whole window.
+    """
+
+    def __init__(self, path, frames: int = 4, stride: int = 1, step: int | None = None, layout: str | None = None):
+        self.windows = []
+        reach = (frames - 1) * stride
+        for sequence in find_sequences(path, layout):
+            lacking = [name for name in ("depth", "intrinsics", "poses") if getattr(sequence, name) is None]
+            if lacking:
+                raise ValueError(
+                    f"Sequence {sequence.name} has no {' and no '.join(lacking)}; training needs them all."
+                )
+            count = len(sequence.images)
+            if sequence.layout == "multiview":
+                self.windows.append((sequence, list(range(count))))
+            starts = range(0, count - reach, step or reach + stride)
+            if sequence.layout != "multiview":
+                self.windows += [(sequence, list(range(start, start + reach + 1, stride))) for start in starts]
+        if not self.windows:
+            raise ValueError(f"{path} has no sequence of {reach + 1} images or more.")
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict:
+        sequence, chosen = self.windows[index]
+        times = np.asarray(sequence.pose_times, float)
+        nearest = [int(np.abs(times - sequence.times[i]).argmin()) for i in chosen]
+        return {
+            "images": [str(sequence.images[i]) for i in chosen],
+            "depths": np.stack([sequence.depth(i) for i in chosen]),
+            "intrinsics": sequence.intrinsics[chosen],
+            "poses": sequence.poses[nearest],
+        }
+
+
+class NuScenesRows:
+    """
+    Questions about nuScenes' samples, and their map elements: "images", "cam_intrinsics", "cam_extrinsics", "question",
+    "answer", "map".
+
+    Args:
+        path: nuScenes' folder. In its version's folder (or beside it) `questions.json`, rows of `sample_token`,
+            `question`, `answer`, and `map_elements.json`, rows of `sample_token`, `label`, `points` (metres, LiDAR
+            frame); one of them at least.
+        calibrated: give the cameras' calibration.
+        learn: "questions", "map", or "both" in every row (the prompts then begin alike); default: questions, if there
+            are some.
+    """
+
+    def __init__(self, path, version: str | None = None, calibrated: bool = True, learn: str | None = None):
+        import json
+
+        self.reader, self.calibrated = NuScenes(path, version), calibrated
+
+        def table(name: str) -> list[dict]:
+            found = next((p for p in (self.reader.tables / name, Path(path) / name) if p.is_file()), None)
+            return [] if found is None else json.loads(found.read_text(encoding="utf-8"))
+
+        questions, elements = table("questions.json"), table("map_elements.json")
+        if not questions and not elements:
+            raise ValueError(f"{path} has neither questions.json nor map_elements.json, so nothing is to be learnt.")
+        learn = learn or ("questions" if questions else "map")
+        if learn not in ("questions", "map", "both") or (learn != "map" and not questions):
+            raise ValueError(f'`learn` must be "questions", "map" or "both", of what {path} has; got {learn!r}.')
+        questions, elements = (questions if learn != "map" else []), (elements if learn != "questions" else [])
+        self.maps = {}
+        for element in elements:
+            line = {"label": element["label"], "points": element["points"]}
+            self.maps.setdefault(element["sample_token"], []).append(line)
+        self.entries = [(q["sample_token"], q.get("question"), q.get("answer")) for q in questions]
+        self.entries = self.entries or [(token, None, None) for token in self.maps]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict:
+        token, question, answer = self.entries[index]
+        sample = self.reader.read(token)
+        row = {"images": {name: str(file) for name, file in sample["images"].items()}}
+        if self.calibrated:
+            row |= {name: sample[name] for name in ("cam_intrinsics", "cam_extrinsics")}
+        if question is not None:
+            row |= {"question": question, "answer": answer}
+        if self.maps:
+            row["map"] = self.maps.get(token, [])
+        return row
+
+
+def segmentation_rows(path, images=None, split: str = "train", panoptic=None, segmentations=None) -> list[dict]:
+    """
+    "image", "pieces" or "phrases", and "masks": referring expressions of a folder with `instances.json` and `refs(…).p`
+    (`images` beside them by default), or, of a `png_coco_….json`, Panoptic Narrative Grounding.
+    """
+    path = Path(path)
+    if path.is_file():
+        if None in (panoptic, segmentations, images):
+            raise ValueError("Panoptic Narrative Grounding needs `panoptic`, `segmentations` and `images`, too.")
+        samples = read_png(path, panoptic, segmentations, images)
+    else:
+        samples = read_refcoco(path, path / "images" if images is None else images, split)
+    return [{"image": s.image, "pieces": s.pieces, "masks": s.masks} for s in samples]
+
+
+READERS = {
+    "dsr": read_questions,
+    "pi3": GeometryRows,
+    "page4d": GeometryRows,
+    "cadrille": Programs,
+    "cad_recode": Programs,
+    "frozen_qwen_sam": segmentation_rows,
+    "scene_qformer": NuScenesRows,
+}

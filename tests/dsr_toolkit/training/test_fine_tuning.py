@@ -1,0 +1,128 @@
+"""`dsr train ARCH`: published formats in, a model or an adapter out; and `--check`, which says what is wrong first."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+from dsr_toolkit.cli import main
+from dsr_toolkit.datasets.rows import rows
+from dsr_toolkit.tiny import hub_folder
+from dsr_toolkit.training import load_adapter
+from dsr_toolkit.worlds.parts import PartsWorld
+from dsr_toolkit.worlds.parts_export import write_cad_recode, write_text2cad
+from dsr_toolkit.worlds.space.export import write_dsr_train, write_posed_images, write_refcoco
+from dsr_toolkit.worlds.surround import SurroundWorld
+from dsr_toolkit.worlds.surround_export import write_nuscenes
+
+FAST = ["--set", "max_steps=1", "--set", "use_cpu=true", "--set", "gradient_accumulation_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A data set of each architecture, written by the worlds in the published format."""
+    from dsr_toolkit.worlds.space import SpaceWorld
+
+    root = tmp_path_factory.mktemp("data")
+    world = SpaceWorld(5, frames=4, height=56, width=84)
+    write_dsr_train([world[i] for i in range(2)], root / "dsr")
+    write_refcoco([world[i] for i in range(2)], root / "frozen_qwen_sam")
+    write_posed_images(world[0], root / "pi3")
+    write_cad_recode(PartsWorld(5), root / "cad_recode", {"train": 3, "val": 2})
+    write_text2cad(PartsWorld(5), root / "cadrille", {"train": 3})
+    surround = SurroundWorld(5)
+    write_nuscenes([surround[i] for i in range(2)], root / "scene_qformer")
+    paths = {name: root / name for name in ("frozen_qwen_sam", "pi3", "cad_recode", "cadrille", "scene_qformer")}
+    return paths | {"page4d": root / "pi3", "dsr": root / "dsr" / "train.json"}
+
+
+KINDS = ("dsr", "pi3", "page4d", "frozen_qwen_sam", "cadrille", "cad_recode", "scene_qformer")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_published_formats_become_batches(kind, files):
+    found = rows(0, kind, str(files[kind]))
+    processor = AutoProcessor.from_pretrained(hub_folder(kind))
+    batch = processor.training_collator()([found[0]])
+    assert any(name in batch for name in ("labels", "target_points", "depths", "map_labels"))
+
+
+def test_dsr_train_asks_as_published(files):
+    found = rows(0, "dsr", str(files["dsr"]))
+    published = next(iter(json.loads(files["dsr"].read_text()).values()))[0]
+    text = found[0]["question"].splitlines()
+    assert text[0] == published["Question"] and text[1] == "Options:" and text[2] == f"A {published['A']}"
+    assert found[0]["answer"] == published["Correct"] and found[0]["video"].endswith(".mp4")
+
+
+def test_a_chat_list_is_read(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A ball."}]
+    (tmp_path / "chat.json").write_text(json.dumps([{"image": "one.png", "conversations": turns}]))
+    (row,) = rows(0, "dsr", str(tmp_path / "chat.json"))
+    assert row["image"] == str(tmp_path / "one.png")
+    assert row["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    assert row["messages"][1]["role"] == "assistant"
+
+
+def test_fine_tuning_writes_a_model(files, tmp_path, capsys):
+    arguments = ["train", "cad_recode", "--data", str(files["cad_recode"]), "--model", str(hub_folder("cad_recode"))]
+    assert main([*arguments, "-o", str(tmp_path / "out"), *FAST]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "model")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["stages"][0]["freeze"] == "all"
+
+
+def test_lora_writes_an_adapter(files, tmp_path):
+    arguments = ["train", "cad_recode", "--data", str(files["cad_recode"]), "--model", str(hub_folder("cad_recode"))]
+    assert main([*arguments, "-o", str(tmp_path / "out"), "--lora", "attention", *FAST]) == 0
+    model = load_adapter(tmp_path / "out" / "model")
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+    assert AutoProcessor.from_pretrained(tmp_path / "out" / "model")
+
+
+def test_check_names_row_field_and_reason(tmp_path, capsys):
+    np.save(tmp_path / "cloud.npy", np.random.default_rng(0).normal(size=(300, 3)))
+    lines = [
+        {"program": "r = 1", "cloud": "cloud.npy"},
+        {"program": "", "cloud": "cloud.npy"},
+        {"program": "r = 2", "mesh": "missing.stl"},
+        {"program": "r = 3"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = [
+        "train",
+        "cad_recode",
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--model",
+        str(hub_folder("cad_recode")),
+    ]
+    assert main([*arguments, "--check"]) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("row 1, field 'program': must be a text that is not empty")
+    assert told[1].startswith("row 2, field 'mesh': there is no file")
+    assert told[2].startswith("row 3: ") and "cloud" in told[2]
+    assert len(told) == 3
+
+
+def test_check_is_content_with_good_rows(files, capsys):
+    arguments = ["train", "dsr", "--data", str(files["dsr"]), "--model", str(hub_folder("dsr")), "--check"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train"], "say either"),
+        (["train", "dsr", "--data", "x"], "--model is needed"),
+        (["train", "--recipe", "tiny/pi3", "--lora", "attention", "-o", "x"], "--lora belong to ARCH"),
+        (["train", "dsr", "--data", "x", "--model", str("/nowhere/at/all/x")], "neither a folder"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
