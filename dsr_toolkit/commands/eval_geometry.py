@@ -31,6 +31,7 @@ TRUTH = {
 }
 ALIGNMENTS = ("scale", "scale_shift", "median", "lstsq", "metric")
 MAX_FRAMES = 120  # of a sequence, as published
+FEWEST_FRAMES = 3  # of a trajectory that can be aligned
 
 
 def add_arguments(parser, task: str) -> None:
@@ -54,9 +55,11 @@ def add_arguments(parser, task: str) -> None:
         help=f"of a sequence, from its start (default: {MAX_FRAMES})",
     )
     if task.endswith("depth"):
-        default = "scale" if task == "video-depth" else "median"
         parser.add_argument(
-            "--align", choices=ALIGNMENTS, default=default, help=f"of depths to the truth (default: {default})"
+            "--align",
+            choices=ALIGNMENTS,
+            help="of depths to the truth (default: what the model's own evaluation does: "
+            + ("scale)" if task == "video-depth" else "π³ scale, PAGE-4D median)"),
         )
     if task == "relpose":
         parser.add_argument("--window", type=int, metavar="W", help="so many frames at a time (default: all together)")
@@ -83,6 +86,8 @@ def add_arguments(parser, task: str) -> None:
 def run(args) -> None:
     if args.max_frames < 1:
         raise ValueError(f"--max-frames must be at least 1, got {args.max_frames}.")
+    if args.task == "relpose" and args.max_frames < FEWEST_FRAMES:
+        raise ValueError(f"--max-frames must be at least {FEWEST_FRAMES} to align a trajectory, got {args.max_frames}.")
     window = getattr(args, "window", None)
     if getattr(args, "overlap", None) is not None and window is None:
         raise ValueError("--overlap goes with --window.")
@@ -95,7 +100,7 @@ def run(args) -> None:
         from transformers import AutoConfig
 
         from ..datasets.geometry import find_sequences
-        from ..evaluation.geometry import published_predict
+        from ..evaluation.geometry import ALIGNMENT, PI3_POINTS_WIDTH, PI3_WIDTH, published_predict
         from ..loading import load, resolve
     sequences = choose(find_sequences(args.folder, args.layout), args.task, args.sequences)
 
@@ -108,6 +113,9 @@ def run(args) -> None:
         model, processor = load(source, kind, dtype=args.dtype, device=args.device)
     if is_random:
         say(RANDOM_WEIGHTS_NOTICE)
+    about = {"model": str(source), "kind": kind, "random_weights": is_random}
+    if args.task.endswith("depth"):
+        args.align = about["align"] = args.align or ALIGNMENT[kind, args.task]
 
     output = Path(args.output)
     done = Results(
@@ -119,13 +127,21 @@ def run(args) -> None:
         }
         | {"source": str(source)},
     )
-    predict = published_predict(model, processor, kind, args.point_source)
+    predict = published_predict(
+        model, processor, kind, args.point_source, PI3_POINTS_WIDTH if args.task == "points" else PI3_WIDTH
+    )
     bar = tqdm(sequences, unit="sequence", desc=args.task)
     for sequence in bar:
         bar.set_postfix_str(sequence.name)
-        if sequence.name not in done.metrics:
+        if sequence.name in done.metrics:
+            continue
+        try:
             done.add(sequence.name, *score(args, sequence.first(args.max_frames), predict, window))
-    for line in report(done, args.task, output, {"model": str(source), "kind": kind, "random_weights": is_random}):
+        except ValueError as error:
+            say(f"{sequence.name} is left out: {error}")
+    if not done.metrics:
+        raise ValueError("no sequence could be scored.")
+    for line in report(done, args.task, output, about):
         print(line)
     if is_random:
         print("(random weights: these figures mean nothing)")
@@ -150,7 +166,14 @@ def choose(sequences: list, task: str, wanted: list[str] | None) -> list:
         sequences = [sequence for sequence in sequences if not skipped(sequence.name)]
     complete = [s for s in sequences if all(getattr(s, name) is not None for name in TRUTH[task])]
     if task == "relpose":
-        complete = [sequence for sequence in complete if len(sequence.images) > 1]
+        short = [sequence.name for sequence in complete if len(sequence.images) < FEWEST_FRAMES]
+        complete = [sequence for sequence in complete if len(sequence.images) >= FEWEST_FRAMES]
+        if short:
+            say(
+                f"With fewer than {FEWEST_FRAMES} images, left out: {', '.join(short)} (two positions leave the turn "
+                "between both worlds open)."
+            )
+            sequences = [sequence for sequence in sequences if sequence.name not in short]
     if not complete:
         raise ValueError(f"no sequence has what {task} needs: {', '.join(TRUTH[task])}, and images.")
     if missing := [sequence.name for sequence in sequences if sequence not in complete]:
@@ -221,9 +244,12 @@ def report(done: Results, task: str, output: Path, about: dict) -> list[str]:
         writer = csv.writer(file)
         writer.writerow(["sequence", "frames", *names])
         writer.writerows([name, row["frames"], *(row[key] for key in names)] for name, row in done.metrics.items())
-    lines = ["| sequence | frames | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    align = [about["align"]] if "align" in about else []
+    head = ["sequence", "frames", *(["align"] if align else []), *names]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, row in [*done.metrics.items(), ("average", {**average, "frames": sum(row["frames"] for row in rows)})]:
-        lines.append(f"| {name} | {row['frames']} | " + " | ".join(f"{row[key]:.4f}" for key in names) + " |")
+        cells = [name, str(row["frames"]), *align, *(f"{row[key]:.4f}" for key in names)]
+        lines.append("| " + " | ".join(cells) + " |")
     (output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     files = ("report.md", "metrics.json", "sequences.csv", *(f"{name}.png" for name in done.metrics))
     return [*lines, "", *(f"   {output / name}" for name in files)]

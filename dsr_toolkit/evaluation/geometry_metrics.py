@@ -177,8 +177,12 @@ def trajectory_metrics(
     Returns:
         `ate` (RMSE of translation), `rpe_trans` and `rpe_rot` (RMSE of relative motion between neighbouring frames;
         degrees).
+
+    Raises:
+        ValueError: shapes that do not fit, and trajectories that leave their alignment open.
     """
     needs("geometry", "A trajectory's score", "evo")
+    from evo import EvoException
     from evo.core import metrics, sync
     from evo.core.trajectory import PoseTrajectory3D
 
@@ -197,8 +201,13 @@ def trajectory_metrics(
     times = truth_times if timestamps is None else np.asarray(timestamps, float)
     reference = PoseTrajectory3D(poses_se3=list(truth), timestamps=truth_times)
     found = PoseTrajectory3D(poses_se3=list(estimate), timestamps=times)
-    reference, found = sync.associate_trajectories(reference, found)
-    found.align(reference, correct_scale=True)
+    try:
+        reference, found = sync.associate_trajectories(reference, found)
+        found.align(reference, correct_scale=True)
+    except EvoException as error:
+        raise ValueError(
+            f"the trajectories cannot be aligned ({error}): fewer than three positions match, or all lie on one line."
+        ) from error
 
     def rmse(metric) -> float:
         metric.process_data((reference, found))

@@ -325,9 +325,14 @@ class _Judge:
         if len(self.pairs) >= FEWEST_SCORED:
             from ..evaluation.geometry_metrics import trajectory_metrics
 
-            found["trajectory"] = trajectory_metrics(*(np.stack(side) for side in zip(*self.pairs)))
-            ate, trans, rot = (found["trajectory"][name] for name in ("ate", "rpe_trans", "rpe_rot"))
-            say(f"Cameras against the known ones: ATE {ate:.4g}, RPE {trans:.4g} and {rot:.3g}°, in the known unit.")
+            try:
+                found["trajectory"] = trajectory_metrics(*(np.stack(side) for side in zip(*self.pairs)))
+                ate, trans, rot = (found["trajectory"][name] for name in ("ate", "rpe_trans", "rpe_rot"))
+                say(
+                    f"Cameras against the known ones: ATE {ate:.4g}, RPE {trans:.4g} and {rot:.3g}°, in the known unit."
+                )
+            except ValueError as error:
+                say(f"Cameras are not compared with the known ones: {error}")
         if self.focal:
             found["focal_ratio"] = float(np.median(self.focal))
             say(f"Focal lengths are {found['focal_ratio']:.4g} of the known ones (median).")

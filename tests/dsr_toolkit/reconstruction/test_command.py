@@ -359,6 +359,15 @@ def test_the_result_stands_in_the_world_of_the_known_cameras(window, photos, tmp
     assert known["focal_ratio"] == pytest.approx(1, abs=1e-6)
 
 
+def test_known_cameras_on_one_line_cost_no_result(photos, tmp_path, quick_pi3, capsys):
+    poses, k = true_cameras()
+    poses[:, :3, 3] = np.arange(COUNT)[:, None] * [1.0, 0, 0]
+    write_transforms(tmp_path / "transforms.json", poses, k)
+    assert reconstruct(photos, tmp_path / "out", quick_pi3, "--cameras", str(tmp_path / "transforms.json")) == 0
+    assert "trajectory" not in report_of(tmp_path / "out")["known"]
+    assert "cannot be aligned" in capsys.readouterr().err
+
+
 def test_pi3x_can_be_told_what_the_window_before_said(photos, tmp_path, quick_pi3x, given):
     assert reconstruct(photos, tmp_path / "out", quick_pi3x, "--window", "4", "--overlap", "2", "--overlap-prior") == 0
     first, second = given
