@@ -4,6 +4,17 @@ Each is defined in the package, in the file of its architecture, and imported wh
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modeling_dsr.configuration_cad_recode import CADRecodeConfig as CADRecodeConfig
+    from modeling_dsr.configuration_cadrille import CadrilleConfig as CadrilleConfig
+    from modeling_dsr.configuration_dsr import DSRConfig as DSRConfig
+    from modeling_dsr.configuration_frozen_qwen_sam import FrozenQwenSAMConfig as FrozenQwenSAMConfig
+    from modeling_dsr.configuration_page4d import Page4DConfig as Page4DConfig
+    from modeling_dsr.configuration_pi3 import Pi3Config as Pi3Config
+    from modeling_dsr.configuration_scene_qformer import SceneMapConfig as SceneMapConfig
+    from modeling_dsr.configuration_scene_qformer import SceneQFormerConfig as SceneQFormerConfig
 
 HOMES = {
     "CADRecodeConfig": "configuration_cad_recode",

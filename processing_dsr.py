@@ -4,6 +4,15 @@ Each is defined in the package, in the file of its architecture, and imported wh
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modeling_dsr.processing_cad_recode import CADRecodeProcessor as CADRecodeProcessor
+    from modeling_dsr.processing_cadrille import CadrilleProcessor as CadrilleProcessor
+    from modeling_dsr.processing_dsr import DSRProcessor as DSRProcessor
+    from modeling_dsr.processing_frozen_qwen_sam import FrozenQwenSAMProcessor as FrozenQwenSAMProcessor
+    from modeling_dsr.processing_geometry import GeometryProcessor as GeometryProcessor
+    from modeling_dsr.processing_scene_qformer import SceneQFormerProcessor as SceneQFormerProcessor
 
 HOMES = {
     "CADRecodeProcessor": "processing_cad_recode",

@@ -33,7 +33,7 @@ EXTRAS = {
     "train": ["trl>=1.0", "matplotlib>=3.8"],
 }
 EXTRAS["test"] = sorted(
-    {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy"}
+    {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy", "ruff==0.17.6", "mypy==2.4.1"}
     | {
         requirement
         for name in ("cad", "geometry", "scene", "segment", "serve", "train", "view")

@@ -46,7 +46,7 @@ class Space:
 
     def __init__(self, endpoint, error_class, scratch: Path):
         self.endpoint, self.error_class, self.scratch = endpoint, error_class, scratch
-        self.examples = _module("examples")
+        self.examples = _module("space_examples")
         self.files = self.examples.write(scratch / "examples")
         self.busy = threading.Lock()  # a model is for one thread at a time
 

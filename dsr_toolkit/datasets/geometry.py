@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-
-from modeling_dsr.pose import quaternion_to_matrix
 
 from ..reconstruction.inputs import TIME_FOLDER, is_multiview, multiview_files
 
@@ -124,6 +121,10 @@ def _numbers(path: Path, columns: int) -> np.ndarray:
 
 def read_trajectory(path: Path) -> tuple[np.ndarray, list[float]]:
     """Poses `[M, 4, 4]` and times of a file in TUM's format: `time tx ty tz qx qy qz qw`."""
+    import torch
+
+    from modeling_dsr.pose import quaternion_to_matrix
+
     rows = _numbers(path, 8)
     if not np.linalg.norm(rows[:, 4:], axis=1).all():
         raise ValueError(f"{path} holds a quaternion of length 0, expected rotations qx qy qz qw.")
