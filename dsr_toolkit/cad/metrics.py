@@ -63,8 +63,31 @@ def intersection_over_union(
     first, second = solid_body(mesh, solids), solid_body(other, other_solids)
     shared = (first ^ second).volume()
     union = first.volume() + second.volume() - shared
+    if not union > 0:
+        raise ValueError("the two bodies together have no volume")
     # Rounding alone could lead out of [0, 1].
     return float(min(max(shared / union, 0.0), 1.0))
+
+
+def published_iou(truth: TriangleMesh, mesh: TriangleMesh) -> float | None:
+    """
+    Intersection over union by the rule of Cadrille's published evaluation: of the parts of both meshes that are closed,
+    the volumes that any two of them share, over the sum of their volumes less what is shared.
+
+    A mesh without a closed part has volume 0 there, hence an open prediction the score 0, and so any prediction for an
+    open truth. None where that rule leaves a pair out: both are open, or a boolean fails, as with cavities.
+    """
+    import trimesh
+
+    # As it is after a binary STL file, which the published evaluation writes: rounded, corners joined.
+    first, second = (trimesh.Trimesh(one.vertices.astype(np.float32), one.faces, process=True) for one in (truth, mesh))
+    try:
+        parts, others = first.split(only_watertight=True), second.split(only_watertight=True)
+        shared = sum(part.intersection(other).volume for part in parts for other in others)
+        union = sum(part.volume for part in parts) + sum(other.volume for other in others) - shared
+        return float(shared / union) if union > 0 else None
+    except Exception:  # the published evaluation leaves out whatever raises
+        return None
 
 
 def solid_body(mesh: TriangleMesh, solids: np.ndarray | None = None):
@@ -78,11 +101,13 @@ def solid_body(mesh: TriangleMesh, solids: np.ndarray | None = None):
     import manifold3d
 
     vertices, faces, kept = _merged(mesh)
-    groups = _connected(faces, len(vertices)) if solids is None else np.asarray(solids)[kept]
+    if not len(faces):
+        raise ValueError("the mesh has no area")
+    groups = _connected(vertices, faces) if solids is None else np.asarray(solids)[kept]
     bodies = []
     for group in np.unique(groups):
         own = faces[groups == group]
-        parts = _connected(own, len(vertices))
+        parts = _connected(vertices, own)
         shells = [_shell(manifold3d, vertices, own[parts == part]) for part in np.unique(parts)]
         bodies += [(manifold, sign) for manifold, sign in shells]
     outer = [body for body, sign in bodies if sign > 0]
@@ -102,7 +127,10 @@ def solid_body(mesh: TriangleMesh, solids: np.ndarray | None = None):
 
 
 def _merged(mesh: TriangleMesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices with duplicates joined, faces on them without degenerate ones, and which faces are left."""
+    """
+    Vertices with duplicates joined, faces on them without degenerate ones and without second copies, and the numbers
+    of the faces that are left.
+    """
     low, high = mesh.bounds
     grid = max(float((high - low).max()) * MERGE_TOLERANCE, 1e-300)
     _, first, number = np.unique(
@@ -110,18 +138,78 @@ def _merged(mesh: TriangleMesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
     faces = number.reshape(-1)[mesh.faces]
     a, b, c = faces.T
-    kept = (a != b) & (b != c) & (c != a)
-    return mesh.vertices[first], faces[kept], kept
+    kept = np.flatnonzero((a != b) & (b != c) & (c != a))
+    faces = faces[kept]
+    # The same corners in the same turn, whichever comes first: a body that is there twice.
+    turned = np.take_along_axis(faces, (faces.argmin(1)[:, None] + np.arange(3)) % 3, axis=1)
+    once = np.sort(np.unique(turned, axis=0, return_index=True)[1])
+    return mesh.vertices[first], faces[once], kept[once]
 
 
-def _connected(faces: np.ndarray, count: int) -> np.ndarray:
-    """Number of the connected part of every face."""
+def _connected(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """
+    Number of the closed surface that every face belongs to.
+
+    Faces go together where they share an edge, not where they share a corner, at which bodies may touch. At an edge of
+    more than two faces, along which bodies touch, those are paired that belong together elsewhere, and then those that
+    have the body between them.
+    """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    pairs = np.concatenate([faces[:, :2], faces[:, 1:]])
-    graph = coo_matrix((np.ones(len(pairs), bool), pairs.T), shape=(count, count))
-    return connected_components(graph, directed=False)[1][faces[:, 0]]
+    count = len(faces)
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    owner = np.tile(np.arange(count), 3)
+    forward = edges[:, 0] < edges[:, 1]
+    key = np.sort(edges, axis=1)
+    order = np.lexsort((key[:, 1], key[:, 0]))
+    starts = np.flatnonzero(np.r_[True, (np.diff(key[order], axis=0) != 0).any(1)])
+    sizes = np.diff(np.r_[starts, len(order)])
+
+    def label(pairs: np.ndarray) -> np.ndarray:
+        graph = coo_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+        return connected_components(graph, directed=False)[1]
+
+    plain = starts[sizes == 2]
+    pairs = np.stack([owner[order[plain]], owner[order[plain + 1]]], axis=1)
+    crowded = [order[start : start + size] for start, size in zip(starts[sizes > 2], sizes[sizes > 2])]
+    if not crowded:
+        return label(pairs)
+    labels, joined = label(pairs), []
+    for sides in crowded:
+        joined += _pairs_at_edge(vertices, faces, key[sides[0]], owner[sides], forward[sides], labels)
+    return label(np.concatenate([pairs, np.array(joined, int).reshape(-1, 2)]))
+
+
+def _pairs_at_edge(vertices, faces, edge, owners, forward, labels) -> list[tuple[int, int]]:
+    """Pairs of the faces around one edge, seen along it: each opens or closes a body as one turns."""
+    start, end = vertices[edge]
+    axis = (end - start) / max(np.linalg.norm(end - start), 1e-300)
+    third = faces[owners].sum(1) - edge.sum()
+    across = vertices[third] - start
+    across -= np.outer(across @ axis, axis)
+    side = across[0] / max(np.linalg.norm(across[0]), 1e-300)
+    turn = np.arctan2(across @ np.cross(axis, side), across @ side)
+    turn = np.where(turn < -1e-9, turn + 2 * np.pi, turn)
+    # Corners run anticlockwise seen from outside, so behind a face that runs along the edge the body is ahead.
+    opening = [(float(turn[i]), i) for i in range(len(owners)) if not forward[i]]
+    closing = [(float(turn[i]), i) for i in range(len(owners)) if forward[i]]
+    pairs = []
+    for same_label in (True, False):
+        for angle, i in sorted(opening):
+            ahead = sorted(
+                ((other - angle + 1e-7) % (2 * np.pi), j)
+                for other, j in closing
+                if not same_label or labels[owners[j]] == labels[owners[i]]
+            )
+            ahead = [found for found in ahead if found[0] > 1e-6] or ahead
+            if not ahead:
+                continue
+            j = ahead[0][1]
+            pairs.append((owners[i], owners[j]))
+            opening = [found for found in opening if found[1] != i]
+            closing = [found for found in closing if found[1] != j]
+    return pairs
 
 
 def _shell(manifold3d, vertices: np.ndarray, faces: np.ndarray):

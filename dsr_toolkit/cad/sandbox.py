@@ -238,7 +238,7 @@ class Sandbox:
                 pass
             end.close()
         try:
-            self._process.wait(1)
+            self._process.wait(0.5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -1,6 +1,5 @@
 """Metrics, `dsr cad` and `dsr eval cad` on parts that are built here: a box with holes, a turned part, a bracket."""
 
-import csv
 import json
 import os
 import subprocess
@@ -20,10 +19,10 @@ from dsr_toolkit.cad.metrics import (  # noqa: E402
     intersection_over_union,
     mesh_chamfer_distance,
     normalize_prediction,
+    published_iou,
     solid_body,
 )
 from dsr_toolkit.cli import main  # noqa: E402
-from dsr_toolkit.evaluation.cad import Sample, pair_files, summarize  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh, load_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +114,56 @@ def test_iou_of_boxes_is_exact_and_never_above_one(sandbox):
     other = one.moved(1.0, (0.5, 0, 0))
     assert intersection_over_union(one, other) == pytest.approx(1 / 3)
     assert intersection_over_union(one, one.moved(1.0, (3, 0, 0))) == 0
+
+
+def joined(*meshes: TriangleMesh) -> TriangleMesh:
+    counts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes)])
+    faces = [mesh.faces + count for mesh, count in zip(meshes, counts)]
+    return TriangleMesh(np.concatenate([mesh.vertices for mesh in meshes]), np.concatenate(faces))
+
+
+def block(low, high) -> TriangleMesh:
+    low, high = np.array(low, float), np.array(high, float)
+    corners = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)])
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))]
+    return TriangleMesh(low + corners * (high - low), np.array(faces))
+
+
+CUBE = block((0, 0, 0), (1, 1, 1))
+BODIES = {  # a cube joined with another body into one mesh, and the volume of both together
+    "overlapping, a corner in common": (block((0.5, 0.5, 0.5), (1, 1, 1.5)), 1.125),
+    "inside, a corner in common": (block((0, 0, 0), (0.5, 0.5, 0.5)), 1),
+    "overlapping, edges in common": (block((0, 0, 0), (2, 0.5, 1)), 1.5),
+    "inside, an edge in common": (block((0, 0, 0), (0.5, 0.5, 1)), 1),
+    "the same body again": (CUBE, 1),
+    "side by side, a face in common": (block((1, 0, 0), (2, 1, 1)), 2),
+    "side by side, an edge in common": (block((1, 1, 0), (2, 2, 1)), 2),
+    "side by side, a corner in common": (block((1, 1, 1), (2, 2, 2)), 2),
+    "far inside": (block((0.2, 0.2, 0.2), (0.5, 0.5, 0.5)), 1),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_that_touch_or_overlap_count_once(name):
+    other, volume = BODIES[name]
+    both = joined(CUBE, other)
+    assert solid_body(both).volume() == pytest.approx(volume)
+    assert intersection_over_union(CUBE, both) == pytest.approx(1 / volume)
+    assert intersection_over_union(both, both) == pytest.approx(1)
+
+
+def test_degenerate_triangles_are_no_body():
+    flat = TriangleMesh(np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0]]), np.array([[0, 1, 2], [2, 1, 0]]))
+    with pytest.raises(ValueError):
+        intersection_over_union(flat, flat)
+
+
+def test_published_rule_counts_what_is_open_as_nothing():
+    open_cube = TriangleMesh(CUBE.vertices, CUBE.faces[:6])
+    assert published_iou(CUBE, CUBE) == pytest.approx(1)
+    assert published_iou(CUBE, open_cube) == published_iou(open_cube, CUBE) == 0
+    assert published_iou(open_cube, open_cube) is None
 
 
 def test_an_open_mesh_has_no_iou(sandbox):
@@ -290,74 +339,3 @@ def test_rendering_needs_no_display(parts, tmp_path):
     command = [sys.executable, "-c", code, str(parts / "box.stl"), str(tmp_path / "part.png")]
     subprocess.run(command, env=environment, check=True)
     assert Image.open(tmp_path / "part.png").size[0] > 600
-
-
-# --------------------------------------------------------------------------------------
-# dsr eval cad
-# --------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory) -> Path:
-    """DeepCAD-style nested truth in the unit cube; two samples of the box, a wrong bracket, an invalid part."""
-    folder = tmp_path_factory.mktemp("eval")
-    truth, programs = folder / "truth", folder / "programs"
-    programs.mkdir()
-    with Sandbox(workers=2, allow_missing="all") as sandbox:
-        for number, (name, program) in enumerate(PARTS.items()):
-            found = sandbox.run(program)
-            mesh = normalize_prediction(TriangleMesh(found.vertices, found.faces))
-            path = truth / f"{number:04d}" / f"{name}.stl"
-            path.parent.mkdir(parents=True)
-            from dsr_toolkit.commands.cad import stl_bytes
-
-            path.write_bytes(stl_bytes(mesh, None))
-    (programs / "box+0.py").write_text(PLAIN_BOX)
-    (programs / "box+1.py").write_text(PARTS["box"])
-    (programs / "turned+0.py").write_text("import os")
-    (programs / "bracket+0.py").write_text(PARTS["bracket"])
-    assert main(["eval", "cad", str(programs), str(truth), "-o", str(folder / "out"), "--workers", "2", *WAIVED]) == 0
-    return folder / "out"
-
-
-def test_evaluation_aggregates_as_published(evaluated):
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert (metrics["shapes"], metrics["programs"]) == (3, 4)
-    assert metrics["invalidity_ratio"] == pytest.approx(100 / 3)
-    assert metrics["mean_iou"] == pytest.approx(1, abs=1e-3)  # the better of the box's samples
-    assert metrics["mean_chamfer"] < 1 and len(metrics["best_chamfer"]) == 2
-    assert metrics["codes"] == {"ok": 3, "policy": 1}
-    assert metrics["skipped"][1]["invalidity_ratio"] == pytest.approx(200 / 3)
-
-
-def test_evaluation_writes_samples_table_and_plots(evaluated):
-    with open(evaluated / "samples.csv", newline="") as file:
-        rows = {row["sample"]: row for row in csv.DictReader(file)}
-    assert rows["turned+0"]["code"] == "policy" and rows["turned+0"]["chamfer"] == ""
-    assert float(rows["box+0"]["iou"]) < float(rows["box+1"]["iou"])
-    report = (evaluated / "report.md").read_text()
-    assert "| policy | 1 | 25.00 |" in report and "invalidity ratio" in report
-    assert Image.open(evaluated / "histograms.png").size[0] > 600
-
-
-def test_shapes_without_any_program_count_as_invalid():
-    samples = [
-        Sample("a", "a+0", "ok", chamfer=1e-3, iou=0.5),
-        Sample("a", "a+1", "ok", chamfer=2e-3, iou=0.9),
-        Sample("b", "b", "ok", chamfer=3e-3),
-    ]
-    summary = summarize(samples, ["c"])
-    assert summary["shapes"] == 3 and summary["invalidity_ratio"] == pytest.approx(100 / 3)
-    assert summary["mean_chamfer"] == pytest.approx(2.0) and summary["mean_iou"] == 0.9
-    assert summary["shapes_with_solid_but_no_iou"] == 1
-
-
-def test_programs_without_truth_are_refused(tmp_path):
-    (tmp_path / "p").mkdir()
-    (tmp_path / "t").mkdir()
-    with pytest.raises(ValueError, match="0 meshes"):
-        pair_files(tmp_path / "p", tmp_path / "t")
-    (tmp_path / "p" / "x+0.py").write_text("")
-    (tmp_path / "t" / "y.stl").write_text("")
-    with pytest.raises(ValueError, match="no ground truth"):
-        pair_files(tmp_path / "p", tmp_path / "t")
