@@ -322,7 +322,7 @@ def select_question_tokens(
     answering one: its header ends a prompt at inference and opens the answer in training), so the same conversation
     selects the same text with and without labels. `"published"` keeps all text at inference, and in training the
     unsupervised text less the last unsupervised token and the two before it (the header of the answer), as the
-    published model was trained and run.
+    published model was trained and run; an answer without labels is found by the chat's markers.
 
     Args:
         input_ids: `[B, S]`. sample_ids: `[B, S]` from [`sample_ids_from_mask`]. labels: `[B, S]`, -100 where
@@ -344,8 +344,9 @@ def select_question_tokens(
     ]
     keep = torch.ones(len(flat), dtype=torch.bool)
     if config.question_scope == "published":
-        if labels is not None:
-            keep &= labels.cpu().flatten()[flat] == IGNORE_INDEX
+        asked = _before_answers(tokens, config) if labels is None else labels.cpu().flatten()[flat] == IGNORE_INDEX
+        if asked is not None:
+            keep &= asked
             last = torch.full((num_samples,), -1).scatter_reduce(0, sample[keep], order[keep], "amax")
             keep &= order < last[sample] - 2
     elif len(flat):
@@ -362,6 +363,26 @@ def select_question_tokens(
     mask = torch.zeros(batch * length, dtype=torch.bool)
     mask[flat[keep]] = True
     return mask.view(batch, length)
+
+
+def _before_answers(tokens: _Tokens, config) -> torch.Tensor | None:
+    """
+    Which tokens published labels would leave unsupervised, read off the chat markers: all but the answering role's
+    turns behind their three tokens of header. None where no sample has an answer: a prompt, as at inference.
+
+    Label smoothing, preference losses and losses of one's own take the labels away, and the answer must not slip into
+    the question.
+    """
+    if not len(tokens.flat):
+        return None
+    token, order, sample = tokens.token, tokens.order, tokens.sample
+    header = torch.where(token == config.im_start_token_id, order, -1).cummax(0).values
+    in_turn = header >= tokens.first[sample]
+    role = token[(header + 1).clamp(0, len(token) - 1)]
+    last = torch.full((tokens.num_samples,), -1).scatter_reduce(0, sample, torch.where(in_turn, header, -1), "amax")
+    answering = token[(last + 1).clamp(0, len(token) - 1)]
+    answer = in_turn & (role == answering[sample]) & (order - header > 2)
+    return ~answer if bool(answer.any()) else None
 
 
 def _temporal_positions(step: torch.Tensor, seconds: torch.Tensor, tokens_per_second: int) -> torch.Tensor:

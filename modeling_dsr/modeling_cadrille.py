@@ -22,6 +22,7 @@ from .float_modules import for_quantizers
 from .freezing import FreezePresets
 from .generation_settings import OwnGenerationSettings
 from .multimodal_rope import count_media, multimodal_positions
+from .packing import packed_samples, separate_samples
 
 
 @dataclass
@@ -108,13 +109,15 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
         is_pc: torch.BoolTensor | None = None,
         is_img: torch.BoolTensor | None = None,
         point_token_mask: torch.BoolTensor | None = None,
+        cu_seq_lens_q: torch.LongTensor | None = None,
         **kwargs,
     ) -> CadrilleModelOutputWithPast:
         r"""
         Args:
             input_ids: `[B, S]`, with one placeholder per point and per vision token (the processor writes them).
             attention_mask: `[B, S]`, 0 on padding, on either side.
-            position_ids: `[3, B, S]`; computed when absent.
+            position_ids: `[3, B, S]`; computed when absent. Text positions `[B, S]` that begin again within a row, or
+                `cu_seq_lens_q`, say where packed samples of text begin.
             pixel_values, image_grid_thw: images as Qwen2-VL takes them.
             pixel_values_videos, video_grid_thw: views of the parts, `[B, L, 1176]` and `[B, 3]` with zeros in rows that
                 show none, or `[P, 1176]` and `[n, 3]` for the rows that do.
@@ -135,6 +138,13 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
         pixel_values_videos, video_grid_thw = compact_videos(pixel_values_videos, video_grid_thw, is_img)
         if (pixel_values is not None or pixel_values_videos is not None) and input_ids is None:
             raise ValueError("`input_ids` are needed with images or views: placeholders are found by their ids.")
+        packed = None if _has_past(past_key_values) else packed_samples(position_ids, prompt_mask, cu_seq_lens_q)
+        if packed is not None:
+            if point_clouds is not None or pixel_values is not None or pixel_values_videos is not None:
+                raise ValueError(
+                    "Rows with points or views cannot be packed: each shows one part. Pack rows of text alone."
+                )
+            position_ids, attention_mask, use_cache = packed_positions(packed), None, False
         if position_ids is None:
             position_ids = self._positions(
                 input_ids, inputs_embeds, prompt_mask, past_key_values, image_grid_thw, video_grid_thw
@@ -253,6 +263,9 @@ class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwe
             point_token_mask=point_token_mask,
             **kwargs,
         )
+        packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
+        if labels is not None and packed is not None:
+            labels = separate_samples(labels, packed)
         logits, loss = logits_and_loss(self, outputs.last_hidden_state, labels, logits_to_keep, num_items_in_batch)
         return CadrilleCausalLMOutputWithPast(
             loss=loss,
@@ -387,6 +400,16 @@ def compact_videos(
     if pixel_values_videos is not None and pixel_values_videos.ndim == 3:
         pixel_values_videos = pixel_values_videos[rows.to(pixel_values_videos.device)].flatten(0, 1)
     return pixel_values_videos, video_grid_thw[rows]
+
+
+def packed_positions(numbers: torch.Tensor) -> torch.Tensor:
+    """Positions `[4, B, S]`, the text index and the three rotary axes, of rows of text whose samples have `numbers`
+    `[B, S]`."""
+    first = torch.ones_like(numbers, dtype=torch.bool)
+    first[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    index = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
+    start = torch.where(first, index, 0).cummax(1).values
+    return (index - start).expand(4, -1, -1)
 
 
 def _has_past(cache: Cache | None) -> bool:

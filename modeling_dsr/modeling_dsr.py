@@ -21,7 +21,6 @@ from .chunked_loss import next_token_loss
 from .configuration_dsr import DSRConfig
 from .dsr_geometry_selection import GeometrySelectionModule, regroup_patch_tokens, renormalize, unflatten_patches
 from .dsr_token_layout import (
-    IGNORE_INDEX,
     TokenLayout,
     build_token_layout,
     check_grid,
@@ -33,6 +32,7 @@ from .dsr_token_layout import (
 from .freezing import FreezePresets
 from .geometry_encoder import GeometryEncoder
 from .multimodal_rope import count_media
+from .packing import packed_samples, separate_samples
 
 
 @dataclass
@@ -352,7 +352,8 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             input_ids: `[B, S]`, with one placeholder per vision and geometry token (the processor writes them).
             attention_mask: `[B, S]`, 0 on padding, 1 on tokens, or 1, 2, … for samples packed in a row; or the 1-D
                 cumulative lengths `[0, L1, L1+L2, …]` of one packed row. Packed samples do not see each other.
-            position_ids: `[3, B, S]`; computed when absent.
+            position_ids: `[3, B, S]`; computed when absent. Text positions `[B, S]` that begin again within a row, or
+                `cu_seq_lens_q`, say where packed samples begin, as trainers announce them.
             pixel_values, pixel_values_videos: `[P, 1176]` patches of images and videos, from the processor.
             image_grid_thw, video_grid_thw: `[n, 3]` patches (time, rows, columns).
             second_per_grid_ts: `[n]` seconds between temporal grid steps of each video; None means 1.
@@ -372,6 +373,10 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
         if pixel_values_videos is not None:
             features["video"] = self.get_video_features(pixel_values_videos, video_grid_thw)
         features = {kind: value for kind, value in features.items() if value is not None}
+        self._check_gradients(mm_encoder_outputs)
+        if past_key_values is None or not past_key_values.get_seq_length():
+            packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
+            attention_mask, position_ids = (attention_mask, position_ids) if packed is None else (packed, None)
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -430,6 +435,22 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
         return DSRModelOutputWithPast(
             **outputs, rope_deltas=self.rope_deltas, geometry_tokens=tokens, geometry_attentions=weights
         )
+
+    def _check_gradients(self, mm_encoder_outputs) -> None:
+        """Refuse to train mergers on features that were computed behind them, without gradients."""
+        if not (self.training and torch.is_grad_enabled() and mm_encoder_outputs):
+            return
+        merger = self.geometry_selection.spatial_merger
+        if not any(parameter.requires_grad for parameter in merger.parameters()):
+            return
+        for kind, given in mm_encoder_outputs.items():
+            states = getattr(given, "geometry_features", None)
+            if states and not any(state.requires_grad for state in states):
+                raise ValueError(
+                    f"`mm_encoder_outputs[{kind!r}]` hold finished spatial states without gradients, so the spatial "
+                    "merger would not train. Cache what lies before it: `feature_cache` of a recipe's stage, or "
+                    "`dsr_toolkit.training.FeatureCache(folder).attach(model)`. Or freeze the merger."
+                )
 
     def _positions(self, layout, sample_ids, position_ids, attention_mask, use_cache, device):
         """Positions and mask of a prefill; packed rows carry the restart of each sample in a fourth row of
@@ -513,6 +534,9 @@ class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
 
         The other arguments are those of [`DSRModel.forward`].
         """
+        if past_key_values is None or not past_key_values.get_seq_length():
+            packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
+            attention_mask, position_ids = (attention_mask, position_ids) if packed is None else (packed, None)
         if labels is not None and question_mask is None and input_ids is not None:
             question_mask = self.model.question_mask(input_ids, attention_mask, labels)
         outputs = self.model(
@@ -537,7 +561,7 @@ class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
 
         loss = None
         if labels is not None:
-            loss = next_token_loss(logits, _separate_samples(labels, attention_mask), num_items_in_batch)
+            loss = next_token_loss(logits, separate_samples(labels, attention_mask), num_items_in_batch)
         return DSRCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -625,19 +649,6 @@ def _place(inputs_embeds: torch.Tensor, index: torch.Tensor, rows: torch.Tensor)
     """Write `rows` `[n, D]` at the flat token indices `index` `[n]` of `inputs_embeds` `[B, S, D]`."""
     rows = rows.to(inputs_embeds.device, inputs_embeds.dtype)
     return inputs_embeds.flatten(0, 1).index_copy(0, index.to(inputs_embeds.device), rows).view_as(inputs_embeds)
-
-
-def _separate_samples(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Labels of packed rows with the first token of each sample unsupervised: nothing before it may predict it."""
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim > 2:
-        return labels
-    if attention_mask.ndim == 1:
-        first = torch.zeros(labels.shape[1], dtype=torch.bool, device=labels.device)
-        first[attention_mask[:-1].long().to(labels.device)] = True
-        return labels.masked_fill(first, IGNORE_INDEX)
-    changes = torch.ones_like(attention_mask, dtype=torch.bool)
-    changes[:, 1:] = attention_mask[:, 1:] != attention_mask[:, :-1]
-    return labels.masked_fill((changes | (attention_mask == 0)).to(labels.device), IGNORE_INDEX)
 
 
 def _grid_of(kind: str, model_kwargs: dict):
