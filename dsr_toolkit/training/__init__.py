@@ -41,6 +41,7 @@ The output folder has `recipe.json`, and per stage `log.jsonl`, `curves.png`, `s
 
 from .adapters import add_adapter, load_adapter, merge_adapter, save_adapter
 from .architectures import fine_tuning
+from .feature_cache import FeatureCache
 from .measures import Measures
 from .recipe import Recipe, Stage, load_recipe, recipe_names
 from .rows import Mapped, Rows
@@ -48,6 +49,7 @@ from .run import Trained, make_collator, make_model, make_rows, make_trainer, tr
 from .trainer import SpatialTrainer
 
 __all__ = [
+    "FeatureCache",
     "add_adapter",
     "fine_tuning",
     "load_adapter",

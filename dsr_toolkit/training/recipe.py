@@ -41,6 +41,7 @@ class Stage:
         learning_rates: {regular expression: rate} for parameters whose name it finds (`re.search`); the first that does
             counts, the others get `arguments["learning_rate"]`.
         arguments: of transformers' `TrainingArguments`.
+        feature_cache: a folder in which the features of frozen towers are kept, see [`FeatureCache`].
         measure: `measure(model, processor, rows, inputs, outputs)`, called on each batch of `evaluation`, returns
             {name: a list of one number per sample, or a pair (numerator, denominator)}. Over all samples and processes
             a list's mean is taken (its median where the name ends in "_median"), and a pair's sums are divided.
@@ -60,6 +61,7 @@ class Stage:
     lora: dict | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
+    feature_cache: str | None = None
     measure: str | None = None
     show: str | None = None
     shown: int = 4

@@ -25,6 +25,7 @@ from ..console import say, step
 from ..extras import needs
 from .adapters import add_adapter, is_adapter, load_adapter, save_adapter
 from .card import write_card
+from .feature_cache import FeatureCache
 from .journal import Journal, draw_curves
 from .recipe import Recipe, Stage, find
 from .rows import Rows
@@ -132,6 +133,9 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
         model.freeze(stage.freeze)
     if stage.lora is not None:
         model = add_adapter(model, **stage.lora)
+    if stage.feature_cache is not None:
+        towers = FeatureCache(stage.feature_cache).attach(model)
+        say(f"Features of {', '.join(towers)} are kept in {stage.feature_cache}.")
     trainer = make_trainer(stage, model, processor, arguments, folder)
     checkpoint = last_whole_checkpoint(arguments.output_dir) if resume else None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
