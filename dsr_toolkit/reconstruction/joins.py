@@ -9,7 +9,7 @@ import numpy as np
 from .similarity import CUT, Similarity, residuals, robust_similarity, umeyama
 from .views import View
 
-COMMON_POINTS = 20_000  # of the shared frames, at most, that decide a join
+COMMON_POINTS = 8_000  # of the shared frames, at most, that decide a join
 CAMERA_WEIGHT = 0.2  # of the shared cameras together, in parts of that of the common points
 BLOCKS = 3  # a shared frame is judged in so many rows and columns
 # What a join must reach to be trusted.
@@ -68,12 +68,9 @@ def join_views(views: list[View], to: list[View]) -> Join:
     inverse square of its depth, and from the shared cameras, which take part as points on their axes. Gross outliers
     are left out of all.
     """
-    pairs = [_common(view, other) for view, other in zip(views, to, strict=True)]
+    pairs = [_common(view, other, COMMON_POINTS // len(to)) for view, other in zip(views, to, strict=True)]
     x, y, depth_x, depth_y, weights, block = (np.concatenate(values) for values in zip(*pairs))
     block += np.repeat(np.arange(len(pairs)) * BLOCKS**2, [len(pair[0]) for pair in pairs])
-    if len(x) > COMMON_POINTS:
-        chosen = np.linspace(0, len(x) - 1, COMMON_POINTS).astype(int)
-        x, y, depth_x, depth_y, weights, block = (values[chosen] for values in (x, y, depth_x, depth_y, weights, block))
     if not len(x):
         return _by_cameras(views, to)
 
@@ -97,19 +94,21 @@ def join_views(views: list[View], to: list[View]) -> Join:
     return join
 
 
-def _common(view: View, other: View) -> tuple[np.ndarray, ...]:
+def _common(view: View, other: View, most: int) -> tuple[np.ndarray, ...]:
     """
-    Points in both worlds, both depths, weights, and the block of the image, of the pixels that both windows trust.
+    Of at most `most` pixels that both windows trust: points in both worlds, both depths, weights, block of the image.
     """
     if view.depth.shape != other.depth.shape:  # one window's first image chose another size of frames
         view = _resized(view, other.depth.shape)
-    both = view.mask & other.mask & (view.depth > 0) & (other.depth > 0)
-    both &= np.isfinite(view.points).all(-1) & np.isfinite(other.points).all(-1)
-    rows, columns = np.nonzero(both)
-    height, width = both.shape
-    block = rows * BLOCKS // height * BLOCKS + columns * BLOCKS // width
-    weights = np.sqrt(np.maximum(view.confidence[both], 1e-6) * np.maximum(other.confidence[both], 1e-6))
-    return view.points[both], other.points[both], view.depth[both], other.depth[both], weights, block
+    chosen = np.flatnonzero(view.mask & other.mask)
+    chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), most)).astype(int)]
+    x, y = view.points.reshape(-1, 3)[chosen], other.points.reshape(-1, 3)[chosen]
+    depth_x, depth_y = view.depth.ravel()[chosen], other.depth.ravel()[chosen]
+    height, width = other.depth.shape
+    block = chosen // width * BLOCKS // height * BLOCKS + chosen % width * BLOCKS // width
+    weights = np.sqrt(np.maximum(view.confidence.ravel()[chosen] * other.confidence.ravel()[chosen], 1e-12))
+    good = (depth_x > 0) & (depth_y > 0) & np.isfinite(x).all(-1) & np.isfinite(y).all(-1)
+    return tuple(values[good] for values in (x, y, depth_x, depth_y, weights, block))
 
 
 def _resized(view: View, shape: tuple[int, int]) -> View:

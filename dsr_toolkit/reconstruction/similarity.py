@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROUNDS = 30  # of reweighting, at most
+ROUNDS = 20  # of reweighting, at most
 START_TRIALS, START_POINTS = 256, 4  # random minimal fits, from which the reweighting starts
 # Starts are judged by the error below which this share of the pairs lies: up to 3/4 of them may be wrong.
 START_QUANTILE = 0.25
 GOOD_START = 0.05  # a guess whose quartile lies below it, in units of `reach`, is not tried against random ones
-SETTLED = 1e-5  # relative change of the spread at which the reweighting ends
+SETTLED = 1e-4  # relative change of the spread at which the reweighting ends
 # Of the length of a 3-D Gaussian error in units of σ: its lower quartile and its median; and Tukey's cut, which keeps
 # 95 % of the efficiency of least squares.
 QUARTILE, MEDIAN, CUT = 1.101, 1.538, 4.685
@@ -62,18 +62,19 @@ def umeyama(
     """
     source, target = np.asarray(source, float), np.asarray(target, float)
     weights = np.ones(source.shape[:-1]) if weights is None else np.asarray(weights, float)
-    share = (weights / weights.sum(-1, keepdims=True))[..., None]
-    source_mean, target_mean = ((share * points).sum(-2, keepdims=True) for points in (source, target))
+    share = weights / weights.sum(-1, keepdims=True)
+    source_mean, target_mean = (share[..., None, :] @ points for points in (source, target))
     from_mean, to_mean = source - source_mean, target - target_mean
-    u, singular, vt = np.linalg.svd(np.swapaxes(share * to_mean, -1, -2) @ from_mean)
+    weighted = share[..., None] * to_mean
+    u, singular, vt = np.linalg.svd(np.swapaxes(weighted, -1, -2) @ from_mean)
     signs = np.ones_like(singular)
     signs[..., 2] = np.sign(np.linalg.det(u) * np.linalg.det(vt))
     rotation = (u * signs[..., None, :]) @ vt
-    variance = np.maximum((share * np.square(from_mean)).sum((-1, -2)), np.finfo(float).tiny)
+    variance = np.maximum(np.einsum("...n,...ni,...ni->...", share, from_mean, from_mean), np.finfo(float).tiny)
     if scale is not None:
         scale = np.full(variance.shape, float(scale))
     elif symmetric:
-        scale = np.sqrt((share * np.square(to_mean)).sum((-1, -2)) / variance)
+        scale = np.sqrt(np.einsum("...ni,...ni->...", weighted, to_mean) / variance)
     else:
         scale = (singular * signs).sum(-1) / variance
     moved = scale[..., None] * np.squeeze(source_mean @ np.swapaxes(rotation, -1, -2), -2)
