@@ -42,7 +42,7 @@ def finite(value):
 
 def points_glb(points: np.ndarray, colours: np.ndarray) -> bytes:
     """
-    A binary glTF file of coloured points.
+    A binary glTF file of coloured points. Its colours are linear light, as glTF asks: viewers show the image's own.
 
     Args:
         points: float32 `[n, 3]`, OpenCV axes (y down, z forward); the file's node turns them upright. colours: uint8
@@ -51,18 +51,19 @@ def points_glb(points: np.ndarray, colours: np.ndarray) -> bytes:
     if not len(points):  # viewers refuse empty buffers
         points, colours = np.zeros((1, 3)), np.zeros((1, 3))
     points = np.ascontiguousarray(points, "<f4")
-    rgba = np.concatenate([colours, np.full((len(colours), 1), 255)], 1).astype(np.uint8)
-    binary = points.tobytes() + rgba.tobytes()
+    level = np.asarray(colours, np.uint8) / 255
+    rgb = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4).astype("<f4")  # sRGB to linear
+    binary = points.tobytes() + rgb.tobytes()
     views = [
         {"buffer": 0, "byteOffset": 0, "byteLength": points.nbytes, "target": 34962},
-        {"buffer": 0, "byteOffset": points.nbytes, "byteLength": rgba.nbytes, "target": 34962},
+        {"buffer": 0, "byteOffset": points.nbytes, "byteLength": rgb.nbytes, "target": 34962},
     ]
     accessors = [
         {
             "bufferView": 0, "componentType": 5126, "count": len(points), "type": "VEC3",
             "min": points.min(0).tolist(), "max": points.max(0).tolist(),
         },
-        {"bufferView": 1, "componentType": 5121, "normalized": True, "count": len(points), "type": "VEC4"},
+        {"bufferView": 1, "componentType": 5126, "count": len(points), "type": "VEC3"},
     ]  # fmt: skip
     document = {
         "asset": {"version": "2.0"},

@@ -113,11 +113,12 @@ def test_reconstruct_takes_synchronised_views(tmp_path):
 
 def test_glb_files_hold_the_points(tmp_path):
     trimesh = pytest.importorskip("trimesh")
-    points, colours = np.float32([[0, 1, 2], [3, 4, 5]]), np.uint8([[255, 0, 0], [0, 0, 255]])
+    points, colours = np.float32([[0, 1, 2], [3, 4, 5]]), np.uint8([[255, 0, 188], [0, 74, 255]])
     scene = trimesh.load(io.BytesIO(handler_module().files_out.points_glb(points, colours)), file_type="glb")
     (cloud,) = scene.dump() if hasattr(scene, "dump") else [scene]
     np.testing.assert_allclose(cloud.vertices, points * (1, -1, -1))
-    np.testing.assert_array_equal(cloud.colors[:, :3], colours)
+    # Linear light, as glTF asks: half the light of white is 188 in sRGB, and 74 shows as 74.
+    np.testing.assert_array_equal(cloud.colors[:, :3], [[255, 0, 128], [0, 18, 255]])
 
 
 def test_segment_marks_phrases(endpoint):
