@@ -9,20 +9,6 @@ from pathlib import Path
 TIME_FOLDER, VIEW_FILE = re.compile(r"time_?(\d+)", re.I), re.compile(r"view_?(\d+)\.(png|jpe?g)", re.I)
 
 
-def count_frames(source: Path, interval: int | None, fps: float | None, num_frames: int | None) -> int:
-    """How many frames `read_frames` will give."""
-    from modeling_dsr.frames import find_frames
-
-    return len(find_frames(source, interval, fps, num_frames))
-
-
-def is_video(source: Path) -> bool:
-    """Whether the times of its frames are seconds."""
-    from modeling_dsr.image_reader import is_image_file
-
-    return source.is_file() and not is_image_file(source)
-
-
 def is_multiview(source: Path) -> bool:
     return source.is_dir() and any(path.is_dir() and TIME_FOLDER.fullmatch(path.name) for path in source.iterdir())
 

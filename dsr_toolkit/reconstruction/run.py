@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..console import say
-from .inputs import count_frames, is_multiview, is_video, multiview_files, multiview_frames
+from .inputs import is_multiview, multiview_files, multiview_frames
 from .known import Conditions, Known, anchor, conditions_of, conditions_of_views, read_cameras, read_depths
 from .scenes import Scene
 from .views import View, predict
@@ -28,7 +28,7 @@ class Options:
     How scenes are reconstructed; names as in `dsr reconstruct`.
 
     Args:
-        formats, max_points: see [`open_writers`]. interval, fps, frames: which frames, see `read_frames`.
+        formats, max_points: see [`open_writers`]. interval, fps, frames: which frames, see `find_frames`.
         window, overlap: frames of a window and those it shares with the next (None: all frames together). loops, prior:
             see [`reconstruct_windows`].
         confidence, edge_tolerance, original_size, point_source: see [`predict`].
@@ -95,15 +95,11 @@ class Reconstructor:
     def _sequence(self, scene: Scene, known: Known | None, folder: Path, cache: Path) -> dict:
         from tqdm.auto import tqdm
 
-        from modeling_dsr.frames import read_frames
+        from modeling_dsr.frames import find_frames
 
-        options, source = self.options, scene.source
-        total = count_frames(source, options.interval, options.fps, options.frames)
-        if total == 0:
-            raise ValueError(
-                f"{str(source)!r} holds no image; expected files ending in .png, .jpg or .jpeg, or a video."
-            )
-        frames = read_frames(source, interval=options.interval, fps=options.fps, num_frames=options.frames)
+        options = self.options
+        source = find_frames(scene.source, options.interval, options.fps, options.frames)
+        frames, total = iter(source), len(source)
         judge = None if known is None else _Judge(known, self.reads_conditions)
         frames = frames if judge is None else judge.numbered(frames)
         anchored = judge is not None and judge.has_poses
@@ -131,9 +127,8 @@ class Reconstructor:
         views = tqdm(views, total=total, unit="frame", desc="Writing")
         views = views if judge is None else judge.watched(views)
         # Known cameras bring their own unit.
-        about = About(
-            source.resolve().name, "the unit of the known cameras" if anchored else self.unit, is_video(source)
-        )
+        unit = "the unit of the known cameras" if anchored else self.unit
+        about = About(scene.source.resolve().name, unit, seconds=source.video is not None)
         report = self._write(views, folder, options.formats, about) | joins
         return report if judge is None else report | {"known": judge.report()}
 
@@ -161,7 +156,7 @@ class Reconstructor:
 
     def _predict(self, frames: list, num_views: int | None = None, conditions: Conditions | None = None) -> list[View]:
         options = self.options
-        return predict(
+        views = predict(
             self.model,
             self.processor,
             [frame.image for frame in frames],
@@ -174,6 +169,7 @@ class Reconstructor:
             num_views=num_views,
             conditions=conditions,
         )
+        return [_without_transparent(view, frame.opaque) for view, frame in zip(views, frames, strict=True)]
 
     # ---- synchronised views ------------------------------------------------------------------
 
@@ -253,6 +249,14 @@ class Reconstructor:
         report = {"views": count, "points": points, "unit": about.unit}
         report["written"] = [one.relative_to(folder).as_posix() for one in inside]
         return report | ({"failed": failed} if failed else {})
+
+
+def _without_transparent(view: View, opaque: np.ndarray | None) -> View:
+    """Where an image is transparent nothing is to be seen."""
+    if opaque is None:
+        return view
+    rows, columns = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(view.depth.shape, opaque.shape))
+    return replace(view, mask=view.mask & opaque[np.ix_(rows, columns)])
 
 
 class _Judge:

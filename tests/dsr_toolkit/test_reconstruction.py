@@ -13,11 +13,11 @@ from dsr_toolkit.demo.clip import CLIP
 from dsr_toolkit.evaluation.geometry_metrics import trajectory_metrics
 from dsr_toolkit.loading import load
 from dsr_toolkit.reconstruction import View, predict
-from dsr_toolkit.reconstruction.inputs import count_frames, multiview_files
+from dsr_toolkit.reconstruction.inputs import multiview_files
 from dsr_toolkit.reconstruction.similarity import Similarity, robust_similarity, umeyama
 from dsr_toolkit.reconstruction.windows import reconstruct_windows, windows
 from dsr_toolkit.tiny import hub_folder
-from modeling_dsr.frames import read_frames
+from modeling_dsr.frames import find_frames, read_frames
 from tests.dsr_toolkit.reconstruction.tours import winding, world_of
 
 # --------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_the_command_writes_every_format(photos, tmp_path):
 
 def test_a_video_in_windows(tmp_path):
     clip, output = CLIP, tmp_path / "out"
-    count = count_frames(clip, 4, None, None)
+    count = len(find_frames(clip, 4))
     arguments = ["--interval", "4", "--window", "4", "--overlap", "2", "--format", "tum,ply"]
     assert main(["reconstruct", str(clip), "-o", str(output), *arguments]) == 0
     trajectory = np.loadtxt(output / "trajectory.tum")

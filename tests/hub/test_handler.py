@@ -118,7 +118,7 @@ def test_glb_files_hold_the_points(tmp_path):
     (cloud,) = scene.dump() if hasattr(scene, "dump") else [scene]
     np.testing.assert_allclose(cloud.vertices, points * (1, -1, -1))
     # Linear light, as glTF asks: half the light of white is 188 in sRGB, and 74 shows as 74.
-    np.testing.assert_array_equal(cloud.colors[:, :3], [[255, 0, 128], [0, 18, 255]])
+    np.testing.assert_array_equal(cloud.colors[:, :3], [[255, 0, 128], [0, 17, 255]])
 
 
 def test_segment_marks_phrases(endpoint):

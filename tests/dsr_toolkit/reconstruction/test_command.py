@@ -189,6 +189,19 @@ def test_mixed_sizes_are_written_in_every_format(photos, tmp_path, quick_pi3):
     assert "failed" not in report_of(tmp_path / "out")
 
 
+def test_what_is_transparent_is_left_out(tmp_path, quick_pi3):
+    folder = tmp_path / "cut out"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 4), np.uint8)
+    pixels[..., 3] = 255
+    Image.fromarray(pixels).save(folder / "0.png")
+    pixels[:, :30, 3] = 0
+    Image.fromarray(pixels).save(folder / "1.png")
+    assert reconstruct(folder, tmp_path / "out", quick_pi3) == 0
+    with np.load(tmp_path / "out" / "geometry.npz") as file:
+        assert file["mask"][0].all() and file["mask"][1, :, 21:].all() and not file["mask"][1, :, :21].any()
+
+
 @pytest.mark.parametrize("kind", ["folder", "list", "json"])
 def test_several_scenes_get_a_folder_each_and_one_that_fails_ends_nothing(kind, photos, tmp_path, quick_pi3, capsys):
     root = tmp_path / "many"
