@@ -91,7 +91,7 @@ class Page4DConfig(PreTrainedConfig):
         mask_standardize (`bool`, *optional*, defaults to `False`):
             Standardise both masks over each image first.
         detach_mask_input (`bool`, *optional*, defaults to `True`):
-            No gradient from the mask into the trunk.
+            No gradient from the dynamic or spatial mask into the trunk.
         alpha, beta (`float`, *optional*, default to 1.0):
             Initial weights of own and external mask.
         lambda_pose, lambda_geo, lambda_pose_t, lambda_geo_t (`float`, *optional*, default to 0.0):
@@ -150,7 +150,7 @@ class Page4DConfig(PreTrainedConfig):
         loss_valid_range:
             The training loss, see `page4d_losses`.
         mask_loss_weight, consistency_loss_weight, separation_loss_weight (`float`, default to 0.5, 1.0 and 0.1):
-            Of the multi-view terms, see `multiview_losses`.
+            Of the mask, and of the other multi-view terms, see `video_losses` and `multiview_losses`.
     """
 
     model_type = "page4d"

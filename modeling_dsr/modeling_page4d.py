@@ -32,8 +32,8 @@ from .geometry_encoder import GeometryEncoder
 from .page4d_dpt import DPTHead, KeptLayers, activate_dense
 from .page4d_dynamic_mask import DynamicMaskHead
 from .page4d_heads import CameraHead, GlobalBlock, MultiviewSpatialMaskHead, SpatialMaskHead
-from .page4d_inputs import check_alpha, check_pixels, check_queries, check_targets
-from .page4d_losses import one_scene, page4d_losses
+from .page4d_inputs import check_alpha, check_mask_labels, check_pixels, check_queries, check_targets
+from .page4d_losses import one_scene, video_losses
 from .page4d_multiview import Page4DMultiview
 from .page4d_multiview_forward import forward_multiview
 from .page4d_outputs import AggregatedTokens, Page4DOutput
@@ -67,7 +67,7 @@ class Page4DAggregator(nn.Module):
         )
         self.spatial_mask_head = None
         if config.spatial_mask_variant == "page4d":
-            self.spatial_mask_head = SpatialMaskHead(dim, config.mask_hidden_channels)
+            self.spatial_mask_head = SpatialMaskHead(dim, config.mask_hidden_channels, config.detach_mask_input)
         elif config.spatial_mask_variant == "mv":
             self.spatial_mask_head = MultiviewSpatialMaskHead(dim)
 
@@ -308,7 +308,7 @@ class Page4DModel(FreezePresets, PreTrainedModel):
             keypoint_map: several views: `[B, T, V, P]` or `[B, T, V, P, 1]`, draws the attention of sparse layers.
             confidence: several views: `[B, T, V, P]`, chooses the landmarks instead of the norm of the tokens.
             memory_state: several views: of the window before.
-            mask_labels: several views: true dynamic masks in the forms of `ext_mask`, for the loss.
+            mask_labels: true dynamic masks in the forms of `ext_mask`, for the loss; of a video without the axis of views.
             output_hidden_states: also return every layer's tokens; default `config.output_hidden_states`.
         """
         config = self.config
@@ -329,18 +329,26 @@ class Page4DModel(FreezePresets, PreTrainedModel):
                 self, pixel_values, grid, given, targets, query_points, bool(output_hidden_states)
             )
             return outputs if return_dict else outputs.to_tuple()
+        labels = given.pop("mask_labels")
         if unfit := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"`{unfit[0]}` goes with images [B, T, V, 3, H, W]; `pixel_values` are one video.")
         query_points = check_queries(query_points, len(pixel_values), config)
         check_alpha(mask_alpha, config)
         targets = check_targets(pixel_values, depths, extrinsics, intrinsics, world_points, point_masks)
+        labels = check_mask_labels(labels, pixel_values, grid, mask_alpha, config)
 
         tokens = self.aggregator(self.encode_frames(pixel_values), grid, mask_alpha, bool(output_hidden_states))
         outputs = self.run_heads(tokens, pixel_values.shape, query_points)
-        if targets is not None:
+        if targets is not None or labels is not None:
             with maybe_autocast(pixel_values.device.type, enabled=False):
                 losses = mean_over_scenes(
-                    lambda i: page4d_losses(one_scene(outputs, i), one_scene(targets, i), config), len(pixel_values)
+                    lambda i: video_losses(
+                        one_scene(outputs, i),
+                        None if targets is None else one_scene(targets, i),
+                        None if labels is None else labels[i : i + 1],
+                        config,
+                    ),
+                    len(pixel_values),
                 )
             outputs.loss, outputs.losses = losses.pop("loss"), losses
         return outputs if return_dict else outputs.to_tuple()

@@ -32,12 +32,14 @@ class SpatialMaskHead(nn.Module):
     Which patches the camera should look at: `sigmoid(conv(x) + mean_c(x)) - 0.5` of tokens standardised over each
     frame.
 
-    Positive values attract the special tokens of every frame, negative ones (moving things) repel them. Input and
-    channel mean carry no gradient, so that whatever the mask is trained with reaches the convolutions alone.
+    Positive values attract the special tokens of every frame, negative ones (moving things) repel them. With
+    `detach_input`, as published, input and channel mean carry no gradient, so that whatever the mask is trained with
+    reaches the convolutions alone.
     """
 
-    def __init__(self, dim: int, hidden_channels: int):
+    def __init__(self, dim: int, hidden_channels: int, detach_input: bool = True):
         super().__init__()
+        self.detach_input = detach_input
         self.layers = nn.Sequential(
             nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
             nn.GELU(),
@@ -48,7 +50,7 @@ class SpatialMaskHead(nn.Module):
 
     def forward(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Patch tokens `[N, h·w, C]` of N frames to a mask `[N, h, w]` in (-0.5, 0.5)."""
-        x = patches.detach().transpose(1, 2).unflatten(2, grid)
+        x = (patches.detach() if self.detach_input else patches).transpose(1, 2).unflatten(2, grid)
         # The published deviation divides by h·w - 1, which a single patch does not have.
         deviation = x.std((2, 3), correction=1 if grid[0] * grid[1] > 1 else 0, keepdim=True)
         x = (x - x.mean((2, 3), keepdim=True)) / deviation.clamp_min(1e-6)

@@ -4,6 +4,7 @@ import torch
 
 from .configuration_page4d import Page4DConfig
 from .frame_sizes import page4d_image_size
+from .page4d_dynamic_mask import pool_mask
 from .page4d_losses import scene_targets
 from .pose import check_cameras
 
@@ -88,6 +89,20 @@ def check_alpha(mask_alpha, config: Page4DConfig) -> None:
         raise ValueError(
             "`mask_alpha` > 0 needs a mask head, but `config.spatial_mask_variant` is None (VGGT weights)."
         )
+
+
+def check_mask_labels(labels, pixel_values, grid, mask_alpha, config: Page4DConfig) -> torch.Tensor | None:
+    """True dynamic masks of a video as shares of patches, `[B, S, h, w]`."""
+    if labels is None:
+        return None
+    if not mask_alpha > 0:
+        raise ValueError(
+            "`mask_labels` train the dynamics-aware mask, which is off: `mask_alpha` is 0. Set it in the configuration or pass it."
+        )
+    batch, frames = pixel_values.shape[:2]
+    views = labels.unsqueeze(2) if isinstance(labels, torch.Tensor) else labels
+    pooled = pool_mask(views, (batch, frames, 1), grid, config.patch_size, "mask_labels")
+    return pooled.view(batch, frames, *grid)
 
 
 def check_targets(pixel_values, depths, extrinsics, intrinsics, world_points, point_masks):

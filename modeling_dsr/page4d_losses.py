@@ -248,6 +248,21 @@ def page4d_losses(outputs, targets: SceneTargets, config) -> dict[str, torch.Ten
     return {"loss": total, **losses}
 
 
+def video_losses(outputs, targets: SceneTargets | None, labels, config) -> dict[str, torch.Tensor]:
+    """
+    [`page4d_losses`], and with `labels` the weighted cross-entropy of the dynamics-aware mask, "mask".
+
+    Args:
+        outputs: as there; also `dynamic_mask` `[B, S, h, w]`.
+        targets: None: the mask alone trains. labels: shares of patches that move, `[B, S, h, w]`, or None.
+    """
+    losses = {} if targets is None else page4d_losses(outputs, targets, config)
+    if labels is not None:
+        losses["mask"] = F.binary_cross_entropy(outputs.dynamic_mask.float(), labels.float().clamp(0, 1))
+        losses["loss"] = losses.get("loss", 0.0) + config.mask_loss_weight * losses["mask"]
+    return losses
+
+
 def multiview_losses(
     outputs, targets: SceneTargets | None, labels, last: torch.Tensor, config
 ) -> dict[str, torch.Tensor]:
