@@ -43,8 +43,9 @@ class SceneSettings:
 
     Args:
         things: least and largest number of things.
-        moving, turning, hovering: shares of the things that move along the floor, turn, and float (those may rise, sink
-            and tumble).
+        radius: half a thing's width, metres.
+        moving, turning, hovering: shares of the things that move along the floor, turn, and float (those may rise, sink and
+            tumble).
         speed: metres a second, in the middle of the clip.
         arcs: share of the movers whose path bends.
         orbit: degrees that a camera goes around the middle of the room during the clip; either way.
@@ -56,6 +57,7 @@ class SceneSettings:
     """
 
     things: tuple[int, int] = (2, 4)
+    radius: tuple[float, float] = (0.3, 0.5)
     moving: float = 0.6
     turning: float = 0.5
     hovering: float = 0.2
@@ -70,9 +72,11 @@ class SceneSettings:
     compass: bool = False
 
 
-# "easy" is for learning in minutes: fewer things, all on the floor, on straight paths, and walls that are a compass.
+# "easy" is for learning in minutes: fewer and larger things, all on the floor, on straight paths, and walls that are a compass.
 DIFFICULTIES = {
-    "easy": SceneSettings(things=(2, 3), hovering=0.0, arcs=0.0, approach=0.5, rise=0.15, pan=0.4, compass=True),
+    "easy": SceneSettings(
+        things=(2, 3), radius=(0.42, 0.64), hovering=0.0, arcs=0.0, approach=0.5, rise=0.15, pan=0.4, compass=True
+    ),
     "normal": SceneSettings(),
     "hard": SceneSettings(
         things=(3, 6), moving=0.75, hovering=0.3, arcs=0.5, orbit=(20.0, 80.0), approach=1.0, pan=0.8
@@ -290,7 +294,7 @@ def _still_scene(generator, settings: SceneSettings, seconds: float, views: int)
     things, paths = [], []
     for look in looks:
         shape, colour = SHAPES[look % len(SHAPES)], list(COLOURS)[look // len(SHAPES)]
-        radius = generator.uniform(0.3, 0.5) * (0.85 if shape == "box" else 1.0)
+        radius = generator.uniform(*settings.radius) * (0.85 if shape == "box" else 1.0)
         half_height = radius * (generator.uniform(0.9, 1.5) if shape in ("cylinder", "cone") else 1.0)
         thing = Thing(shape, colour, radius, half_height, _still(generator, half_height))
         if generator.random() < settings.hovering:
