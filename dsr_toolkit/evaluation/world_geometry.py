@@ -12,7 +12,7 @@ def clip_errors(prediction: dict, truth: dict) -> dict:
     Errors of one clip.
 
     Args:
-        prediction: `depths` `[…, H, W]` and `poses` `[…, 4, 4]` camera-to-world, in any one unit and frame; `dynamic`: how much
+        prediction: `depths` `[…, H, W]` and `poses` `[…, 3 or 4, 4]` camera-to-world, in any one unit and frame; `dynamic`: how much
             each patch moves, 0 … 1, `[…, h, w]` or `[…, h·w, 1]`.
         truth: `depths`, `poses` and `dynamic` (bool `[…, H, W]`), of the same pixels.
 
@@ -26,10 +26,8 @@ def clip_errors(prediction: dict, truth: dict) -> dict:
     depths, true = prediction["depths"].astype(np.float64), truth["depths"].astype(np.float64)
     scale = best_scale(depths, true)
     constant = best_scale(np.ones_like(true), true)
-    found_poses, true_poses = (
-        p.reshape(-1, 4, 4)[:, :3, :3].astype(np.float64) for p in (prediction["poses"], truth["poses"])
-    )
-    found, wanted = relative_rotations(found_poses), relative_rotations(true_poses)
+    found = relative_rotations(_rotations(prediction["poses"]))
+    wanted = relative_rotations(_rotations(truth["poses"]))
     errors = {
         "scale": scale,
         "abs_rel": float((np.abs(scale * depths - true) / true).mean()),
@@ -53,6 +51,11 @@ def clip_errors(prediction: dict, truth: dict) -> dict:
             "union": int((patches | moving).sum()),
         }
     return errors
+
+
+def _rotations(poses: np.ndarray) -> np.ndarray:
+    """`[N, 3, 3]` of poses `[…, 3 or 4, 4]`; several views are taken time by time."""
+    return poses.reshape(-1, *poses.shape[-2:])[:, :3, :3].astype(np.float64)
 
 
 def best_scale(depths: np.ndarray, true: np.ndarray) -> float:

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from modeling_dsr.configuration_page4d import Page4DConfig
 from modeling_dsr.configuration_pi3 import Pi3Config
+from modeling_dsr.modeling_page4d import Page4DModel
 from modeling_dsr.modeling_pi3 import Pi3Model
 from modeling_dsr.pose import invert_rigid
 from modeling_dsr.processing_geometry import GeometryProcessor
@@ -116,6 +118,62 @@ def build_pi3(
     nn.init.normal_(model.point_head.proj.weight, std=0.02)
     nn.init.normal_(model.register_token, std=0.02)
     return model, GeometryProcessor(pixel_limit=size * size)
+
+
+def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, **settings) -> None:
+    """
+    Write a tiny PAGE-4D whose encoder and trunk start as π³'s, into the folder `output`: the step `make` of a recipe.
+
+    π³'s blocks by turns inside frames and over all are PAGE-4D's frame and global blocks. One layer is added at the end, which
+    begins as nearly nothing; camera, depth and mask heads begin at random.
+
+    Args:
+        folders: of models by name. pi3: the name of π³'s. settings: of `Page4DConfig`.
+    """
+    source = Pi3Model.from_pretrained(folders[pi3])
+    width, layers = source.config.hidden_size, source.config.num_decoder_layers // 2
+    config = Page4DConfig(
+        encoder_config=source.config.encoder_config.to_dict(),
+        img_size=size,
+        embed_dim=width,
+        depth=layers + 1,
+        num_heads=source.config.num_attention_heads,
+        num_register_tokens=source.config.num_register_tokens - 1,
+        rope_freq=source.config.rope_base,
+        layer_norm_eps=source.config.qk_norm_eps,
+        dpt_layers=list(range(layers + 1))[-4:],
+        **settings,
+    )
+    model = Page4DModel(config)
+    model.encoder.load_state_dict(source.encoder.state_dict())
+    trunk = model.aggregator
+    for layer in range(layers):
+        trunk.frame_blocks[layer].load_state_dict(source.decoder[2 * layer].state_dict())
+        trunk.global_blocks[layer].load_state_dict(source.decoder[2 * layer + 1].state_dict())
+    with torch.no_grad():
+        trunk.camera_token.copy_(source.register_token[:, :, :1])
+        trunk.register_token.copy_(source.register_token[:, :, 1:])
+    model.save_pretrained(output)
+    GeometryProcessor(resize_rule="page4d", image_size=size).save_pretrained(output)
+
+
+def multiview_from_page4d(folders, output, page4d: str = "tiny/page4d", **settings) -> None:
+    """
+    Write a multi-view PAGE-4D that starts from one for videos, each stream's blocks as copies of the trunk's.
+
+    Args:
+        folders, page4d: as above. settings: of `Page4DConfig`, what is new.
+    """
+    source = Page4DModel.from_pretrained(folders[page4d])
+    config = Page4DConfig(**{**source.config.to_dict(), "spatial_mask_variant": None, "mask_alpha": 0.0, **settings})
+    model = Page4DModel(config)
+    missing, _ = model.load_state_dict(source.state_dict(), strict=False)
+    strange = [name for name in missing if not name.startswith("multiview.")]
+    if strange:
+        raise ValueError(f"{folders[page4d]} lacks {strange}, which is not new in the multi-view model.")
+    model.copy_trunk_to_streams()
+    model.save_pretrained(output)
+    GeometryProcessor.from_pretrained(folders[page4d]).save_pretrained(output)
 
 
 def start_narrow(model: nn.Module) -> None:

@@ -39,8 +39,8 @@ RECIPE = Recipe(
             "coarse",
             # Cameras weigh ten times as much as published: rotations are what this network learns last.
             {"build": f"{GEOMETRY}:build_pi3", "options": {"camera_loss_weight": 1.0, "normal_loss_weight": 0.0}},
-            size=56, batch=10, steps=2000, rate=1e-3, seed=101, every=500,
+            size=56, batch=6, steps=2000, rate=1e-3, seed=101, every=500,
         ),
-        _stage("fine", {"stage": "coarse"}, size=112, batch=6, steps=300, rate=5e-4, seed=102, every=150),
+        _stage("fine", {"stage": "coarse"}, size=112, batch=4, steps=300, rate=5e-4, seed=102, every=150),
     ],
 )  # fmt: skip
