@@ -140,7 +140,7 @@ def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, **se
         num_heads=source.config.num_attention_heads,
         num_register_tokens=source.config.num_register_tokens - 1,
         rope_freq=source.config.rope_base,
-        layer_norm_eps=source.config.qk_norm_eps,
+        layer_norm_eps=source.config.layer_norm_eps,
         dpt_layers=list(range(layers + 1))[-4:],
         **settings,
     )
@@ -165,7 +165,8 @@ def multiview_from_page4d(folders, output, page4d: str = "tiny/page4d", **settin
         folders, page4d: as above. settings: of `Page4DConfig`, what is new.
     """
     source = Page4DModel.from_pretrained(folders[page4d])
-    config = Page4DConfig(**{**source.config.to_dict(), "spatial_mask_variant": None, "mask_alpha": 0.0, **settings})
+    kept = {k: v for k, v in source.config.to_dict().items() if k not in ("enable_dynamic_mask", "dynamic_mask_layer")}
+    config = Page4DConfig(**{**kept, "spatial_mask_variant": None, "mask_alpha": 0.0, **settings})
     model = Page4DModel(config)
     missing, _ = model.load_state_dict(source.state_dict(), strict=False)
     strange = [name for name in missing if not name.startswith("multiview.")]
@@ -263,9 +264,8 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
         if "intersection" in errors:
             overlap[0] += errors["intersection"]
             overlap[1] += errors["union"]
+            found["mask_iou"] = tuple(overlap)
     found["abs_rel_ratio"] = tuple(ratio)
-    if overlap[1]:
-        found["mask_iou"] = tuple(overlap)
     return found
 
 

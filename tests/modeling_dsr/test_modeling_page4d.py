@@ -454,3 +454,29 @@ def test_bad_input_is_refused_with_the_cure(model, case):
 def test_a_wrong_configuration_is_refused(override, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**override)
+
+
+def test_mask_learns_from_labels_alone():
+    """True masks train the mask head, and the trunk below it only where the configuration lets them."""
+    labels = torch.zeros(1, 2, 2 * PATCH, 3 * PATCH)
+    labels[:, :, :PATCH, :PATCH] = 1
+    for detach in (True, False):
+        model = Page4DModel(tiny_config(detach_mask_input=detach)).train()
+        outputs = model(frames(1, 2), mask_labels=labels)
+        assert set(outputs.losses) == {"mask"}
+        shares = torch.tensor([[1.0, 0, 0], [0, 0, 0]]).expand(1, 2, 2, 3)
+        expected = torch.nn.functional.binary_cross_entropy(outputs.dynamic_mask, shares)
+        assert torch.allclose(outputs.losses["mask"], expected)
+        assert torch.allclose(outputs.loss, model.config.mask_loss_weight * expected)
+        outputs.loss.backward()
+        assert model.aggregator.spatial_mask_head.layers[0].weight.grad.abs().sum() > 0
+        reached = model.encoder.embeddings.patch_embeddings.projection.weight.grad
+        assert (reached is None or not reached.any()) == detach
+        assert torch.equal(model(frames(1, 2), mask_labels=shares.flatten(2)).losses["mask"], outputs.losses["mask"])
+
+
+def test_mask_labels_need_a_mask():
+    with pytest.raises(ValueError, match="`mask_labels` train the dynamics-aware mask, which is off"):
+        Page4DModel(tiny_config(mask_alpha=0.0))(frames(1, 2), mask_labels=torch.zeros(1, 2, 6))
+    with pytest.raises(ValueError, match="`mask_labels` must be pixels"):
+        Page4DModel(tiny_config())(frames(1, 2), mask_labels=torch.zeros(1, 2, 5))
