@@ -308,7 +308,8 @@ class Page4DModel(FreezePresets, PreTrainedModel):
             keypoint_map: several views: `[B, T, V, P]` or `[B, T, V, P, 1]`, draws the attention of sparse layers.
             confidence: several views: `[B, T, V, P]`, chooses the landmarks instead of the norm of the tokens.
             memory_state: several views: of the window before.
-            mask_labels: true dynamic masks in the forms of `ext_mask`, for the loss; of a video without the axis of views.
+            mask_labels: true dynamic masks in the forms of `ext_mask`, for the loss; of a video without the axis of
+                views.
             output_hidden_states: also return every layer's tokens; default `config.output_hidden_states`.
         """
         config = self.config

@@ -97,7 +97,8 @@ def check_mask_labels(labels, pixel_values, grid, mask_alpha, config: Page4DConf
         return None
     if not mask_alpha > 0:
         raise ValueError(
-            "`mask_labels` train the dynamics-aware mask, which is off: `mask_alpha` is 0. Set it in the configuration or pass it."
+            "`mask_labels` train the dynamics-aware mask, which is off: `mask_alpha` is 0. Set it in the configuration "
+            "or pass it."
         )
     batch, frames = pixel_values.shape[:2]
     views = labels.unsqueeze(2) if isinstance(labels, torch.Tensor) else labels

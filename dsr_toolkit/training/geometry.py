@@ -1,4 +1,4 @@
-"""Rows, inputs and measures with which π³ and PAGE-4D learn the space world; see the recipes `tiny/pi3`, `tiny/page4d`, …"""
+"""Rows, inputs and measures with which π³ and PAGE-4D learn the space world, as the recipes `tiny/pi3` … say."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ MOMENTS = 8  # of a clip, of which a row takes some
 
 class GeometryClips:
     """
-    Rows of the space world that cost no more than they must: some moments of each clip, at the size that the model reads.
+    Rows of the space world that cost no more than they must: some moments of each clip, at the model's size.
 
-    Row i has `images` uint8 `[N, H, W, 3]` (several views: `[T, V, H, W, 3]`), `depths`, `poses`, `intrinsics` and `dynamic`
-    of the shapes in [`SpaceSample`].
+    Row i has `images` uint8 `[N, H, W, 3]` (several views: `[T, V, H, W, 3]`), `depths`, `poses`, `intrinsics` and
+    `dynamic` of the shapes in [`SpaceSample`].
 
     Args:
         seed, difficulty, views: see [`SpaceWorld`].
@@ -124,8 +124,8 @@ def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, **se
     """
     Write a tiny PAGE-4D whose encoder and trunk start as π³'s, into the folder `output`: the step `make` of a recipe.
 
-    π³'s blocks by turns inside frames and over all are PAGE-4D's frame and global blocks. One layer is added at the end, which
-    begins as nearly nothing; camera, depth and mask heads begin at random.
+    π³'s blocks by turns inside frames and over all are PAGE-4D's frame and global blocks. One layer is added at the end,
+    which begins as nearly nothing; camera, depth and mask heads begin at random.
 
     Args:
         folders: of models by name. pi3: the name of π³'s. settings: of `Page4DConfig`.
@@ -181,7 +181,7 @@ def start_narrow(model: nn.Module) -> None:
     """
     Initialise linear layers by their width (Glorot).
 
-    The published deviation of 0.02 suits widths near a thousand; at a hundred it lets a signal fade from layer to layer.
+    The published deviation of 0.02 suits widths near a thousand; at a hundred a signal fades from layer to layer.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -270,7 +270,7 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
 
 
 def prediction_of(outputs, number: int) -> dict[str, np.ndarray]:
-    """What a model says of scene `number` of a batch: `depths`, `poses` camera-to-world, and `dynamic` per patch if it tells."""
+    """What a model says of scene `number` of a batch: `depths`, `poses` camera-to-world, perhaps `dynamic` per patch."""
     if getattr(outputs, "local_points", None) is not None:
         return {
             "depths": outputs.local_points[number, ..., 2].detach().float().numpy(),

@@ -44,8 +44,8 @@ class SceneSettings:
     Args:
         things: least and largest number of things.
         radius: half a thing's width, metres.
-        moving, turning, hovering: shares of the things that move along the floor, turn, and float (those may rise, sink and
-            tumble).
+        moving, turning, hovering: shares of the things that move along the floor, turn, and float (those may rise, sink
+            and tumble).
         speed: metres a second, in the middle of the clip.
         arcs: share of the movers whose path bends.
         orbit: degrees that a camera goes around the middle of the room during the clip; either way.
@@ -72,7 +72,8 @@ class SceneSettings:
     compass: bool = False
 
 
-# "easy" is for learning in minutes: fewer and larger things, all on the floor, on straight paths, and walls that are a compass.
+# "easy" is for learning in minutes: fewer and larger things, all on the floor, on straight paths, and walls that are a
+# compass.
 DIFFICULTIES = {
     "easy": SceneSettings(
         things=(2, 3), radius=(0.42, 0.64), hovering=0.0, arcs=0.0, approach=0.5, rise=0.15, pan=0.4, compass=True

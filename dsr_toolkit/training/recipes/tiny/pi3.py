@@ -1,4 +1,4 @@
-"""π³ from nothing, on the easy space world: small pictures first, where the network learns what there is to learn, then larger."""
+"""π³ from nothing, on the easy space world: small pictures, on which most can be learned quickly, then larger ones."""
 
 from ...recipe import Recipe, Stage
 
