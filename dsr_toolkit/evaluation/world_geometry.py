@@ -12,16 +12,16 @@ def clip_errors(prediction: dict, truth: dict) -> dict:
     Errors of one clip.
 
     Args:
-        prediction: `depths` `[…, H, W]` and `poses` `[…, 3 or 4, 4]` camera-to-world, in any one unit and frame; `dynamic`:
-            how much each patch moves, 0 … 1, `[…, h, w]` or `[…, h·w, 1]`.
+        prediction: `depths` `[…, H, W]` and `poses` `[…, 3 or 4, 4]` camera-to-world, in any one unit and frame;
+            `dynamic`: how much each patch moves, 0 … 1, `[…, h, w]` or `[…, h·w, 1]`.
         truth: `depths`, `poses` and `dynamic` (bool `[…, H, W]`), of the same pixels.
 
     Returns:
         `abs_rel`: mean of |scale · depth - truth| / truth over the clip, with the one scale that makes it least;
         `abs_rel_constant`: the same of the best constant; `scale`; `rotation_errors`: angles in degrees between true
         and predicted rotation of each two cameras; `true_rotations`: between each two cameras, the error of a camera
-        that is said not to move; with `dynamic` also `patches`, those taken for moving, and `intersection` and `union` with the
-        true ones, in patches.
+        that is said not to move; with `dynamic` also `patches`, those taken for moving, and `intersection` and `union`
+        with the true ones, in patches.
     """
     depths, true = prediction["depths"].astype(np.float64), truth["depths"].astype(np.float64)
     scale = best_scale(depths, true)

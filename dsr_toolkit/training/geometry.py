@@ -124,8 +124,8 @@ def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, **se
     """
     Write a tiny PAGE-4D whose encoder and trunk start as π³'s, into the folder `output`: the step `make` of a recipe.
 
-    π³'s blocks by turns inside frames and over all are PAGE-4D's frame and global blocks. One layer is added at the end,
-    which begins as nearly nothing; camera, depth and mask heads begin at random.
+    π³'s blocks, by turns inside frames and over all, are PAGE-4D's frame and global blocks. A layer is added at the
+    end, which begins as nearly nothing; camera, depth and mask heads begin at random.
 
     Args:
         folders: of models by name. pi3: the name of π³'s. settings: of `Page4DConfig`.
@@ -270,7 +270,7 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
 
 
 def prediction_of(outputs, number: int) -> dict[str, np.ndarray]:
-    """What a model says of scene `number` of a batch: `depths`, `poses` camera-to-world, perhaps `dynamic` per patch."""
+    """What a model says of scene `number` of a batch: `depths`, `poses` camera-to-world, and `dynamic` if told."""
     if getattr(outputs, "local_points", None) is not None:
         return {
             "depths": outputs.local_points[number, ..., 2].detach().float().numpy(),
