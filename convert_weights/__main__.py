@@ -157,7 +157,7 @@ def _read_overrides(path: Path | None) -> dict:
     if path is None:
         return {}
     try:
-        overrides = json.loads(path.read_text())
+        overrides = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"`--config` {path} is not valid JSON: {error}.") from None
     if not isinstance(overrides, dict):

@@ -50,7 +50,7 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
 
 
 def _model_type(config: Path) -> str | None:
-    return json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    return json.loads(config.read_text(encoding="utf-8-sig")).get("model_type") if config.is_file() else None
 
 
 def _on_the_hub(repo: str, subfolder: str) -> str | None:

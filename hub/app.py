@@ -305,7 +305,7 @@ class Space:
         inputs = {"images": given}
         if calibration:
             try:
-                inputs["calibration"] = json.loads(Path(calibration).read_text(encoding="utf-8"))
+                inputs["calibration"] = json.loads(Path(calibration).read_text(encoding="utf-8-sig"))
             except ValueError as error:
                 raise gr.Error(f"The calibration is no JSON: {error}") from error
         if question.strip():

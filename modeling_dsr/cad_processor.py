@@ -1,20 +1,21 @@
 """What the processors of the CAD models share."""
 
+import os
+
 import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from .cad_solids import (
-    Placement,
-    TriangleMesh,
-    as_triangles,
-    farthest_point_sample,
-    fit_placement,
-    is_mesh,
-    sample_surface,
-)
+from .cad_files import as_triangles, load_part, read_stl
+from .cad_solids import Placement, TriangleMesh, farthest_point_sample, fit_placement, is_mesh, sample_surface
 from .cad_views import VIEW_DIRECTIONS, render_mesh
 from .media import Media
+
+
+class CadMedia(Media):
+    """The readers of files, and of parts; see [`read_stl`]."""
+
+    read_stl = staticmethod(read_stl)
 
 
 class SolidProcessor(ProcessorMixin):
@@ -22,7 +23,7 @@ class SolidProcessor(ProcessorMixin):
 
     as_mesh = TriangleMesh
 
-    media = Media
+    media = CadMedia
 
     @staticmethod
     def draw_mesh(mesh: TriangleMesh, direction: int = 0, **options) -> np.ndarray:
@@ -33,12 +34,14 @@ class SolidProcessor(ProcessorMixin):
         self, part, normalization: str, generator: np.random.Generator, noise_std: float, noise_probability: float
     ):
         """`[num_points, point_channels]` float32 of a mesh (file or object) or a cloud `[P, 3 or more]`."""
+        if isinstance(part, (str, os.PathLike)):
+            part = load_part(part)
         if is_mesh(part):
             mesh = self.place_mesh(as_triangles(part), normalization)
             points, normals = sample_surface(mesh, self.num_surface_samples, generator)
             cloud = np.concatenate([points, normals], axis=1)[:, : self.point_channels].astype(np.float32)
         else:
-            cloud = np.array(part, np.float32)
+            cloud = np.array(part, np.float64)
             if cloud.ndim != 2 or cloud.shape[1] < self.point_channels:
                 raise ValueError(f"A point cloud must be [points, {self.point_channels}], got {list(cloud.shape)}.")
             if not np.isfinite(cloud).all():
@@ -50,7 +53,9 @@ class SolidProcessor(ProcessorMixin):
                 )
             placement = self._placement(cloud[:, :3].min(0), cloud[:, :3].max(0), normalization)
             cloud = cloud[:, : self.point_channels].copy()
+            # In double precision: far from the origin, as in maps, float32 has no digits left for the part.
             cloud[:, :3] = (cloud[:, :3] - placement.center) * placement.scale
+            cloud = cloud.astype(np.float32)
         if self.point_sampling == "farthest":
             chosen = farthest_point_sample(torch.from_numpy(cloud[None, :, :3]), self.num_points)[0].numpy()
             cloud = cloud[chosen]

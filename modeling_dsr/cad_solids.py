@@ -1,18 +1,12 @@
 """Solids as the CAD models see them: meshes, points on them, and their place in the model's frame."""
 
-import importlib
 import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from .optional_libraries import needs
-
-MESH_SUFFIXES = (".stl", ".ply", ".obj")
-STEP_SUFFIXES = (".step", ".stp")
 # Scaling by more than this to fit a part into the model's frame smells of metres taken for millimetres.
 UNUSUAL_SCALE = 100.0
 
@@ -45,8 +39,9 @@ class TriangleMesh:
 
     @property
     def bounds(self) -> np.ndarray:
-        """`[2, 3]`: lowest and highest corner of the bounding box."""
-        return np.stack([self.vertices.min(0), self.vertices.max(0)])
+        """`[2, 3]`: lowest and highest corner of the bounding box of the surface; vertices of no face do not count."""
+        corners = self.vertices[self.faces].reshape(-1, 3)
+        return np.stack([corners.min(0), corners.max(0)])
 
     def face_normals(self) -> tuple[np.ndarray, np.ndarray]:
         """Unit normals `[F, 3]` (0 for degenerate faces) and areas `[F]`."""
@@ -66,45 +61,6 @@ class Placement:
 
     center: np.ndarray
     scale: float
-
-
-def load_mesh(path: str | os.PathLike) -> TriangleMesh:
-    """Triangles of an STL, PLY or OBJ file (trimesh) or of the solid of a STEP file (cadquery)."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        raise ValueError(f"There is no mesh file at {str(path)!r}.")
-    if suffix not in MESH_SUFFIXES + STEP_SUFFIXES:
-        raise ValueError(f"{path.name!r} is no mesh file: expected one of {', '.join(MESH_SUFFIXES + STEP_SUFFIXES)}.")
-    name = "cadquery" if suffix in STEP_SUFFIXES else "trimesh"
-    needs("cad" if name == "cadquery" else None, f"Reading {path.name!r}", name)
-    library = importlib.import_module(name)
-    try:
-        if suffix in STEP_SUFFIXES:
-            shape = library.importers.importStep(str(path)).combine().val()
-            size = shape.BoundingBox().DiagonalLength
-            vertices, faces = shape.tessellate(1e-5 * size, 0.1)
-            vertices = [vertex.toTuple() for vertex in vertices]
-        else:
-            loaded = library.load(path, force="mesh")
-            vertices, faces = loaded.vertices, loaded.faces
-    except Exception as error:  # every reader raises its own classes, all of them mean an unreadable file
-        raise ValueError(
-            f"{path.name!r} cannot be read as {suffix[1:].upper()} ({type(error).__name__}: {error}). Open it in a CAD "
-            "program and export it again."
-        ) from error
-    if not len(vertices) or not len(faces):
-        raise ValueError(f"{path.name!r} holds an empty mesh: {len(vertices)} vertices, {len(faces)} faces.")
-    return TriangleMesh(np.asarray(vertices), np.asarray(faces))
-
-
-def as_triangles(part) -> TriangleMesh:
-    """
-    The mesh of a file, or of an object with vertices and faces (of this library, of the Hub's code, of trimesh, …).
-    """
-    if isinstance(part, (str, os.PathLike)):
-        return load_mesh(part)
-    return part if isinstance(part, TriangleMesh) else TriangleMesh(np.asarray(part.vertices), np.asarray(part.faces))
 
 
 def fit_placement(low: np.ndarray, high: np.ndarray) -> Placement:

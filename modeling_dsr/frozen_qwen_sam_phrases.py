@@ -1,12 +1,21 @@
 """Where phrases stand in a text, and which tokens they are."""
 
 import re
+import unicodedata
 from difflib import SequenceMatcher
+
+COMBINING = r"[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe20-\ufe2f]"
+# Thai, Lao, Khmer, Myanmar, kana, Han: no spaces between words.
+UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 
 
 def find_phrases(text: str, phrases) -> list[tuple[int, int]]:
     """
-    Character ranges of phrases in a text: exact matches, else without regard to case.
+    Character ranges of phrases in a text.
+
+    A phrase is looked for as whole words, as it is written; else without regard to case; else as the beginning of a
+    word (`"dog"` of `"dogs"`); in scripts that put no spaces between words, anywhere. Composed and decomposed forms
+    of a character are the same. Where phrases compete for a place (`"man"`, `"man with a hat"`), the longer one has it.
 
     Args:
         phrases: strings, or (start, end) ranges, which are checked and kept. A string listed again stands for its next
@@ -15,30 +24,67 @@ def find_phrases(text: str, phrases) -> list[tuple[int, int]]:
     Raises:
         ValueError: a phrase is empty or not there; names the most similar words of the text.
     """
-    spans, seen = [], {}
+    plain, origin = _composed(text)
+    spans: list = [None] * len(phrases)
+    taken: list[tuple[int, int]] = []
+    texts = []
     for number, phrase in enumerate(phrases):
-        if not isinstance(phrase, str):
-            start, end = phrase
-            if not 0 <= start < end <= len(text):
-                raise ValueError(f"Phrase {number} is the range {(start, end)} of a text of {len(text)} characters.")
-            spans.append((start, end))
+        if isinstance(phrase, str):
+            if not phrase.strip():
+                raise ValueError(f"Phrase {number} is empty.")
+            texts.append(number)
             continue
-        if not phrase.strip():
-            raise ValueError(f"Phrase {number} is empty.")
-        places = [match.start() for match in re.finditer(re.escape(phrase), text)]
-        places = places or [match.start() for match in re.finditer(re.escape(phrase), text, re.IGNORECASE)]
-        turn = seen[phrase] = seen.get(phrase, -1) + 1
-        if turn >= len(places):
+        start, end = phrase
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"Phrase {number} is the range {(start, end)} of a text of {len(text)} characters.")
+        spans[number] = (start, end)
+    wanted: dict[str, list[int]] = {}
+    for number in texts:
+        wanted.setdefault(unicodedata.normalize("NFC", phrases[number]), []).append(number)
+    for phrase in sorted(wanted, key=len, reverse=True):
+        numbers = wanted[phrase]
+        places = _places(plain, phrase)
+        # Occurrences within a longer phrase are left to it, as long as there are others.
+        free = [place for place in places if not any(a <= place[0] and place[1] <= b for a, b in taken)]
+        places = free if len(free) >= len(numbers) else places
+        if len(places) < len(numbers):
+            number = numbers[len(places)]
             if places:
                 raise ValueError(
-                    f"Phrase {number}, {phrase!r}, is listed {turn + 1} times but occurs {len(places)} times in "
-                    f"{text!r}."
+                    f"Phrase {number}, {phrases[number]!r}, is listed {len(numbers)} times but occurs {len(places)} "
+                    f"times in {text!r}."
                 )
             raise ValueError(
-                f"Phrase {number}, {phrase!r}, is not in the text {text!r}; the nearest is {_nearest(text, phrase)!r}."
+                f"Phrase {number}, {phrases[number]!r}, is not in the text {text!r}; the nearest is "
+                f"{_nearest(text, phrases[number])!r}."
             )
-        spans.append((places[turn], places[turn] + len(phrase)))
+        for number, (start, end) in zip(numbers, places):
+            spans[number] = (origin[start], origin[end])
+        taken += places[: len(numbers)]
     return spans
+
+
+def _places(text: str, phrase: str) -> list[tuple[int, int]]:
+    """Where a phrase stands, by the first rule that finds it."""
+    letters = re.escape(phrase)
+    begins = rf"(?<!\w){letters}"
+    patterns = [letters] if re.search(UNSPACED, phrase) else [rf"{begins}(?!\w)", begins]
+    for pattern, flags in ((pattern, flags) for pattern in patterns for flags in (0, re.IGNORECASE)):
+        if found := [match.span() for match in re.finditer(pattern, text, flags)]:
+            return found
+    return []
+
+
+def _composed(text: str) -> tuple[str, list[int]]:
+    """The text in Unicode's composed form, and where each of its characters, and its end, begins in the text."""
+    composed, origin = [], []
+    for match in re.finditer(
+        r"(?s).[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\u3099\u309a\ufe20-\ufe2f]*", text
+    ):
+        piece = unicodedata.normalize("NFC", match[0])
+        composed.append(piece)
+        origin += [match.start()] * len(piece)
+    return "".join(composed), [*origin, len(text)]
 
 
 def _nearest(text: str, phrase: str) -> str:

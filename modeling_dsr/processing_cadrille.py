@@ -6,8 +6,9 @@ from PIL import Image
 from transformers import BatchFeature
 
 from .cad_collator import CADCollator
+from .cad_files import as_triangles
 from .cad_processor import SolidProcessor
-from .cad_solids import as_triangles, is_cloud, is_mesh
+from .cad_solids import is_cloud, is_mesh
 from .cad_views import (
     VIEW_DIRECTIONS,
     VIEW_PIXEL_LIMITS,

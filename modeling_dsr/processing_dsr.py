@@ -85,6 +85,7 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         """
         self._check_question(text, videos is not None or video_grid_thw is not None)
         if video_grid_thw is None:
+            videos = None if videos is None else _video_items(videos)
             return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         if videos is not None or images is not None:
             raise ValueError(
@@ -277,7 +278,7 @@ def _video_item(video):
             return _stack([video])
         if os.path.isdir(video):
             return _stack(find_frames(video, interval=1).items)
-        return video
+        return os.fspath(video)
     return _stack(video) if isinstance(video, (list, tuple)) and len(video) else video
 
 

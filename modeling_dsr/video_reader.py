@@ -101,15 +101,17 @@ class Video:
                     f"{self.name} has {self.size[0]}×{self.size[1]} pixels; at most {self.limits.pixels} are read. "
                     "Scale it down."
                 )
-            stamps, hidden, corrupt = [], 0, False
+            stamps, hidden, corrupt, end = [], 0, False, None
             for packet in container.demux(stream):
                 if packet.size == 0:
                     continue
-                corrupt = corrupt or packet.is_corrupt
+                corrupt = packet.is_corrupt  # of the last one: a packet that the end of the file cuts
                 if packet.is_discard:
                     hidden += 1
                     continue
                 stamps.append(packet.pts if packet.pts is not None else packet.dts)
+                if stamps[-1] is not None:
+                    end = max(end or stamps[-1], stamps[-1] + (packet.duration or 0))
                 if self.limits.frames is not None and len(stamps) + hidden > self.limits.frames:
                     raise TooLarge(
                         f"{self.name} has more than {self.limits.frames} frames. Cut it, or send chosen frames as "
@@ -127,7 +129,10 @@ class Video:
             ordered = np.sort(np.array(stamps, dtype=np.float64)) * base
             self.times = ordered - ordered[0]
         self.fps = self._rate(rate)
-        if corrupt or (announced and self.times[-1] + 1 / self.fps < 0.9 * announced):
+        seen = self.times[-1] + 1 / self.fps
+        if end is not None and None not in stamps:  # the last frame may be shown for long
+            seen = max(seen, (end - min(stamps)) * base)
+        if corrupt or (announced and seen < 0.9 * announced):
             raise ValueError(
                 f"{self.name} is cut short: {len(self.times)}"
                 + (f" of its {count} frames" if count > len(self.times) else " frames")

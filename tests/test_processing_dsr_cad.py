@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from dsr_toolkit.tiny import build
-from modeling_dsr.cad_solids import TriangleMesh, farthest_point_sample, load_mesh, sample_surface
+from modeling_dsr.cad_files import load_mesh
+from modeling_dsr.cad_solids import TriangleMesh, farthest_point_sample, sample_surface
 from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, render_mesh
 from modeling_dsr.processing_cadrille import answer_labels
 
@@ -71,7 +72,7 @@ def test_step_files_are_read(tmp_path):
     "name, content, message",
     [
         ("broken.step", "ISO-10303-21;\nnonsense", "cannot be read as STEP|empty mesh"),
-        ("broken.stl", "solid nothing\nendsolid nothing", "cannot be read as STL|empty"),
+        ("broken.stl", "solid nothing\nendsolid nothing", "no whole number of faces|empty"),
         ("empty.obj", "", "cannot be read as OBJ|empty"),
         ("part.txt", "x", "no mesh file"),
     ],

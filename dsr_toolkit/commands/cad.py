@@ -99,10 +99,10 @@ def run(args) -> int:
 def read_input(paths: list[str]) -> tuple[str, object]:
     """("mesh", TriangleMesh), ("cloud", array `[P, 3]`) or ("views", picture)."""
     import numpy as np
-    from PIL import Image
 
-    from modeling_dsr.cad_solids import load_mesh
+    from modeling_dsr.cad_files import load_part
     from modeling_dsr.cad_views import compose_views
+    from modeling_dsr.image_reader import read_image
 
     files = [Path(path) for path in paths]
     for path in files:
@@ -110,23 +110,18 @@ def read_input(paths: list[str]) -> tuple[str, object]:
             raise ValueError(f"there is no file at {str(path)!r}.")
     suffixes = {path.suffix.lower() for path in files}
     if suffixes <= set(PICTURES):
-        views = [Image.open(path).convert("RGB") for path in files]
+        views = [read_image(path) for path in files]
         return "views", views[0] if len(views) == 1 else compose_views(views)
     if len(files) > 1:
         raise ValueError("one mesh or cloud at a time; only pictures come in several.")
-    if suffixes <= set(MESHES):
-        return "mesh", load_mesh(files[0])
-    if not suffixes <= set(CLOUDS):
+    if not suffixes <= set(MESHES + CLOUDS):
         raise ValueError(f"{files[0].name!r}: expected one of {', '.join(MESHES + CLOUDS + PICTURES)}.")
-    try:
-        cloud = np.load(files[0], allow_pickle=False) if suffixes == {".npy"} else np.loadtxt(files[0])
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{files[0].name!r} cannot be read as a point cloud: {error}") from error
-    if cloud.ndim != 2 or cloud.shape[1] < 3 or not len(cloud):
-        raise ValueError(f"{files[0].name!r} must hold points [P, 3], found {list(cloud.shape)}.")
+    cloud = load_part(files[0])
+    if not isinstance(cloud, np.ndarray):
+        return "mesh", cloud
     if not np.isfinite(cloud).all():
         raise ValueError(f"{files[0].name!r} holds NaN or infinite coordinates. Remove those points.")
-    return "cloud", cloud[:, :3].astype(np.float64)
+    return "cloud", cloud[:, :3]
 
 
 def read_programs(paths: list[str]) -> list[str]:
@@ -135,7 +130,7 @@ def read_programs(paths: list[str]) -> list[str]:
     for path in map(Path, paths):
         if not path.is_file():
             raise ValueError(f"there is no file at {str(path)!r}.")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() != ".json":
             programs.append(text)
             continue

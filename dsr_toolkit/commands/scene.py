@@ -92,7 +92,7 @@ def read_scene(folder: Path, sample: str | None = None) -> dict:
     described = folder / "calibration.json"
     if described.is_file():
         try:
-            cameras = json.loads(described.read_text(encoding="utf-8"))
+            cameras = json.loads(described.read_text(encoding="utf-8-sig"))
             for field in ("intrinsics", "extrinsics"):
                 scene[f"cam_{field}"] = {name: camera[field] for name, camera in cameras.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -85,7 +85,7 @@ def run(args) -> None:
 
 def read_manifest(path: Path) -> list[dict]:
     """Image and phrases of each sample of a showcase manifest whose image is there."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content.get("samples"), list):
         raise ValueError(f"{path} is no showcase manifest: it has no list `samples`.")
     jobs = []

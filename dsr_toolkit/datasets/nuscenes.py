@@ -49,7 +49,7 @@ class NuScenes:
             raise ValueError(f"{self.tables} lacks the tables {missing}; it must be as nuScenes publishes it.")
 
     def _table(self, name: str) -> list[dict]:
-        return json.loads((self.tables / f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads((self.tables / f"{name}.json").read_text(encoding="utf-8-sig"))
 
     @cached_property
     def _sensors(self) -> dict[str, dict]:

@@ -136,7 +136,7 @@ def read_png(
 
     Narratives without any grounded segment are left out.
     """
-    narratives, panoptic = (json.loads(Path(path).read_text()) for path in (narratives, panoptic))
+    narratives, panoptic = (json.loads(Path(path).read_text(encoding="utf-8-sig")) for path in (narratives, panoptic))
     annotations = {annotation["image_id"]: annotation for annotation in panoptic["annotations"]}
     files = {image["id"]: image["file_name"] for image in panoptic["images"]}
     is_thing = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_dsr.cad_solids import MESH_SUFFIXES, STEP_SUFFIXES, TriangleMesh, load_mesh
+from modeling_dsr.cad_files import MESH_SUFFIXES, STEP_SUFFIXES, load_mesh
+from modeling_dsr.cad_solids import TriangleMesh
 
 from ..cad.metrics import (
     intersection_over_union,

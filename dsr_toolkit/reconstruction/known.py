@@ -373,7 +373,7 @@ def _rigid(pose: np.ndarray, where: str) -> np.ndarray:
 
 def _json(path: Path) -> dict:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}.") from error
     if not isinstance(document, dict):

@@ -73,7 +73,7 @@ VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gi
 
 
 def _manifest(path: Path) -> list[Scene]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     try:
         if path.suffix == ".json":
             entries = json.loads(text)

@@ -163,7 +163,7 @@ def load_recipe(name: str) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"There is no recipe file {name!r}.")
-        return Recipe(**json.loads(path.read_text(encoding="utf-8")))
+        return Recipe(**json.loads(path.read_text(encoding="utf-8-sig")))
     if name not in recipe_names():
         raise ValueError(f"There is no recipe {name!r}; there are {', '.join(recipe_names()) or 'none'}.")
     return importlib.import_module(f"{__package__}.recipes.{name.replace('/', '.')}").RECIPE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import struct
 from contextlib import contextmanager
 from functools import partial
 
@@ -200,13 +199,8 @@ class Files:
         return np.frombuffer(body, dtype).reshape(shape).astype(np.float64)
 
     def stl(self, name: str, value: str | bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Vertices `[3·F, 3]` and faces `[F, 3]` of a binary STL file."""
+        """Vertices `[3·F, 3]` and faces `[F, 3]` of an STL file, binary or ASCII."""
         content = self.content(name, value)
-        count = struct.unpack_from("<I", content, 80)[0] if len(content) >= 84 else 0
-        if count > self.limits.points:
-            raise RequestError("too_large", f"`{name}` has {count} faces; at most {self.limits.points} are read.")
-        if not count or len(content) != 84 + 50 * count:
-            raise RequestError("unreadable_media", f"`{name}` is no complete binary STL file of at least one face.")
-        record = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
-        vertices = np.frombuffer(content, record, offset=84)["corners"].reshape(-1, 3)
-        return self.array(name, vertices, 3, 3 * self.limits.points), np.arange(3 * count).reshape(-1, 3)
+        with self._errors(name):
+            vertices, faces = self.media.read_stl(content, f"`{name}`", max_faces=self.limits.points)
+        return self.array(name, vertices, 3, 3 * self.limits.points), faces

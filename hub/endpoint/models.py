@@ -67,7 +67,7 @@ class EndpointHandler:
         for file in [self.path / "config.json", *sorted(self.path.glob("*/config.json"))]:
             if not file.is_file():
                 continue
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = json.loads(file.read_text(encoding="utf-8-sig"))
             at_root = file.parent == self.path
             name = config.get("model_type") if at_root else file.parent.name
             types[name], subfolders[name] = config.get("model_type"), "" if at_root else file.parent.name

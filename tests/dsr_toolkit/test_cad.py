@@ -23,6 +23,7 @@ from dsr_toolkit.cad.metrics import (  # noqa: E402
     solid_body,
 )
 from dsr_toolkit.cli import main  # noqa: E402
+from modeling_dsr.cad_files import load_mesh  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh, load_mesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,7 +331,7 @@ def test_bad_input_is_explained(parts, arguments, message, capsys, monkeypatch):
 
 def test_rendering_needs_no_display(parts, tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from modeling_dsr.cad_solids import load_mesh; from "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from modeling_dsr.cad_files import load_mesh; from "
         "dsr_toolkit.cad.metrics import normalize_prediction; from dsr_toolkit.cad.pictures import part_sheet; mesh = "
         "normalize_prediction(load_mesh(sys.argv[1])); part_sheet(mesh, mesh, 'part').save(sys.argv[2]); assert 'vtk' "
         "not in sys.modules and 'vtkmodules' not in sys.modules"

@@ -175,7 +175,7 @@ def test_a_solid_comes_back_as_arrays(checked):
 
 
 def test_a_solid_becomes_a_step_file_where_it_was_asked_for(checked, tmp_path):
-    from modeling_dsr.cad_solids import load_mesh
+    from modeling_dsr.cad_files import load_mesh
 
     done, step = checked.step(checked.run(BOX), scale=2.0, offset=(10, 0, 0))
     assert done.ok and step.startswith(b"ISO-10303-21")

@@ -159,7 +159,7 @@ def test_the_text_tells_parts_apart():
 
 
 def test_export_in_the_published_layouts(tmp_path):
-    from modeling_dsr.cad_solids import load_mesh
+    from modeling_dsr.cad_files import load_mesh
 
     pytest.importorskip("trimesh")
     world = make_world("parts", SEED)
