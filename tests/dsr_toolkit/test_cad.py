@@ -24,7 +24,7 @@ from dsr_toolkit.cad.metrics import (  # noqa: E402
 )
 from dsr_toolkit.cli import main  # noqa: E402
 from modeling_dsr.cad_files import load_mesh  # noqa: E402
-from modeling_dsr.cad_solids import TriangleMesh, load_mesh  # noqa: E402
+from modeling_dsr.cad_solids import TriangleMesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 # The programs here are harmless: they may run on a machine that lacks a confinement.
