@@ -9,7 +9,7 @@ import json
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -33,7 +33,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def convert(
     arch: str,
-    sources: dict[str, str | Path],
+    sources: Mapping[str, str | Path],
     output: str | Path,
     *,
     dtype: str | torch.dtype | None = None,
@@ -95,7 +95,7 @@ def convert(
     return report
 
 
-def _check_source_names(arch: str, module: ModuleType, sources: dict) -> None:
+def _check_source_names(arch: str, module: ModuleType, sources: Mapping) -> None:
     if set(sources) not in [set(names) for names in module.SOURCES]:
         accepted = " or ".join(" + ".join(f"`{name}`" for name in names) for names in module.SOURCES)
         raise ValueError(f"`sources` of {arch} must be {accepted}, got {sorted(sources) or 'none'}.")
@@ -103,11 +103,10 @@ def _check_source_names(arch: str, module: ModuleType, sources: dict) -> None:
 
 def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype is None or dtype in known.values():
-        return dtype
-    if dtype not in known:
+    found = known.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and found not in known.values():
         raise ValueError(f"`dtype` must be one of {list(known)}, got {dtype!r}.")
-    return known[dtype]
+    return found
 
 
 def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | None) -> None:
@@ -126,8 +125,9 @@ def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | No
     if dtype is None and getattr(plan.config, "dtype", None) is None:
         sizes: Counter[torch.dtype] = Counter()
         for entry in resolution.entries.values():
-            if entry.info.dtype.is_floating_point:
-                sizes[entry.info.dtype] += entry.nbytes
+            stored = entry.info.dtype
+            if stored is not None and stored.is_floating_point:
+                sizes[stored] += entry.nbytes
         dtype = sizes.most_common(1)[0][0] if sizes else torch.float32
     if dtype is not None:
         parts = [getattr(plan.config, name, None) for name in plan.config.sub_configs]

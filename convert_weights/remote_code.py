@@ -36,7 +36,8 @@ def code_files(model_types: Iterable[str] = ARCHITECTURES) -> dict[str, Path]:
 def _siblings(path: Path) -> list[str]:
     """Names of the files that a file imports from its own folder, anywhere in it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return [node.module for node in imports if node.module]
 
 
 def copy_code(folder: Path, model_type: str) -> list[str]:

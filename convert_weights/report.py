@@ -55,10 +55,10 @@ class Report:
         """The same by source, for what was read, and by action, for what was not."""
         total = sum(math.prod(tensor["shape"]) for tensor in self.tensors.values())
         names = [source["name"] for source in self.sources]
-        rows = {name: {"tensors": 0, "parameters": 0} for name in (*names, "copied", "initialised")}
+        rows: dict[str, dict] = {name: {"tensors": 0, "parameters": 0} for name in (*names, "copied", "initialised")}
         for tensor in self.tensors.values():
             read = tensor["action"] in ("loaded", "transformed")
-            row = rows[re.search(r"(\w+):", tensor["from"])[1] if read else tensor["action"]]
+            row = rows[re.findall(r"(\w+):", tensor["from"])[0] if read else tensor["action"]]
             row["tensors"] += 1
             row["parameters"] += math.prod(tensor["shape"])
         for row in rows.values():

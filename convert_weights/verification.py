@@ -59,7 +59,7 @@ def check_file(path: Path, facts: dict, files: dict[str, SafetensorsFile]) -> li
     """Size and hash; of weights also the header, and that every number is finite. Weights are read once."""
     if not path.is_file():
         return [f"{path}: missing."]
-    problems = []
+    problems: list[str] = []
     if path.suffix != ".safetensors":
         digest = sha256_of(path)
     else:
@@ -121,7 +121,7 @@ def check_layout(folder: Path, report: Report, files: dict[str, SafetensorsFile]
     """The tensors against the model that the configuration describes."""
     try:
         model = model_class(report.architecture, report.model_class)
-        layout = skeleton(model, model.config_class.from_pretrained(folder))
+        layout = skeleton(model, getattr(model, "config_class").from_pretrained(folder))
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         return [f"{folder / 'config.json'}: does not make a {report.model_class} ({error})."]
     found = {key: info.shape for file in files.values() for key, info in file.tensors.items()}

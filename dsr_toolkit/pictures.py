@@ -53,7 +53,9 @@ def attention_sheet(
         row = Image.new("RGB", (width, cell_height + 24 + GAP), PAPER)
         for column, index in enumerate(shown[start : start + columns]):
             left = MARGIN + column * (CELL_WIDTH + GAP)
-            cell = overlay(frames[index], density[index], low, high).resize((CELL_WIDTH, cell_height), Image.LANCZOS)
+            cell = overlay(frames[index], density[index], low, high).resize(
+                (CELL_WIDTH, cell_height), Image.Resampling.LANCZOS
+            )
             row.paste(cell, (left, 22))
             ImageDraw.Draw(row).text((left, 2), labels[index], INK, _font(15))
         blocks.append(row)
@@ -74,7 +76,7 @@ def shrink(frames, width: int = 2 * CELL_WIDTH) -> np.ndarray:
     images = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames]
     height = max(1, round(images[0].height * width / images[0].width))
     if images[0].width > width:
-        images = [image.resize((width, height), Image.LANCZOS) for image in images]
+        images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
     return np.stack([np.asarray(image) for image in images])
 
 
@@ -83,7 +85,7 @@ def overlay(frame: np.ndarray, values: np.ndarray, low: float, high: float) -> I
     return overlay_heat(Image.fromarray(frame), (values - low) / max(high - low, 1e-12))
 
 
-def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, which knows Latin letters; for other text the first common font that the system has."""
     if not text.isascii():
         for name in WIDE_FONTS:
@@ -127,7 +129,7 @@ def _token_block(per_token: np.ndarray, labels: list[str], width: int) -> Image.
     low, high = float(relative.min()), float(relative.max())
     left, cell_height = MARGIN + 30, 9
     cells = heat_colours((relative - low) / max(high - low, 1e-12)).astype(np.uint8)
-    strip = Image.fromarray(cells).resize((width - left - MARGIN, tokens * cell_height), Image.NEAREST)
+    strip = Image.fromarray(cells).resize((width - left - MARGIN, tokens * cell_height), Image.Resampling.NEAREST)
     block = Image.new("RGB", (width, strip.height + 50), PAPER)
     block.paste(strip, (left, 26))
     draw, font = ImageDraw.Draw(block), _font(14)

@@ -8,7 +8,7 @@ and computes those rows beside it, one layer at a time.
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -94,9 +94,9 @@ def capture_attention(
     Raises:
         ValueError: the model has no such attention module, or a position lies outside the sequence.
     """
-    modules = [m for m in model.modules() if getattr(m, "layer_idx", None) is not None and hasattr(m, "config")]
-    modules = [
-        m for m in modules if any(hasattr(m, name) for name in ("q_proj", "qkv_proj", "c_attn", "query_key_value"))
+    found = [m for m in model.modules() if getattr(m, "layer_idx", None) is not None and hasattr(m, "config")]
+    modules: list[Any] = [
+        m for m in found if any(hasattr(m, name) for name in ("q_proj", "qkv_proj", "c_attn", "query_key_value"))
     ]
     if not modules:
         raise ValueError(

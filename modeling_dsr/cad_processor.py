@@ -21,6 +21,11 @@ class CadMedia(Media):
 class SolidProcessor(ProcessorMixin):
     """What the processors of Cadrille and CAD-Recode share: parts as clouds in the model's frame."""
 
+    num_points: int
+    num_surface_samples: int
+    point_channels: int
+    point_sampling: str
+    program_range: float
     as_mesh = TriangleMesh
 
     media = CadMedia
@@ -77,7 +82,8 @@ class SolidProcessor(ProcessorMixin):
 
     def place_mesh(self, mesh: TriangleMesh, normalization: str = "fit") -> TriangleMesh:
         """The mesh in the model's frame, about [-1, 1]³; see `__call__` for `normalization`."""
-        placement = self._placement(*mesh.bounds, normalization)
+        low, high = mesh.bounds
+        placement = self._placement(low, high, normalization)
         return mesh.moved(placement.scale, -placement.center * placement.scale)
 
     def _placement(self, low: np.ndarray, high: np.ndarray, normalization: str) -> Placement:

@@ -93,7 +93,7 @@ def sample_surface(mesh: TriangleMesh, count: int, generator: np.random.Generato
     return a + u * (b - a) + v * (c - a), normals[chosen]
 
 
-def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.LongTensor:
+def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.Tensor:
     """
     Indices of `num_points` points, each the farthest from those chosen before; the first is point 0, ties go to the
     lower index (the rule of PyTorch3D).
@@ -102,7 +102,7 @@ def farthest_point_sample(points: torch.Tensor, num_points: int) -> torch.LongTe
         points: `[B, P, 3]`, P ≥ num_points.
 
     Returns:
-        `[B, num_points]`.
+        int64 `[B, num_points]`.
     """
     batch, count, _ = points.shape
     if not 1 <= num_points <= count:
@@ -161,7 +161,7 @@ def _farthest_of_one(cloud: np.ndarray, num_points: int) -> np.ndarray:
             ties = np.append(ties + place + 1, place)
             place = int(ties[order[ties].argmin()])
         chosen[index] = order[place]
-        reach = np.float32(np.sqrt(farthest) * np.float32(1.00001))
+        reach = float(np.float32(np.sqrt(farthest) * np.float32(1.00001)))
     return chosen
 
 

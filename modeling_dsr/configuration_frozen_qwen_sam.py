@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, Qwen2_5_VLConfig, SamConfig
 
@@ -19,7 +21,7 @@ def sam_config(**overrides) -> SamConfig:
 
     The norms of the released decoder have epsilon 1e-5; transformers' default for them is 1e-6.
     """
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "vision_config": dict(
             hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, global_attn_indexes=[5, 11, 17, 23]
         ),
@@ -27,7 +29,8 @@ def sam_config(**overrides) -> SamConfig:
         "mask_decoder_config": dict(layer_norm_eps=1e-5),
     }
     rest = {name: value for name, value in overrides.items() if name not in parts}
-    return SamConfig(**{name: {**defaults, **overrides.get(name, {})} for name, defaults in parts.items()}, **rest)
+    merged: dict[str, Any] = {name: {**defaults, **overrides.get(name, {})} for name, defaults in parts.items()}
+    return SamConfig(**merged, **rest)
 
 
 @strict
@@ -126,7 +129,7 @@ class FrozenQwenSAMConfig(PreTrainedConfig):
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """That of the vision-language model."""
-        return self.vlm_config.get_text_config(*args, **kwargs)
+        return cast(PreTrainedConfig, self.vlm_config).get_text_config(*args, **kwargs)
 
 
 FrozenQwenSAMConfig.register_for_auto_class()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from huggingface_hub.dataclasses import strict
 from transformers import Dinov2WithRegistersConfig, PreTrainedConfig
 
@@ -139,12 +141,12 @@ class Pi3Config(PreTrainedConfig):
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels; images are multiples of it."""
-        return self.encoder_config.patch_size
+        return cast(PreTrainedConfig, self.encoder_config).patch_size
 
     @property
     def hidden_size(self) -> int:
         """Width of encoder and decoder."""
-        return self.encoder_config.hidden_size
+        return cast(PreTrainedConfig, self.encoder_config).hidden_size
 
 
 Pi3Config.register_for_auto_class()

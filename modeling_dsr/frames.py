@@ -64,7 +64,7 @@ def decode_video(source, num_frames: int = 32, rule: str = "inference") -> tuple
         height=frames.shape[1],
         width=frames.shape[2],
         video_backend="pyav",
-        frames_indices=indices,
+        frames_indices=indices,  # type: ignore[arg-type]  # an array, as transformers itself fills it
     )
     return frames, metadata
 
@@ -114,7 +114,7 @@ class FrameSource:
             for (_, pixels), name, time in zip(self.video.frames(self.indices), self.names, self.times):
                 yield Frame(Image.fromarray(pixels), name, time)
             return
-        for item, name, time in zip(self.items, self.names, self.times):
+        for item, name, time in zip(self.items or (), self.names, self.times):
             image, opaque = read_with_alpha(item, None if isinstance(item, (str, os.PathLike)) else name)
             yield Frame(image, name, time, opaque)
 
@@ -138,14 +138,15 @@ def find_frames(
         ValueError: nothing there, a video that cannot be read, or contradictory wishes.
     """
     wishes = {"interval": interval, "fps": fps, "num_frames": num_frames}
-    chosen = [name for name, value in wishes.items() if value is not None]
+    chosen = {name: value for name, value in wishes.items() if value is not None}
     if len(chosen) > 1:
         raise ValueError(
-            f"`{chosen[0]}` and `{chosen[1]}` say different things about which frames to take; pass one of them."
+            f"{' and '.join(f'`{name}`' for name in chosen)} say different things about which frames to take; pass one "
+            "of them."
         )
-    for name in chosen:
-        if not wishes[name] > 0:
-            raise ValueError(f"`{name}` must be positive, got {wishes[name]}.")
+    for name, value in chosen.items():
+        if not value > 0:
+            raise ValueError(f"`{name}` must be positive, got {value}.")
     left_out: list = []
     is_path = isinstance(source, (str, os.PathLike))
     if is_path and os.path.isdir(source):

@@ -1,6 +1,7 @@
 """What of a model trains: named presets, kept in its configuration and applied again whenever it is loaded."""
 
 import re
+from typing import Self
 
 from torch import nn
 
@@ -29,7 +30,7 @@ class FreezePresets:
         """
         return [r"(.*\.)?embeddings\.mask_token"]  # used by DINO's own training alone
 
-    def freeze(self, preset: str | None = None):
+    def freeze(self, preset: str | None = None) -> Self:
         """
         Choose what trains, and keep the choice in the configuration.
 

@@ -27,7 +27,8 @@ def needs(extra: str | None, what: str, *libraries: str) -> None:
     Raises:
         ImportError: names what is missing and the extra that installs it.
     """
-    missing = [name for name in libraries or EXTRAS[extra] if not _installed(name)]
+    wanted = libraries or (EXTRAS[extra] if extra else ())
+    missing = [name for name in wanted if not _installed(name)]
     if missing:
         source = f'"dsr-models[{extra}]"' if extra else " ".join(missing)
         raise ImportError(f"{what} needs {', '.join(missing)}: pip install {source}")

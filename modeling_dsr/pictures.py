@@ -50,7 +50,7 @@ def mask_to_rle(mask: np.ndarray) -> dict:
     flat = np.asarray(mask, bool).flatten(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = np.concatenate([[0], changes, [len(flat)]])
-    counts = np.diff(edges).tolist()
+    counts: list[int] = list(map(int, np.diff(edges)))
     return {"size": list(mask.shape), "counts": ([0] + counts) if len(flat) and flat[0] else counts}
 
 
@@ -64,7 +64,7 @@ def rle_to_mask(rle: dict) -> np.ndarray:
 def shifted_mask(mask: np.ndarray, axis: int, step: int) -> np.ndarray:
     """`mask` moved by one pixel; what comes in from outside counts as inside, so that borders get no outline."""
     moved = np.roll(mask, step, axis)
-    edge = [slice(None)] * 2
+    edge: list[slice | int] = [slice(None)] * 2
     edge[axis] = 0 if step > 0 else -1
     moved[tuple(edge)] = True
     return moved

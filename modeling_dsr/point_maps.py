@@ -41,7 +41,7 @@ def recover_intrinsics(
     if ndc:
         units = [2 / max(n - 1, 1) for n in (width, height)]
         columns, rows = columns * units[0] - 1, rows * units[1] - 1
-    known = None
+    known = torch.ones_like(z, dtype=torch.bool)
     if method == "median":
         known = rays.isfinite().all(-1) & (rays[..., 2] > 0)
         trusted = known if mask is None else known & mask
@@ -50,7 +50,7 @@ def recover_intrinsics(
     # Each axis as one along which pixels run in the last dimension.
     for ray, pixel, valid, unit in (
         (rays[..., 0] / z, columns, known, units[0]),
-        ((rays[..., 1] / z).mT, rows, None if known is None else known.mT, units[1]),
+        ((rays[..., 1] / z).mT, rows, known.mT, units[1]),
     ):
         if method == "regression":
             found.append(_regressed_axis(ray, pixel, center_principal_point))
@@ -58,8 +58,8 @@ def recover_intrinsics(
             found.append(_median_axis(ray, pixel, valid, center_principal_point, max(height, width) * unit))
     (fx, cx), (fy, cy) = found
     zero, one = torch.zeros_like(fx), torch.ones_like(fx)
-    rows = [torch.stack(row, -1) for row in ((fx, zero, cx), (zero, fy, cy), (zero, zero, one))]
-    return torch.stack(rows, -2)
+    matrix = [torch.stack(row, -1) for row in ((fx, zero, cx), (zero, fy, cy), (zero, zero, one))]
+    return torch.stack(matrix, -2)
 
 
 def _regressed_axis(ray: torch.Tensor, pixel: torch.Tensor, centered: bool) -> tuple[torch.Tensor, torch.Tensor]:

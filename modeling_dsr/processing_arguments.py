@@ -51,8 +51,8 @@ def per_sample(value, is_single, count: int | None, name: str) -> list:
     return entries
 
 
-def pad_tokens(rows: list[list[int]], value: int, side: str) -> torch.LongTensor:
-    """`[B, S]` of rows of ids."""
+def pad_tokens(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
+    """int64 `[B, S]` of rows of ids."""
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side=side)
 
 

@@ -153,7 +153,8 @@ class CadrilleProcessor(SolidProcessor):
         )
         generators = self._generators(seed, count)
 
-        clouds, pictures = [None] * count, [None] * count
+        clouds: list[torch.Tensor | None] = [None] * count
+        pictures: list[Image.Image | None] = [None] * count
         for i in range(count):
             shown = [
                 name for name, entries in (("images", images), ("point_clouds", point_clouds), ("meshes", meshes))
@@ -171,7 +172,8 @@ class CadrilleProcessor(SolidProcessor):
                 part = meshes[i] if meshes[i] is not None else point_clouds[i]
                 clouds[i] = self._cloud(part, normalization, generators[i], noise_std, noise_probability)
 
-        data, views = {}, self._encode_views(pictures)
+        data: dict[str, torch.Tensor] = {}
+        views = self._encode_views(pictures)
         rows = [
             self._tokenize(text[i] or self.prompt, clouds[i] is not None, views[i], programs[i]) for i in range(count)
         ]
@@ -214,7 +216,7 @@ class CadrilleProcessor(SolidProcessor):
         published prompt has no other turns.
         """
         if not tokenize:
-            return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)
+            return super().apply_chat_template(conversation, *args, tokenize=False, **kwargs)  # type: ignore[misc]
         single = isinstance(conversation[0], dict)
         images, texts, programs = [], [], []
         for turns in [conversation] if single else [getattr(turns, "messages", turns) for turns in conversation]:

@@ -304,7 +304,8 @@ def _stack(frames) -> np.ndarray:
 def _untimed(video) -> VideoMetadata:
     """Metadata of frames that come without any: two per second, Qwen's default, so one second between grid steps."""
     count = len(video)
-    return VideoMetadata(total_num_frames=count, fps=2.0, duration=count / 2, frames_indices=np.arange(count))
+    indices = np.arange(count)  # an array, as transformers itself fills it
+    return VideoMetadata(total_num_frames=count, fps=2.0, duration=count / 2, frames_indices=indices)  # type: ignore[arg-type]
 
 
 def _occurrences(text: str, token: str) -> list[int]:

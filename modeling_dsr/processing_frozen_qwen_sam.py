@@ -154,7 +154,8 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
 
     def _prompt(self, text, add_generation_prompt: bool) -> tuple[str, str | None]:
         """The rendered prompt of a row, and the text of the assistant's last turn if the conversation ends with one."""
-        answer = None
+        answer: str | None = None
+        conversation: list[dict]
         if text is None or isinstance(text, str):
             instruction = (
                 (self.instruction if text is None else text).replace("<image>", "").replace(self.image_token, "")
@@ -196,7 +197,7 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
         return ids, mask_ids
 
     def _pad(self, encoded) -> dict[str, torch.Tensor]:
-        rows = {"input_ids": [], "mask_ids": [], "caption_ids": []}
+        rows: dict[str, list] = {"input_ids": [], "mask_ids": [], "caption_ids": []}
         for prompt_ids, captions in encoded:
             captions = captions or []
             rows["input_ids"].append(prompt_ids + [token for ids, _ in captions for token in ids])
@@ -397,15 +398,15 @@ class FrozenQwenSAMProcessor(ProcessorMixin):
             f"mask {i}" for i in range(len(result["masks"]))
         ]
         for number, mask in enumerate(result["masks"].numpy()):
-            colour = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)
+            tint = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)
             edge = mask & ~(
                 shifted_mask(mask, 0, 1)
                 & shifted_mask(mask, 0, -1)
                 & shifted_mask(mask, 1, 1)
                 & shifted_mask(mask, 1, -1)
             )
-            picture[mask] = 0.5 * picture[mask] + 0.5 * colour
-            picture[edge] = colour
+            picture[mask] = 0.5 * picture[mask] + 0.5 * tint
+            picture[edge] = tint
         size = max(14, picture.shape[1] // 45)
         sheet = Image.new("RGB", (picture.shape[1], picture.shape[0] + round(1.6 * size) * len(labels)), "white")
         sheet.paste(Image.fromarray(picture.round().astype(np.uint8)), (0, 0))

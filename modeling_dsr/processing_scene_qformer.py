@@ -174,8 +174,8 @@ class SceneQFormerProcessor(ProcessorMixin):
     def _pixels(self, image: Image.Image) -> np.ndarray:
         height, width = self.image_size
         pixels = np.asarray(resize_image(image, (width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255.0
-        pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
-        return pixels.transpose(2, 0, 1)
+        mean, std = (np.array(numbers, np.float32) for numbers in (self.image_mean, self.image_std))
+        return ((pixels - mean) / std).transpose(2, 0, 1)
 
     # ---- calibration ---------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         sizes = np.array([[image.size for image in scene] for scene in scenes], dtype=np.float32)  # (width, height)
         self._check_intrinsics(matrices["cam_intrinsics"], sizes)
         self._check_extrinsics(matrices["cam_extrinsics"])
-        scale = np.float32(self.image_size[::-1]) / sizes  # [B, N, (x, y)]
+        scale = np.array(self.image_size[::-1], np.float32) / sizes  # [B, N, (x, y)]
         matrices["cam_intrinsics"] = matrices["cam_intrinsics"].copy()
         matrices["cam_intrinsics"][:, :, :2] *= scale[..., None]
         return matrices
@@ -222,7 +222,10 @@ class SceneQFormerProcessor(ProcessorMixin):
         focal = np.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], -1)
         centre = intrinsics[..., :2, 2]
         problems = (
-            ((np.abs(intrinsics[..., 2, :] - np.float32([0, 0, 1])) > 1e-6).any(-1), "has no last row (0, 0, 1)"),
+            (
+                (np.abs(intrinsics[..., 2, :] - np.array([0, 0, 1], np.float32)) > 1e-6).any(-1),
+                "has no last row (0, 0, 1)",
+            ),
             (~(np.linalg.cond(intrinsics) < 1e8), "is singular"),
             ((focal <= 0).any(-1), "has a focal length that is not positive"),
             (((centre < 0) | (centre > sizes)).any(-1), "has its principal point outside of the image"),
@@ -241,7 +244,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         rotation = extrinsics[..., :3, :3]
         crooked = np.abs(rotation @ rotation.swapaxes(-1, -2) - np.eye(3)).max((-1, -2)) > 1e-3
         mirrored = np.linalg.det(rotation) < 0
-        affine = (np.abs(extrinsics[..., 3, :] - np.float32([0, 0, 0, 1])) > 1e-6).any(-1)
+        affine = (np.abs(extrinsics[..., 3, :] - np.array([0, 0, 0, 1], np.float32)) > 1e-6).any(-1)
         wrong = np.argwhere(crooked | mirrored | affine)
         if len(wrong):
             scene, camera = wrong[0]
@@ -301,7 +304,7 @@ class SceneQFormerProcessor(ProcessorMixin):
             return self(text=texts, return_tensors=kwargs.get("return_tensors", "pt"))
         return texts[0] if single else texts
 
-    def _template(self) -> str | None:
+    def _template(self):
         return self.chat_template or getattr(self.tokenizer, "chat_template", None)
 
     def _render(self, turns, template: str, settings: dict) -> str:
@@ -412,12 +415,12 @@ class SceneQFormerProcessor(ProcessorMixin):
             images: one scene, as for `__call__`. heat: `[cameras, H, W]`, one scene of `post_process_attentions`.
         """
         scene = dict(zip(self.camera_names, self._ordered(images, "images", 0)))
-        heat = heat.detach().float().cpu().numpy()
+        level = heat.detach().float().cpu().numpy()
         # One scale for all cameras; its top is exceeded by one pixel in a thousand, so that a spark does not hide the
         # rest.
-        top = max(float(np.quantile(heat, 0.999)), 1e-12)
+        top = max(float(np.quantile(level, 0.999)), 1e-12)
         layout = SCENE_LAYOUT if set(self.camera_names) == set(SCENE_CAMERAS) else (self.camera_names,)
-        height, width, head, gap = *heat.shape[-2:], 18, 4
+        height, width, head, gap = *level.shape[-2:], 18, 4
         rows, columns = len(layout), max(len(row) for row in layout)
         top_margin = 24 if title else gap
         sheet = Image.new(
@@ -428,15 +431,15 @@ class SceneQFormerProcessor(ProcessorMixin):
         for i, row in enumerate(layout):
             for j, name in enumerate(row):
                 number = self.camera_names.index(name)
-                share = heat[number].sum() / max(heat.sum(), 1e-12)
+                share = level[number].sum() / max(float(level.sum()), 1e-12)
                 left, upper = gap + j * (width + gap), top_margin + i * (height + head + gap)
                 pen.text((left, upper + 2), f"{name}   {share:.0%} of the attention", fill="black")
                 picture = scene[name].resize((width, height), Image.Resampling.BILINEAR)
-                sheet.paste(overlay_heat(picture, heat[number] / top), (left, upper + head))
+                sheet.paste(overlay_heat(picture, level[number] / top), (left, upper + head))
         bar = np.tile(np.linspace(0, 1, 120), (10, 1))
         lower = sheet.height - 20
         sheet.paste(Image.fromarray(heat_colours(bar).astype(np.uint8)), (gap, lower))
-        pen.text((gap + 126, lower - 2), f"0 to {top * heat.size:.2g} times the even share of a pixel", fill="black")
+        pen.text((gap + 126, lower - 2), f"0 to {top * level.size:.2g} times the even share of a pixel", fill="black")
         return sheet
 
     def post_process_map_detection(

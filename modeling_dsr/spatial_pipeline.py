@@ -15,11 +15,12 @@ from transformers.dynamic_module_utils import custom_object_save
 class SpatialPipeline(Pipeline):
     """A pipeline that has a processor and takes one input at a time, whatever that is made of."""
 
-    _load_processor = True
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_video_processor = False
+    # transformers gives these the value None, and with it the type.
+    _load_processor = True  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
     PREPROCESS: tuple[str, ...] = ()
     FORWARD: tuple[str, ...] = ()
     POSTPROCESS: tuple[str, ...] = ()

@@ -149,7 +149,7 @@ class Video:
 
     # ---- frames --------------------------------------------------------------------------
 
-    def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """
         (index, upright uint8 RGB `[H, W, 3]`) of each frame wanted, in the order of time.
 
@@ -186,7 +186,7 @@ class Video:
             "re-encode what is left."
         )
 
-    def nearest(self, times: Sequence[float]) -> list[int]:
+    def nearest(self, times: Sequence[float] | np.ndarray) -> list[int]:
         """Frames that are shown at these seconds: increasing, without repeats."""
         shown = np.searchsorted(self.times, np.asarray(times) + 1e-6, side="right") - 1
         return np.unique(shown.clip(0)).tolist()

@@ -204,9 +204,10 @@ def prepare(folder: Path) -> None:
 
 def load_file(repository: Path, name: str):
     """A module of the repository, as the Hub's inference toolkit loads handler.py: its folder is on the path."""
-    hidden = [module for module in SOURCE_MODULES if importlib.util.find_spec(module) is not None]
-    check(not hidden, f"the source tree is in reach: {', '.join(hidden)}; use `python -P` elsewhere")
-    sys.path.insert(0, str(repository))
+    if str(repository) not in sys.path:
+        hidden = [module for module in SOURCE_MODULES if importlib.util.find_spec(module) is not None]
+        check(not hidden, f"the source tree is in reach: {', '.join(hidden)}; use `python -P` elsewhere")
+        sys.path.insert(0, str(repository))
     spec = importlib.util.spec_from_file_location(name, repository / f"{name}.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

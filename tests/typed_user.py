@@ -38,10 +38,10 @@ def configurations() -> None:
 
 
 def models() -> None:
-    assert_type(Pi3Model.from_pretrained("folder"), Pi3Model)
     assert_type(Page4DModel(Page4DConfig()), Page4DModel)
+    answers: DSRForConditionalGeneration = DSRForConditionalGeneration.from_pretrained("folder")
+    assert_type(answers.config.question_scope, str)
     assert_type(Pi3Model(Pi3Config()).freeze("confidence"), Pi3Model)
-    assert_type(DSRForConditionalGeneration.from_pretrained("folder"), DSRForConditionalGeneration)
 
 
 def processors(geometry: GeometryProcessor, dsr: DSRProcessor, masks: FrozenQwenSAMProcessor) -> None:
@@ -62,7 +62,7 @@ def toolkit(view: View) -> None:
     assert_type(build("pi3", "folder"), Path)
     assert_type(train(load_recipe("tiny/pi3"), "out"), Trained)
     assert_type(main(["demo"]), int)
-    assert_type(view.points.shape, tuple[int, ...])
+    assert_type(view.points, np.ndarray)
     with Sandbox() as sandbox:
         assert_type(sandbox.run("r = 1"), Execution)
-    assert_type(view.camera_to_world @ np.eye(4), np.ndarray)
+    assert_type(view.camera_to_world, np.ndarray)

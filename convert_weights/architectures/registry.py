@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Modules are imported when they are asked for. `convert_weights/recipe.py` tells what one consists of.
 ARCHITECTURES = {
@@ -24,7 +28,7 @@ def architecture(name: str) -> ModuleType:
     return importlib.import_module(ARCHITECTURES[name])
 
 
-def model_class(arch: str, name: str) -> type:
+def model_class(arch: str, name: str) -> type[PreTrainedModel]:
     """A model class that folders of this architecture may hold, by its name."""
     models = architecture(arch).MODELS
     if name not in models:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,11 +40,11 @@ AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoMode
 
 
 def assemble(
-    models: dict[str, str | Path],
+    models: Mapping[str, str | Path],
     output: str | Path,
     *,
     licenses: dict[str, str] | None = None,
-    evaluations: dict[str, str | Path] | None = None,
+    evaluations: Mapping[str, str | Path] | None = None,
     link: bool = False,
     progress: bool = True,
 ) -> HubReport:
@@ -153,7 +153,7 @@ def _check_terms(reports: dict[str, Report], given: dict[str, str]) -> list[Term
     return found
 
 
-def _read_evaluations(evaluations: dict[str, str | Path], folders: dict[str, Path]) -> dict[str, str]:
+def _read_evaluations(evaluations: Mapping[str, str | Path], folders: dict[str, Path]) -> dict[str, str]:
     """Text of the files of `.eval_results/`, parsed by huggingface_hub and written again.
 
     Raises:

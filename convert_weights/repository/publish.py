@@ -149,7 +149,7 @@ def publish(
         _send(api, plan, prune, message)
     except HfHubHTTPError as error:
         raise _explained(error, plan) from error
-    except (*_transport_errors(), RuntimeError) as error:  # huggingface_hub wraps what a file's upload failed with
+    except (RuntimeError, *_transport_errors()) as error:  # type: ignore[misc]  # RuntimeError: of a file's upload
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError):
             raise _explained(cause, plan, f"{error} ") from error
@@ -275,7 +275,7 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     try:
         import httpx2 as http
     except ImportError:  # before huggingface_hub 2
-        import httpx as http
+        import httpx as http  # type: ignore[no-redef]
     return (http.TransportError,)
 
 
@@ -308,6 +308,6 @@ def _persist(call: Callable):
 
 def _explained(error: Exception, plan: Publication, before: str = "") -> OSError:
     status = _status(error)
-    cure = CURES.get(status, "the same call continues and does not send again what arrived")
+    cure = CURES.get(status or 0, "the same call continues and does not send again what arrived")
     reason = str(error).strip().splitlines()
     return OSError(f"{plan.repo_id}: {before}{reason[0] if reason else 'the Hub refused'} (status {status}): {cure}.")

@@ -155,7 +155,7 @@ def _fingerprint() -> str:
     import modeling_dsr
     from convert_weights.repository.files import beside
 
-    packages = [Path(module.__file__).parent for module in (modeling_dsr, convert_weights)] + [Path(__file__).parent]
+    packages = [Path(module.__path__[0]) for module in (modeling_dsr, convert_weights)] + [Path(__file__).parent]
     digest = hashlib.sha256()
     for package in [*packages, beside("hub")]:
         for file in sorted(package.rglob("*.py")):

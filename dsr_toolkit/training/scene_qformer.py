@@ -42,7 +42,7 @@ def begin_stage(model: nn.Module, stage: int) -> list[dict]:
     if len(parts) != 1:
         raise ValueError(f"`model` must hold one SceneQFormerModel, found {len(parts)} in {type(model).__name__}.")
     (prefix,) = parts
-    groups = {name: [] for name in LEARNING_RATES}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in LEARNING_RATES}
     for name, parameter in model.named_parameters():
         inside = name.startswith(prefix)
         part = name.removeprefix(prefix).split(".")[0] if inside else ""
