@@ -59,7 +59,7 @@ def test_image_text_to_text_of_cadrille(repository):
 
 def test_cadrille_takes_one_turn_alone(repository):
     processor = AutoProcessor.from_pretrained(repository, subfolder="cadrille", trust_remote_code=True)
-    turns = chat(picture(), "Draw it") + [{"role": "assistant", "content": "r = 1"}]
+    turns = chat(picture(), "Draw it") + chat(picture(), "Draw it again")
     with pytest.raises(ValueError, match="one turn of the user"):
         processor.apply_chat_template(turns, tokenize=True)
 
