@@ -113,7 +113,7 @@ def predict(
     """
     images, masks, given = list(images), {}, {}
     if conditions is not None:
-        from .known import model_inputs
+        from .conditions import model_inputs
 
         given, masks = model_inputs(conditions)
     inputs = processor(images, **given)
