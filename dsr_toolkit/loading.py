@@ -13,8 +13,6 @@ from modeling_dsr import (
     ARCHITECTURES,  # registers this library's classes: the code of a model's repository is never run
 )
 
-from .console import say
-
 REPOSITORY = "repository"  # in place of a model type: models of every type together
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -23,10 +21,9 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
     """
     Where to load from, and whether those weights are random.
 
-    Nothing given, or a Hub repository that is neither cached nor within reach: the tiny model of `model_type`, or all
-    of them for `REPOSITORY`. A folder
-    or repository that does not exist is an error, never replaced. In a repository of several models, the one in the
-    subfolder `model_type` is meant where the root holds another kind; OWNER/NAME/SUBFOLDER names one.
+    Nothing given: the tiny model of `model_type`, or all of them for `REPOSITORY`. What was asked for and is not there
+    is an error, never replaced. In a repository of several models, the one in the subfolder `model_type` is meant where
+    the root holds another kind; OWNER/NAME/SUBFOLDER names one.
     """
     if model is None:
         return _tiny(model_type), True
@@ -39,9 +36,11 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
         config = hf_hub_download(repo, "config.json", subfolder=subfolder)
         if subfolder is None and _model_type(Path(config)) != model_type:
             subfolder = _on_the_hub(repo, model_type)
-    except LocalEntryNotFoundError:
-        say(f"The Hub cannot be reached and {model!r} is not in the cache.")
-        return _tiny(model_type), True
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"--model {model!r}: there is no such folder, the Hub cannot be reached, and the cache holds no "
+            "repository of that name. Check the spelling, or download it where there is a network."
+        ) from error
     except HFValidationError as error:
         raise ValueError(f"--model {model!r} is neither a folder nor a Hub repository's name (OWNER/NAME).") from error
     if subfolder is None:

@@ -164,9 +164,7 @@ def load_cloud(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(f"{path.name!r} cannot be read as a point cloud ({type(error).__name__}: {error}).") from error
     cloud = np.asarray(cloud)
     if cloud.ndim != 2 or cloud.shape[1] < 3 or not len(cloud) or cloud.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{path.name!r} must hold a cloud [points, 3 or more numbers], got {cloud.dtype} {cloud.shape}."
-        )
+        raise ValueError(f"{path.name!r} must hold points [P, 3 or more], got {cloud.dtype} {cloud.shape}.")
     return cloud.astype(np.float64)
 
 

@@ -11,7 +11,8 @@ class PhraseSegmentationPipeline(SpatialPipeline):
 
     Calling it takes an image and either `phrases` or a `question` (with `phrases`, words of the answer; else the
     language model lists its noun phrases). It returns `phrases`, `masks` bool `[n, H, W]`, `scores`, `boxes`, and
-    `answer` if there was a question. Options: `caption`, `max_new_tokens`, `threshold`, `return_rle`.
+    `answer` if there was a question; of a list of images a list, with the same phrases for each or a list of lists.
+    Options: `caption`, `max_new_tokens`, `threshold`, `return_rle`.
     """
 
     FORWARD = ("max_new_tokens",)
@@ -23,6 +24,14 @@ class PhraseSegmentationPipeline(SpatialPipeline):
         if caption is not None and question is not None:
             raise ValueError("With `question` the answer is the caption: leave `caption` out.")
         given = {"image": image, "phrases": phrases, "question": question, "caption": caption}
+        if isinstance(image, (list, tuple)):
+            of_each = bool(phrases) and all(isinstance(one, (list, tuple)) for one in phrases)
+            if of_each and len(phrases) != len(image):
+                raise ValueError(f"`phrases` holds {len(phrases)} lists for {len(image)} images.")
+            phrases_of = list(phrases) if of_each else [phrases] * len(image)
+            return super().__call__(
+                [{**given, "image": one, "phrases": its} for one, its in zip(image, phrases_of)], **options
+            )
         return super().__call__(given, **options)
 
     def preprocess(self, inputs):

@@ -1,4 +1,4 @@
-"""Generation settings of a model that lies in a subfolder of a repository on disk."""
+"""What generation needs beyond transformers' own: settings of models in subfolders, prompts as embeddings."""
 
 from pathlib import Path
 
@@ -24,3 +24,9 @@ class OwnGenerationSettings:
             else:
                 model.generation_config = GenerationConfig.from_model_config(model.config)
         return loaded
+
+
+def prompt_length(model_inputs: dict) -> int:
+    """Tokens of a step's input, which comes as ids or, at prefill, as embeddings."""
+    ids = model_inputs.get("input_ids")
+    return ids.shape[1] if ids is not None else model_inputs["inputs_embeds"].shape[1]

@@ -5,10 +5,11 @@ from .spatial_pipeline import SpatialPipeline
 
 class SceneReconstructionPipeline(SpatialPipeline):
     """
-    Cameras, depth and points of one scene.
+    Cameras, depth and points of scenes.
 
     Calling it takes a scene as [`GeometryProcessor`] does (a folder, a video file, or a list of images) and returns a
-    [`SceneGeometry`]. Options: `interval`, `fps`, `num_frames` say which frames; those of `post_process_geometry`.
+    [`SceneGeometry`]; of a list of scenes (two videos, lists of images), a list of them.
+    Options: `interval`, `fps`, `num_frames` say which frames; those of `post_process_geometry`.
     """
 
     PREPROCESS = ("interval", "fps", "num_frames")
@@ -17,6 +18,8 @@ class SceneReconstructionPipeline(SpatialPipeline):
     )  # fmt: skip
 
     def __call__(self, scene, **options):
+        if self.processor.are_scenes(scene):
+            return super().__call__([{"scene": one} for one in scene], **options)
         return super().__call__({"scene": scene}, **options)
 
     def preprocess(self, inputs, **options):

@@ -17,7 +17,7 @@ from .chunked_loss import logits_and_loss
 from .configuration_cad_recode import CADRecodeConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
-from .generation_settings import OwnGenerationSettings
+from .generation_settings import OwnGenerationSettings, prompt_length
 
 
 class CADRecodeParts(FreezePresets):
@@ -183,16 +183,16 @@ class CADRecodeForCausalLM(CADRecodeParts, OwnGenerationSettings, Qwen2ForCausal
             kwargs["attention_mask"] = torch.ones_like(input_ids)
         return super().generate(inputs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """Points enter at prefill (at every step when nothing is cached), then are dropped."""
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             model_inputs.pop("point_cloud", None)
             model_inputs.pop("point_token_mask", None)
         elif model_inputs.get("point_token_mask") is not None:  # without a cache the prompt has grown
-            grown = input_ids.shape[1] - model_inputs["point_token_mask"].shape[1]
+            grown = prompt_length(model_inputs) - model_inputs["point_token_mask"].shape[1]
             model_inputs["point_token_mask"] = nn.functional.pad(model_inputs["point_token_mask"], (0, grown))
         return model_inputs
 

@@ -20,7 +20,7 @@ from .chunked_loss import logits_and_loss
 from .configuration_cadrille import CadrilleConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
-from .generation_settings import OwnGenerationSettings
+from .generation_settings import OwnGenerationSettings, prompt_length
 from .multimodal_rope import count_media, multimodal_positions
 from .packing import packed_samples, separate_samples
 
@@ -350,16 +350,16 @@ class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwe
             model_kwargs["position_ids"] = positions.repeat_interleave(expand_size, dim=positions.ndim - 2)
         return input_ids, {**model_kwargs, **media}
 
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """Points and views enter at prefill (at every step when nothing is cached), then are dropped."""
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("point_clouds", "point_token_mask", "is_pc", "is_img", "pixel_values", "pixel_values_videos"):
                 model_inputs.pop(name, None)
         elif model_inputs.get("point_token_mask") is not None:  # without a cache the prompt has grown
-            grown = input_ids.shape[1] - model_inputs["point_token_mask"].shape[1]
+            grown = prompt_length(model_inputs) - model_inputs["point_token_mask"].shape[1]
             model_inputs["point_token_mask"] = nn.functional.pad(model_inputs["point_token_mask"], (0, grown))
         return model_inputs
 

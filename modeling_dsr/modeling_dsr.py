@@ -30,6 +30,7 @@ from .dsr_token_layout import (
     spatial_position_ids,
 )
 from .freezing import FreezePresets
+from .generation_settings import prompt_length
 from .geometry_encoder import GeometryEncoder
 from .multimodal_rope import count_media
 from .packing import packed_samples, separate_samples
@@ -629,15 +630,17 @@ class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
             model_kwargs["position_ids"] = positions.repeat_interleave(expand_size, dim=positions.ndim - 2)
         return input_ids, {**model_kwargs, "mm_encoder_outputs": features, "second_per_grid_ts": seconds}
 
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """Media and question text enter at prefill (at every step when nothing is cached), then are dropped."""
         question_mask = kwargs.pop("question_mask", None)
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if is_first_iteration or not kwargs.get("use_cache", True):
             if question_mask is not None:  # generated tokens never join the question
-                question_mask = nn.functional.pad(question_mask, (0, input_ids.shape[1] - question_mask.shape[1]))
+                question_mask = nn.functional.pad(
+                    question_mask, (0, prompt_length(model_inputs) - question_mask.shape[1])
+                )
             model_inputs["question_mask"] = question_mask
         else:
             for name in ("mm_encoder_outputs", "pixel_values", "pixel_values_videos", "second_per_grid_ts"):

@@ -59,6 +59,9 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         self.num_frames = num_frames
         self.fixed_second_per_grid_ts = fixed_second_per_grid_ts
         super().__init__(image_processor, tokenizer, video_processor, chat_template=chat_template, **kwargs)
+        # Generation goes on at the right end, whatever the source's tokenizer says; training may pad either side.
+        if self.tokenizer is not None:
+            self.tokenizer.padding_side = "left"
 
     @refuses_unreadable
     def __call__(

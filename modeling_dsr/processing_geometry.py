@@ -205,7 +205,7 @@ class GeometryProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f'`return_tensors` must be "pt", got {return_tensors!r}.')
-        many = isinstance(images, (list, tuple)) and len(images) > 0 and all(_is_scene(scene) for scene in images)
+        many = self.are_scenes(images)
         scenes = list(images) if many else [images]
         if not many and isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim not in (3, 4):
             raise ValueError(
@@ -227,6 +227,11 @@ class GeometryProcessor(ProcessorMixin):
             for scene in prepared:
                 scene.setdefault("opaque", torch.ones_like(scene["pixel_values"][:, 0], dtype=torch.bool))
         return BatchFeature({name: torch.stack([scene[name] for scene in prepared]) for name in prepared[0]})
+
+    @staticmethod
+    def are_scenes(images) -> bool:
+        """Whether `images` of `__call__` are a list of scenes, and not one."""
+        return isinstance(images, (list, tuple)) and len(images) > 0 and all(_is_scene(scene) for scene in images)
 
     def _prepare_scene(self, scene, given: dict, interval, fps, num_frames) -> dict[str, torch.Tensor]:
         sizes, opaque = [], []

@@ -84,6 +84,8 @@ class SceneQFormerProcessor(ProcessorMixin):
             super().__init__(chat_template=chat_template)
         else:
             super().__init__(tokenizer, chat_template=chat_template)
+            # Generation goes on at the right end, whatever the source's tokenizer says; training may pad either side.
+            self.tokenizer.padding_side = "left"
 
     def to_dict(self):
         return {**super().to_dict(), "has_tokenizer": self.tokenizer is not None}

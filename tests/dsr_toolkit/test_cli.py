@@ -140,13 +140,32 @@ def test_ask_without_a_model_says_that_the_weights_are_random(tmp_path, monkeypa
     assert json.loads((tmp_path / "out" / "answer.json").read_text())["random_weights"]
 
 
-def test_ask_offline_for_a_repository_falls_back_and_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+@pytest.mark.parametrize("model", ["nobody/nothing", "models/typo", "nobody/nothing/pi3"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ask", "--video", str(CLIP), QUESTIONS[0]],
+        ["segment", str(CLIP), "a ball"],
+        ["reconstruct", str(CLIP)],
+        ["cad", "part.stl"],
+        ["serve"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_model_that_is_not_there_is_an_error(command, model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    options = ["--frames", "2", "--max-new-tokens", "2", "-o", str(tmp_path / "out")]
-    assert main(["ask", "--model", "nobody/nothing", "--video", str(CLIP), QUESTIONS[0], *options]) == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "part.stl").write_bytes(box_stl())
+    assert main([*command, "--model", model]) == 2
     said = capsys.readouterr().err
-    assert "'nobody/nothing' is not in the cache" in said and "RANDOM WEIGHTS" in said
+    assert repr(model) in said and "there is no such folder" in said and "RANDOM WEIGHTS" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.stl"]
+
+
+def box_stl() -> bytes:
+    import trimesh
+
+    return trimesh.exchange.stl.export_stl(trimesh.creation.box())
 
 
 def broken(tmp_path, content: bytes) -> list[str]:
