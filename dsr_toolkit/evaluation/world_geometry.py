@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from modeling_dsr.pose import invert_rigid
+
+from ..worlds.space import SpaceWorld
 
 MOVING_SHARE = 0.5  # of a patch's pixels, from which it counts as moving
 
@@ -77,3 +82,89 @@ def angles(rotations: np.ndarray) -> np.ndarray:
     """Of rotations `[N, 3, 3]`, degrees."""
     cosine = (np.trace(rotations, axis1=-2, axis2=-1) - 1) / 2
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+def evaluate(
+    model, processor, seed: int, count: int = 64, frames: tuple[int, ...] = (2, 4), difficulty: str = "easy"
+) -> dict:
+    """
+    The first `count` clips of a space world, eight frames each; of a model for several views, four moments
+    of two views.
+
+    Args:
+        model: π³ or PAGE-4D. seed: of the world, one that the model was not trained on.
+        frames: other numbers of frames, or moments, on which the same scenes are measured too.
+        difficulty: of the world.
+
+    Returns:
+        `{"model_type", "seed", "count", "metrics"}`; metrics: those of [`measure_clips`], `by_frames`, {number: the
+        same}, and of a PAGE-4D that keeps its cameras from what moves `mask_off`, the same without it.
+    """
+    views = 2 if getattr(model.config, "is_multiview", False) else 1
+    usual = 4 if views > 1 else 8
+    blank = np.zeros((112, 112, 3), np.uint8)
+    height, width = processor([blank])["pixel_values"].shape[-2:]
+
+    def run(number: int, **options) -> dict[str, float]:
+        world = SpaceWorld(seed, number, height, width, views, difficulty, questions=0)
+        return measure_clips(model, processor, world, count, **options)
+
+    metrics = run(usual)
+    metrics["by_frames"] = {usual: dict(metrics)} | {number: run(number) for number in frames if number != usual}
+    if views == 1 and getattr(model.config, "mask_alpha", 0) > 0:
+        metrics["mask_off"] = run(usual, mask_alpha=0.0)
+    return {"model_type": model.config.model_type, "seed": seed, "count": count, "metrics": metrics}
+
+
+def measure_clips(model, processor, world, count: int, **options) -> dict[str, float]:
+    """
+    Figures of a model on the first clips of a space world.
+
+    Args:
+        options: of the model's `forward`.
+
+    Returns:
+        `abs_rel_ratio`: error of the best constant ÷ the model's, each the mean of [`clip_errors`] over the clips;
+        `abs_rel`; `rotation_error_median`: degrees, over all pairs of cameras of all clips; `rotation_still_median`: the
+        same of a camera that is said not to move; `mask_iou`, where the model tells what moves: intersection over union of the
+        moving patches of all clips.
+    """
+    results = [clip_errors(*_predict(model, processor, world[index], options)) for index in range(count)]
+    every = lambda name: np.concatenate([result[name] for result in results] or [np.empty(0)])  # noqa: E731
+    found = {
+        "abs_rel_ratio": sum(r["abs_rel_constant"] for r in results) / sum(r["abs_rel"] for r in results),
+        "abs_rel": float(np.mean([r["abs_rel"] for r in results])),
+        "rotation_error_median": float(np.median(every("rotation_errors"))),
+        "rotation_still_median": float(np.median(every("true_rotations"))),
+    }
+    if "union" in results[0]:
+        found["mask_iou"] = sum(r["intersection"] for r in results) / max(1, sum(r["union"] for r in results))
+    return found
+
+
+@torch.inference_mode()
+def _predict(model, processor, sample, options: dict) -> tuple[dict, dict]:
+    """What the model says of a sample, and the truth of the same pixels."""
+    several = sample.images.ndim == 5
+    inputs = processor(list(sample.images.reshape(-1, *sample.images.shape[-3:])))
+    pixels = inputs["pixel_values"].to(model.device, model.dtype)
+    if several:
+        pixels = pixels.unflatten(1, sample.images.shape[:2])
+    truth = {"depths": sample.depth, "poses": sample.poses, "dynamic": sample.dynamic}
+    return prediction_of(model(pixel_values=pixels, **options), 0), truth
+
+
+def prediction_of(outputs, number: int) -> dict[str, np.ndarray]:
+    """What a model says of scene `number` of a batch: `depths`, `poses` camera-to-world, and `dynamic` if told."""
+    if getattr(outputs, "local_points", None) is not None:
+        return {
+            "depths": outputs.local_points[number, ..., 2].detach().float().cpu().numpy(),
+            "poses": outputs.camera_poses[number].detach().float().cpu().numpy(),
+        }
+    found = {
+        "depths": outputs.depth[number, ..., 0].detach().float().cpu().numpy(),
+        "poses": invert_rigid(outputs.extrinsics[number].detach().float()).cpu().numpy(),
+    }
+    if outputs.dynamic_mask is not None:
+        found["dynamic"] = outputs.dynamic_mask[number].detach().float().cpu().numpy()
+    return found

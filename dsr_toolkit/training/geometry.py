@@ -14,7 +14,7 @@ from modeling_dsr.modeling_pi3 import Pi3Model
 from modeling_dsr.pose import invert_rigid
 from modeling_dsr.processing_geometry import GeometryProcessor
 
-from ..evaluation.world_geometry import clip_errors
+from ..evaluation.world_geometry import clip_errors, prediction_of
 from ..pictures import heat_colours
 from ..worlds.space import SpaceWorld
 from ..worlds.space.render import render
@@ -88,9 +88,16 @@ def build_pi3(
     heads: int = 4,
     head_width: int = 96,
     size: int = 56,
+    picture_size: int = 112,
     **settings,
 ):
-    """A tiny π³ with random weights, and its processor."""
+    """
+    A tiny π³ with random weights, and its processor.
+
+    Args:
+        size: sides of the pictures that the encoder's table of positions is made for. picture_size: of those that the
+            processor makes.
+    """
     config = Pi3Config(
         encoder_config={
             "hidden_size": width,
@@ -117,7 +124,7 @@ def build_pi3(
         model.camera_head.fc_rot.bias.copy_(torch.eye(3).flatten())
     nn.init.normal_(model.point_head.proj.weight, std=0.02)
     nn.init.normal_(model.register_token, std=0.02)
-    return model, GeometryProcessor(pixel_limit=size * size)
+    return model, GeometryProcessor(pixel_limit=picture_size * picture_size)
 
 
 def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, **settings) -> None:
@@ -266,22 +273,6 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
             overlap[1] += errors["union"]
             found["mask_iou"] = tuple(overlap)
     found["abs_rel_ratio"] = tuple(ratio)
-    return found
-
-
-def prediction_of(outputs, number: int) -> dict[str, np.ndarray]:
-    """What a model says of scene `number` of a batch: `depths`, `poses` camera-to-world, and `dynamic` if told."""
-    if getattr(outputs, "local_points", None) is not None:
-        return {
-            "depths": outputs.local_points[number, ..., 2].detach().float().numpy(),
-            "poses": outputs.camera_poses[number].detach().float().numpy(),
-        }
-    found = {
-        "depths": outputs.depth[number, ..., 0].detach().float().numpy(),
-        "poses": invert_rigid(outputs.extrinsics[number].detach().float()).numpy(),
-    }
-    if outputs.dynamic_mask is not None:
-        found["dynamic"] = outputs.dynamic_mask[number].detach().float().numpy()
     return found
 
 

@@ -1,10 +1,17 @@
 """Errors of a clip's geometry: right of what is known, the same in any unit and frame."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
-from dsr_toolkit.evaluation.world_geometry import best_scale, clip_errors
+from dsr_toolkit.evaluation.world_geometry import best_scale, clip_errors, evaluate
+from dsr_toolkit.training.geometry import build_pi3, page4d_from_pi3
+from dsr_toolkit.training.recipes.tiny.page4d import SETTINGS
 from dsr_toolkit.worlds import make_world
+from modeling_dsr.modeling_page4d import Page4DModel
+from modeling_dsr.processing_geometry import GeometryProcessor
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +77,43 @@ def test_overlap_counts_patches_of_which_half_moves(truth, layout):
     errors = clip_errors({**truth, "dynamic": patches}, truth)
     assert (errors["intersection"], errors["union"]) == (1, 3)
     assert errors["abs_rel"] < 1e-9 and max(errors["rotation_errors"]) < 1e-4
+
+
+class Knowing:
+    """Stands where a model stands, and says the truth of the clip that it is shown, moved into a unit of its own."""
+
+    dtype, device = torch.float32, "cpu"
+
+    def __init__(self, world, **config):
+        self.config = SimpleNamespace(model_type="pi3", **config)
+        self.samples = [world[index] for index in range(2)]
+
+    def __call__(self, pixel_values):
+        shown = (pixel_values[0].movedim(-3, -1) * 255).round().to(torch.uint8).numpy()
+        (sample,) = [one for one in self.samples if np.array_equal(one.images, shown)]
+        depth, poses = torch.from_numpy(sample.depth * 0.2), torch.from_numpy(sample.poses)
+        points = torch.stack([depth, depth, depth], -1)
+        return SimpleNamespace(local_points=points[None], camera_poses=poses[None])
+
+
+def test_who_knows_the_truth_makes_no_error():
+    world = make_world("space", 5, difficulty="easy", questions=0)
+    found = evaluate(Knowing(world), GeometryProcessor(pixel_limit=112 * 112), seed=5, count=2, frames=())
+    assert (found["model_type"], found["seed"], found["count"]) == ("pi3", 5, 2)
+    metrics = found["metrics"]
+    assert metrics["abs_rel"] < 1e-6 and metrics["abs_rel_ratio"] > 1e5 and metrics["rotation_error_median"] < 1e-4
+    assert metrics["rotation_still_median"] > 1 and set(metrics["by_frames"]) == {8}
+
+
+@pytest.mark.parametrize("build", ["pi3", "page4d"])
+def test_models_are_measured_at_their_size(build, tmp_path):
+    torch.manual_seed(0)
+    model, processor = build_pi3(32, 1, 6, 2, 32, size=28, picture_size=28)
+    if build == "page4d":
+        model.save_pretrained(tmp_path / "pi3")
+        page4d_from_pi3({"tiny/pi3": tmp_path / "pi3"}, tmp_path / "page4d", size=28, **SETTINGS)
+        model = Page4DModel.from_pretrained(tmp_path / "page4d")
+        processor = GeometryProcessor.from_pretrained(tmp_path / "page4d")
+    metrics = evaluate(model.eval(), processor, seed=1, count=2, frames=(2,))["metrics"]
+    assert 0.3 < metrics["abs_rel_ratio"] < 1.5 and set(metrics["by_frames"]) == {2, 8}
+    assert ("mask_iou" in metrics) == ("mask_off" in metrics) == (build == "page4d")

@@ -60,6 +60,6 @@ RECIPE = Recipe(
     requires=["tiny/pi3"],
     stages=[
         Stage(name="start", make=f"{GEOMETRY}:page4d_from_pi3", options={"size": 112, **SETTINGS}),
-        video_stage("train", {"stage": "start"}, size=112, batch=6, steps=600, rate=1e-3, seed=111, every=200),
+        video_stage("train", {"stage": "start"}, size=112, batch=4, steps=700, rate=1e-3, seed=111, every=350),
     ],
 )  # fmt: skip
