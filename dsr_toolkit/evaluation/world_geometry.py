@@ -125,8 +125,8 @@ def measure_clips(model, processor, world, count: int, **options) -> dict[str, f
 
     Returns:
         `abs_rel_ratio`: error of the best constant ÷ the model's, each the mean of [`clip_errors`] over the clips;
-        `abs_rel`; `rotation_error_median`: degrees, over all pairs of cameras of all clips; `rotation_still_median`: the
-        same of a camera that is said not to move; `mask_iou`, where the model tells what moves: intersection over
+        `abs_rel`; `rotation_error_median`: degrees, over all pairs of cameras of all clips; `rotation_still_median`:
+        the same of a camera that is said not to move; `mask_iou`, where the model tells what moves: intersection over
         union of the moving patches of all clips.
     """
     results = [clip_errors(*_predict(model, processor, world[index], options)) for index in range(count)]
