@@ -71,9 +71,11 @@ def fit_placement(low: np.ndarray, high: np.ndarray) -> Placement:
         raise ValueError("The part has no extent: all its points are the same. Check the units and the export.")
     placement = Placement((low + high) / 2, 2 / extent)
     if placement.scale > UNUSUAL_SCALE or placement.scale < 1 / UNUSUAL_SCALE:
+        sizes = " × ".join(f"{size:g}" for size in high - low)
         warnings.warn(
-            f"The part measures {extent:g} units and had to be scaled by {placement.scale:.3g} to fit the model's "
-            "frame. If the file is in metres or micrometres, its coordinates may not be what they seem.",
+            f"The part measures {sizes} millimetres, the unit taken for granted in CAD files, which is unusually "
+            f"{'small' if placement.scale > 1 else 'large'}. If the file is in metres, micrometres or inches, scale it "
+            "before, or read the numbers of the solid in that unit: they are the file's.",
             stacklevel=2,
         )
     return placement

@@ -41,15 +41,9 @@ def render_mesh(
     Returns:
         `[pixels, pixels, 3]` uint8.
     """
-    front = np.asarray(direction, np.float64)
-    eye = 0.5 - VIEW_DISTANCE * front
-    right = np.cross((0.0, 1.0, 0.0), front)
-    down = np.cross(front, right)
-    axes = np.stack([axis / np.linalg.norm(axis) for axis in (right, down, front)])
     size = pixels * oversampling
-    camera = (mesh.vertices - eye) @ axes.T  # [V, 3] right, down, forward
+    camera, screen, axes = project_points(mesh.vertices, direction, size)
     depth = np.maximum(camera[:, 2], 1e-6)
-    screen = camera[:, :2] / depth[:, None] * (VIEW_FOCAL_LENGTH / 500 * size) + (size - 1) / 2
     visible = (camera[mesh.faces, 2] > 1e-3).all(1)
     face, weights = _rasterize(screen, 1 / depth, mesh.faces[visible], size)
     covered = np.flatnonzero(face >= 0)  # the rest is paper, most of a picture
@@ -72,6 +66,24 @@ def render_mesh(
     image = light * np.asarray(color, np.float64) + (oversampling**2 - rays) * 255.0
     image = (image / oversampling**2).reshape(pixels, pixels, 3)
     return image.astype(np.uint8)
+
+
+def project_points(points: np.ndarray, direction, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Points `[V, 3]` of the unit cube as the camera of [`render_mesh`] sees them.
+
+    Returns:
+        In the camera's frame `[V, 3]` (right, down, forward), on the picture `[V, 2]` in pixels, and the camera's axes.
+    """
+    front = np.asarray(direction, np.float64)
+    eye = 0.5 - VIEW_DISTANCE * front
+    right = np.cross((0.0, 1.0, 0.0), front)
+    down = np.cross(front, right)
+    axes = np.stack([axis / np.linalg.norm(axis) for axis in (right, down, front)])
+    camera = (points - eye) @ axes.T
+    depth = np.maximum(camera[:, 2], 1e-6)
+    screen = camera[:, :2] / depth[:, None] * (VIEW_FOCAL_LENGTH / 500 * pixels) + (pixels - 1) / 2
+    return camera, screen, axes
 
 
 def _rasterize(screen: np.ndarray, inverse_depth: np.ndarray, faces: np.ndarray, size: int):

@@ -25,12 +25,14 @@ class Candidate:
         chamfer: distance of its solid to the input, both in the unit cube; None without a solid, or without a shape to
             compare with.
         mesh: of its solid, in the unit cube.
+        repairs: number of the candidate that it was written to mend, None for one of its own.
     """
 
     program: str
     execution: Execution | None = None
     chamfer: float | None = None
     mesh: TriangleMesh | None = None
+    repairs: int | None = None
 
     @property
     def code(self) -> str:
@@ -47,7 +49,7 @@ def generate_programs(
     temperature: float = 1.0,
     top_p: float = 0.95,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[list[str]], None] = lambda programs: None,
 ) -> list[str]:
     """
     `count` programs for one prompt: the greedy one, then samples.
@@ -55,7 +57,7 @@ def generate_programs(
     Args:
         inputs: of a single sample, from the processor.
         batch_size: samples at a time; "auto" tries all and halves when the GPU's memory does not suffice.
-        progress: called with the number of programs that were added.
+        progress: called with the programs that were added, as soon as they are written.
     """
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
@@ -71,7 +73,7 @@ def generate_programs(
     settings = {"max_new_tokens": max_new_tokens}
     greedy = model.generate(**inputs, **settings, do_sample=False, temperature=None, top_p=None, top_k=None)
     programs = processor.decode_programs(greedy, prompt)
-    progress(1)
+    progress(programs[:])
     size = count - 1 if batch_size == "auto" else int(batch_size)
     while len(programs) < count:
         wanted = min(size, count - len(programs))
@@ -91,8 +93,9 @@ def generate_programs(
             torch.cuda.empty_cache()
             size = max(1, wanted // 2)
             continue
-        programs += processor.decode_programs(sampled, prompt)
-        progress(wanted)
+        written = processor.decode_programs(sampled, prompt)
+        programs += written
+        progress(written)
     return programs
 
 
@@ -102,6 +105,7 @@ def judge_programs(
     target: TriangleMesh | np.ndarray | None = None,
     samples: int = SURFACE_SAMPLES,
     seed: int = 0,
+    progress: Callable[[Candidate], None] = lambda candidate: None,
 ) -> list[Candidate]:
     """
     Run programs and measure their solids.
@@ -110,6 +114,7 @@ def judge_programs(
 
     Args:
         target: the input as a mesh or as a cloud `[P, 3]`; None if there is no shape to compare with.
+        progress: called with each candidate, in their order, as soon as it is judged.
     """
     programs = list(programs)
     points = None if target is None else unit_points(target, samples, seed)
@@ -117,13 +122,20 @@ def judge_programs(
     for program, execution in zip(programs, sandbox.map(programs)):
         candidate = Candidate(program, execution)
         if execution.ok:
-            candidate.mesh = normalize_prediction(TriangleMesh(execution.vertices, execution.faces))
-            if points is not None:
-                # Other random numbers than the target's: the same would find the same points on equal meshes.
-                own, _ = sample_surface(candidate.mesh, samples, np.random.default_rng((seed, 1)))
-                candidate.chamfer = chamfer_distance(own, points)
+            measure(candidate, points, samples, seed)
         candidates.append(candidate)
+        progress(candidate)
     return candidates
+
+
+def measure(candidate: Candidate, points: np.ndarray | None, samples: int = SURFACE_SAMPLES, seed: int = 0) -> None:
+    """Mesh and chamfer distance of a candidate with a solid. `points`: of the target, from `unit_points`."""
+    execution = candidate.execution
+    candidate.mesh = normalize_prediction(TriangleMesh(execution.vertices, execution.faces))
+    if points is not None:
+        # Other random numbers than the target's: the same would find the same points on equal meshes.
+        own, _ = sample_surface(candidate.mesh, samples, np.random.default_rng((seed, 1)))
+        candidate.chamfer = chamfer_distance(own, points)
 
 
 def unit_points(target: TriangleMesh | np.ndarray, samples: int = SURFACE_SAMPLES, seed: int = 0) -> np.ndarray:

@@ -5,23 +5,28 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from modeling_dsr.cad_solids import TriangleMesh
-from modeling_dsr.cad_views import render_mesh
+from modeling_dsr.cad_views import project_points, render_mesh
 
 PAPER, INK, FAINT, BAR = (255, 255, 255), (25, 25, 30), (110, 110, 118), (72, 105, 160)
 INPUT_COLOR, RESULT_COLOR = (170, 190, 215), (240, 205, 120)
-DIRECTIONS = ((1, 1, 1), (-1, 1, 1))
+AXIS_COLORS = ((200, 50, 50), (40, 140, 60), (50, 80, 200))  # x, y, z, as CAD programs have them
+# In which the camera looks, z up: at the front right corner from above, and from below.
+DIRECTIONS = {"from above": (-1.0, 1.0, -1.0), "from below": (-1.0, 1.0, 1.0)}
 VIEW = 300
 
 
-def part_sheet(target, result: TriangleMesh | None, title: str, lines: tuple[str, ...] = ()) -> Image.Image:
+def part_sheet(
+    target, result: TriangleMesh | None, title: str, lines: tuple[str, ...] = (), sizes=None, result_sizes=None
+) -> Image.Image:
     """
-    The input on the left, the solid on the right, from two directions.
+    The input on the left, the solid on the right; one row looks from above, one from below, with axes and dimensions.
 
     Args:
         target: `TriangleMesh` or cloud `[P, 3]` in the unit cube, a picture, or None.
         result: in the unit cube, or None if there is no solid.
+        sizes, result_sizes: lengths along x, y and z that are written at the edges; those in the unit cube by default.
     """
-    left, right = _column(target, INPUT_COLOR), _column(result, RESULT_COLOR)
+    left, right = _column(target, INPUT_COLOR, sizes), _column(result, RESULT_COLOR, result_sizes)
     height = 78 + 18 * len(lines)
     sheet = Image.new("RGB", (2 * VIEW + 60, 2 * VIEW + 40 + height), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -37,27 +42,55 @@ def part_sheet(target, result: TriangleMesh | None, title: str, lines: tuple[str
     return sheet
 
 
-def _column(shown, color) -> list[Image.Image]:
+def _column(shown, color, sizes) -> list[Image.Image]:
     if shown is None:
         return []
     if isinstance(shown, Image.Image):
         return [shown.convert("RGB").resize((VIEW, VIEW))]
-    if isinstance(shown, TriangleMesh):
-        return [
-            Image.fromarray(render_mesh(shown, direction, VIEW, color, smooth=False, oversampling=2))
-            for direction in DIRECTIONS
-        ]
-    return [_draw_cloud(shown, direction, color) for direction in DIRECTIONS]
+    mesh = shown if isinstance(shown, TriangleMesh) else _octahedra(shown)
+    points = shown.vertices if isinstance(shown, TriangleMesh) else shown[:, :3]
+    low, high = points.min(0), points.max(0)
+    upright = TriangleMesh(_upright(mesh.vertices), mesh.faces)
+    views = []
+    for name, direction in DIRECTIONS.items():
+        camera = (direction[0], -direction[2], direction[1])
+        view = Image.fromarray(render_mesh(upright, camera, VIEW, color, smooth=False, oversampling=2))
+        _draw_dimensions(view, low, high, camera, high - low if sizes is None else sizes, name == "from above")
+        ImageDraw.Draw(view).text((6, VIEW - 20), name, FAINT, ImageFont.load_default(13))
+        views.append(view)
+    return views
 
 
-def _draw_cloud(points: np.ndarray, direction, color) -> Image.Image:
-    """Points as small octahedra, through the same renderer."""
+def _upright(points: np.ndarray) -> np.ndarray:
+    """The frame of the published cameras has +y down: z up becomes y down."""
+    return np.stack([points[:, 0], 1 - points[:, 2], points[:, 1]], axis=1)
+
+
+def _draw_dimensions(view: Image.Image, low, high, camera, sizes, above: bool) -> None:
+    """Lengths at three edges of the bounding box that lie outside the part's outline, in the colours of the axes."""
+    (x0, y0, z0), (x1, y1, z1) = low, high
+    near = z0 if above else z1  # of the two horizontal edges that are in front
+    edges = (((x0, y0, near), (x1, y0, near)), ((x1, y0, near), (x1, y1, near)), ((x0, y0, z0), (x0, y0, z1)))
+    draw, middle = ImageDraw.Draw(view), (VIEW - 1) / 2
+    for name, edge, size, color in zip("xyz", edges, sizes, AXIS_COLORS):
+        (ax, ay), (bx, by) = project_points(_upright(np.array(edge, float)), camera, VIEW)[1]
+        away = np.array([(ax + bx) / 2 - middle, (ay + by) / 2 - middle])
+        away *= 10 / max(float(np.linalg.norm(away)), 1e-9)
+        line = [(ax + away[0], ay + away[1]), (bx + away[0], by + away[1])]
+        draw.line(line, color, 1)
+        for x, y in line:
+            draw.line([(x - away[0] / 2, y - away[1] / 2), (x + away[0] / 4, y + away[1] / 4)], color, 1)
+        where = ((ax + bx) / 2 + 2.6 * away[0], (ay + by) / 2 + 2.2 * away[1])
+        draw.text(where, f"{name} {size:.4g}", color, ImageFont.load_default(13), "mm")
+
+
+def _octahedra(points: np.ndarray) -> TriangleMesh:
+    """Points as small octahedra, for the same renderer."""
     corners = 0.006 * np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
     faces = np.array([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]])
     shown = points[np.linspace(0, len(points) - 1, min(len(points), 2000)).astype(int), :3]
     vertices = (shown[:, None] + corners).reshape(-1, 3)
-    mesh = TriangleMesh(vertices, (6 * np.arange(len(shown))[:, None, None] + faces).reshape(-1, 3))
-    return Image.fromarray(render_mesh(mesh, direction, VIEW, color, smooth=False, oversampling=2))
+    return TriangleMesh(vertices, (6 * np.arange(len(shown))[:, None, None] + faces).reshape(-1, 3))
 
 
 def histograms(panels: list[tuple[str, list[float]]], title: str, bins: int = 40) -> Image.Image:

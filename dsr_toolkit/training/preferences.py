@@ -77,7 +77,8 @@ def parts_grpo_trainer(
 
     Args:
         rows: with "cloud", "mesh", "views" or "text", and what `reward` reads. Indexable, with a length.
-        reward: (programs, their rows) -> a number each, larger is better; such as `dsr_toolkit.cad.reward.reward`.
+        reward: (programs, their rows) -> a number each, larger is better; such as
+            `lambda programs, rows: dsr_toolkit.cad.reward(programs, [row["mesh"] for row in rows]).values`.
         arguments: of TRL's `GRPOConfig`; its `max_completion_length`, `temperature`, `top_p`, `top_k` count.
         show: "points" or "views": how Cadrille is shown a mesh.
     """

@@ -1,14 +1,9 @@
 """Metrics, `dsr cad` and `dsr eval cad` on parts that are built here: a box with holes, a turned part, a bracket."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 cq = pytest.importorskip("cadquery")
 
@@ -17,12 +12,10 @@ from dsr_toolkit.cad.candidates import best_candidate, judge_programs  # noqa: E
 from dsr_toolkit.cad.metrics import (  # noqa: E402
     chamfer_distance,
     intersection_over_union,
-    mesh_chamfer_distance,
     normalize_prediction,
     published_iou,
     solid_body,
 )
-from dsr_toolkit.cli import main  # noqa: E402
 from modeling_dsr.cad_files import load_mesh  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh  # noqa: E402
 
@@ -207,136 +200,3 @@ def test_without_a_shape_the_first_solid_is_taken(sandbox):
     candidates = judge_programs(["r = 1", PLAIN_BOX, PARTS["box"]], sandbox)
     assert best_candidate(candidates) == 1
     assert best_candidate(candidates[:1]) is None
-
-
-# --------------------------------------------------------------------------------------
-# dsr cad
-# --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_given_programs_make_a_part_in_the_inputs_place(parts, part, tmp_path, capsys):
-    (tmp_path / "others.json").write_text(json.dumps([PLAIN_BOX, "import os", PARTS["turned"]]))
-    (tmp_path / "right.py").write_text(PARTS[part])
-    output = tmp_path / "out" / "part.step"
-    programs = [str(tmp_path / "others.json"), str(tmp_path / "right.py")]
-    assert main(["cad", str(parts / f"{part}.stl"), "--programs", *programs, "-o", str(output), *WAIVED]) == 0
-    said = capsys.readouterr().out
-    report = json.loads(output.with_suffix(".json").read_text())
-    assert [entry["code"] for entry in report["candidates"]] == ["ok", "policy", "ok", "ok"]
-    wanted = load_mesh(parts / f"{part}.stl")
-    for suffix in (".step", ".stl"):
-        found = load_mesh(output.with_suffix(suffix))
-        np.testing.assert_allclose(found.bounds, wanted.bounds, atol=0.05)
-        assert mesh_chamfer_distance(normalize_prediction(found), normalize_prediction(wanted)) < 1e-3
-    label = "not generated"
-    assert label in said and label in report["note"] and report["generated"] is False
-    assert label in output.with_suffix(".py").read_text() and label.encode() in output.read_bytes()
-    assert label.encode() in output.with_suffix(".stl").read_bytes()[:80]
-    picture = np.asarray(Image.open(output.with_suffix(".png")).convert("RGB"))
-    left, right = np.array_split(picture[150:], 2, axis=1)
-    for half in (left, right):
-        assert (half < 200).any(-1).mean() > 0.05  # a part is seen on either side
-
-
-def test_a_cloud_is_an_input(parts, tmp_path):
-    from modeling_dsr.cad_solids import sample_surface
-
-    points, _ = sample_surface(load_mesh(parts / "bracket.stl"), 3000, np.random.default_rng(0))
-    np.save(tmp_path / "cloud.npy", points)
-    (tmp_path / "p.json").write_text(json.dumps([PARTS["box"], PARTS["bracket"]]))
-    assert (
-        main(
-            [
-                "cad",
-                str(tmp_path / "cloud.npy"),
-                "--programs",
-                str(tmp_path / "p.json"),
-                "-o",
-                str(tmp_path / "p.step"),
-                *WAIVED,
-            ]
-        )
-        == 0
-    )
-    assert json.loads((tmp_path / "p.json").read_text())["best"] == 1
-
-
-def test_no_solid_is_reported_and_drawn(parts, tmp_path, capsys):
-    (tmp_path / "p.py").write_text("r = 1")
-    assert (
-        main(
-            [
-                "cad",
-                str(parts / "box.stl"),
-                "--programs",
-                str(tmp_path / "p.py"),
-                "-o",
-                str(tmp_path / "out.step"),
-                *WAIVED,
-            ]
-        )
-        == 1
-    )
-    assert "no_result" in capsys.readouterr().out
-    assert (tmp_path / "out.png").exists() and not (tmp_path / "out.step").exists()
-
-
-def test_a_tiny_random_model_runs_through_and_says_so(parts, tmp_path, monkeypatch, capsys):
-    import dsr_toolkit.tiny as tiny
-
-    monkeypatch.setattr(tiny.constants, "HF_HOME", str(tmp_path / "home"))
-    arguments = [
-        "cad",
-        str(parts / "box.stl"),
-        "--candidates",
-        "3",
-        "--max-new-tokens",
-        "8",
-        "-o",
-        str(tmp_path / "part.step"),
-    ]
-    assert main([*arguments, *WAIVED, "--batch-size", "1"]) in (0, 1)
-    said = capsys.readouterr()
-    assert "RANDOM WEIGHTS" in said.err and "random weights" in said.out
-    assert len(json.loads((tmp_path / "part.json").read_text())["candidates"]) == 3
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["none.stl"], "no file"),
-        (["part.txt.bin"], "no file"),
-        ([], "either INPUT files or --text"),
-        (["box.stl", "-o", "part.stl"], "STEP file"),
-        (["box.stl", "--candidates", "0"], "at least 1"),
-        (["box.stl", "--batch-size", "many"], "--batch-size"),
-        (["box.stl", "--programs", "none.py"], "no file"),
-        (["box.stl", "turned.stl"], "one mesh or cloud at a time"),
-        (["nan.npy"], "NaN"),
-        (["flat.npy"], "must hold points"),
-        (["broken.step"], "cannot be read as STEP|empty mesh"),
-    ],
-)
-def test_bad_input_is_explained(parts, arguments, message, capsys, monkeypatch):
-    monkeypatch.chdir(parts)
-    np.save("nan.npy", np.full((5, 3), np.nan))
-    np.save("flat.npy", np.zeros((5, 2)))
-    Path("broken.step").write_text("ISO-10303-21;\n")
-    assert main(["cad", *arguments, *WAIVED]) == 2
-    import re
-
-    assert re.search(message, capsys.readouterr().err)
-
-
-def test_rendering_needs_no_display(parts, tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from modeling_dsr.cad_files import load_mesh; from "
-        "dsr_toolkit.cad.metrics import normalize_prediction; from dsr_toolkit.cad.pictures import part_sheet; mesh = "
-        "normalize_prediction(load_mesh(sys.argv[1])); part_sheet(mesh, mesh, 'part').save(sys.argv[2]); assert 'vtk' "
-        "not in sys.modules and 'vtkmodules' not in sys.modules"
-    )
-    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    command = [sys.executable, "-c", code, str(parts / "box.stl"), str(tmp_path / "part.png")]
-    subprocess.run(command, env=environment, check=True)
-    assert Image.open(tmp_path / "part.png").size[0] > 600

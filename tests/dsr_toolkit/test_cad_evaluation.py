@@ -17,8 +17,8 @@ pytest.importorskip("cadquery")
 
 from dsr_toolkit.cad import Sandbox  # noqa: E402
 from dsr_toolkit.cad.metrics import normalize_prediction  # noqa: E402
+from dsr_toolkit.cad.part_files import stl_bytes  # noqa: E402
 from dsr_toolkit.cli import main  # noqa: E402
-from dsr_toolkit.commands.cad import stl_bytes  # noqa: E402
 from dsr_toolkit.evaluation.cad import Sample, declared_frame, load_truth, pair_files, summarize  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh  # noqa: E402
 from tests.dsr_toolkit.test_cad import CUBE, PARTS, PLAIN_BOX, block  # noqa: E402
