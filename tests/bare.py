@@ -152,9 +152,11 @@ def commands() -> dict:
             files=[f"scene/{name}" for name in ("scene.glb", "scene.html", "overview.png", "reconstruct.json")],
         ),
         "reconstruct all": works(
-            "reconstruct", CLIP, *small, "--model", "page4d", "--format", "all", "-o", "all",
+            "reconstruct", CLIP, *small, "--model", "page4d", "-o", "all", "--format", "all",
             files=[f"all/{name}" for name in ("cloud.ply", "geometry.npz", "depth.mp4", "trajectory.tum")],
         ),
+        "reconstruct rrd": names("view", "reconstruct", CLIP, *small, "--format", "rrd", "-o", "rrd"),
+        "reconstruct loops": names("geometry", "reconstruct", CLIP, "--window", 4, "-o", "loops"),
         "segment": works(
             "segment", "picture.png", "a wall", "-o", "masks", files=("masks/segment.json", "masks/overlay.png")
         ),

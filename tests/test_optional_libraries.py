@@ -15,6 +15,7 @@ from dsr_toolkit.extras import EXTRAS, needs
 from modeling_dsr import optional_libraries
 
 ROOT = Path(__file__).parents[1]
+CLIP = ROOT / "dsr_toolkit" / "assets" / "demo.mp4"
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +73,10 @@ NEED = {
     "geometry": [
         ["eval", "relpose", "folder"],
         ["eval", "points", "folder"],
-        ["reconstruct", str(ROOT / "dsr_toolkit" / "assets" / "demo.mp4"), "--window", "4"],
+        ["reconstruct", str(CLIP), "--window", "4"],
     ],
     "serve": [["serve"]],
+    "view": [["reconstruct", str(CLIP), "--format", "rrd"]],
     "train": [["train", "--recipe", "tiny/pi3", "-o", "out"]],
 }
 

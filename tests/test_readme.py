@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from convert_weights import assemble
-from dsr_toolkit.cli import COMMANDS, build_parser
+from dsr_toolkit.cli import COMMANDS, build_parser, main
 from dsr_toolkit.demo.clip import CLIP
 from dsr_toolkit.tiny import build
 
@@ -52,6 +52,18 @@ def pictures(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page, "python")])
 def test_python_examples_run_in_order(page, tiny_models, pictures, capsys):
     names = {}
+    if "scene/colmap" in (ROOT / page).read_text():  # what a command of the page leaves for its Python
+        command = [
+            "reconstruct",
+            str(CLIP),
+            "--frames",
+            "4",
+            "--model",
+            str(tiny_models["pi3"]),
+            "--edge-tolerance",
+            "0",
+        ]
+        assert main([*command, "--format", "colmap", "-o", "scene"]) == 0
     for example in examples(page, "python"):
         for name, folder in tiny_models.items():
             example = example.replace(f"OWNER/{name}", str(folder))
