@@ -80,10 +80,11 @@ def run() -> list[dict]:
     found, true = clouds(POINTS)
     results, seconds = [], []
     for way in (published, ours):
-        start = time.perf_counter()
+        # Of the processor: each side runs once, and neither shall pay for what else the machine does.
+        start = time.process_time()
         results.append(way(found, true))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     for name, value in results[0].items():
         print(f"{name}: published {value:.6f}, ours {results[1][name]:.6f}")
         assert abs(results[1][name] - value) <= TOLERANCE, f"{name} differs by {abs(results[1][name] - value):.2e}"
-    return [row(NAME, "time", *seconds, 3.0)]
+    return [row(NAME, "CPU time", *seconds, 3.0)]

@@ -5,7 +5,7 @@ for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -124,7 +124,7 @@ class Reconstructor:
                 prior=options.prior,
                 anchor=(lambda some: anchor(some, judge.poses(some))) if anchored else None,
             )
-        views = tqdm(views, total=total, unit="frame", desc="Writing")
+        views = _shown(views, total, "Writing")
         views = views if judge is None else judge.watched(views)
         # Known cameras bring their own unit.
         unit = "the unit of the known cameras" if anchored else self.unit
@@ -249,6 +249,19 @@ class Reconstructor:
         report = {"views": count, "points": points, "unit": about.unit}
         report["written"] = [one.relative_to(folder).as_posix() for one in inside]
         return report | ({"failed": failed} if failed else {})
+
+
+def _shown(views: Iterable[View], total: int, what: str) -> Iterator[View]:
+    """With a bar that appears with the first of them: before it, predictions may have one of their own."""
+    from tqdm.auto import tqdm
+
+    bar = None
+    for view in views:
+        bar = bar or tqdm(total=total, unit="frame", desc=what)
+        yield view
+        bar.update()
+    if bar:
+        bar.close()
 
 
 def _without_transparent(view: View, opaque: np.ndarray | None) -> View:
