@@ -190,6 +190,18 @@ class Output:
             os.replace(self.work / name, target)
         return [self.folder / name for name in names]
 
+    def clear(self) -> None:
+        """Remove what an earlier run wrote and nobody has changed since, for work that writes straight to its place."""
+        self._remove_stale()
+
+    def adopt(self, folder: str) -> list[Path]:
+        """List the files of a new folder as ours, which somebody else's writer made straight in its place."""
+        names = [path.relative_to(self.folder).as_posix() for path in sorted((self.folder / folder).rglob("*"))]
+        names = [name for name in names if (self.folder / name).is_file() and not (self.folder / name).is_symlink()]
+        self.written |= {name: sha256_of(self.folder / name) for name in names}
+        self._save()
+        return [self.folder / name for name in names]
+
     def report(self, content: dict) -> Path:
         """Write the command's report; `files` is added to it."""
         self._content = content

@@ -2,12 +2,10 @@
 result is loaded as from the Hub, and each architecture shows what it does. The tiny weights are random."""
 
 import importlib
-import json
-import shutil
-from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS_NOTICE, say
 from ..demo import SECTIONS
+from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "see the library at work, offline"
 REPORT = "demo.json"
@@ -17,7 +15,7 @@ def add_arguments(parser) -> None:
     choice = f"what to show: {', '.join(SECTIONS)} (default: all)"
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=choice)
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="use this converted model; its own code is run")
-    parser.add_argument("-o", "--output", default="dsr-demo", metavar="DIR", help="where to write (default: dsr-demo)")
+    add_output_arguments(parser, "dsr-demo")
 
 
 def run(args) -> None:
@@ -28,46 +26,37 @@ def run(args) -> None:
     model = args.model
     if model is not None:
         names, model = _section_of(model, args.sections)
-    output = Path(args.output)
-    earlier = _prepare(output)
+    output = Output(
+        args.output or free_folder("dsr-demo"),
+        REPORT,
+        names=[f"{name}/*" for name in names],
+        overwrite=args.overwrite,
+    )
     if model is None:
         say(RANDOM_WEIGHTS_NOTICE)
-    for name in names:
-        section = importlib.import_module(SECTIONS[name])
-        print(f"\n== {section.TITLE}")
-        folder = output / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        earlier[name] = section.run(folder, model)
-        (output / REPORT).write_text(json.dumps(earlier, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\n{output / REPORT}")
+    report: dict = {}
+    with output:
+        output.clear()
+        for name in names:
+            section = importlib.import_module(SECTIONS[name])
+            print(f"\n== {section.TITLE}")
+            folder = output.folder / name
+            folder.mkdir(parents=True, exist_ok=True)
+            report[name] = section.run(folder, model)
+            output.adopt(name)
+            target = output.report(report)
+    print(f"\n{target}")
 
 
 def _section_of(model: str, sections: list[str]) -> tuple[list[str], str | None]:
-    """The section that shows the kind of `model`, and where to load it from: None, the tiny one, if out of reach."""
+    """The section that shows the kind of `model`, and where to load it from."""
     from transformers import AutoConfig
 
     from ..loading import resolve
 
     wanted = sections or ["dsr"]
-    source, is_random = resolve(model, wanted[0])
-    if is_random:
-        return wanted, None
+    source, _ = resolve(model, wanted[0])
     kind = AutoConfig.from_pretrained(source).model_type
     if kind not in SECTIONS or (sections and sections != [kind]):
         raise ValueError(f"{model} holds a {kind!r} model; sections asked for: {', '.join(wanted)}.")
     return [kind], source
-
-
-def _prepare(output: Path) -> dict:
-    """Make the output folder; one that is not empty must be an earlier demo's, whose report is returned."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; choose a folder with -o.")
-    report = output / REPORT
-    if report.is_file():
-        return json.loads(report.read_text(encoding="utf-8"))
-    if output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty and not an earlier demo's; choose another folder with -o.")
-    output.mkdir(parents=True, exist_ok=True)
-    report.write_text("{}\n", encoding="utf-8")
-    return {}

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, say, step
+from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "scene tokens of six surround cameras"
 READER = "AutoModelForImageTextToText"  # a scene Q-Former with its language model
@@ -32,12 +33,17 @@ def add_arguments(parser) -> None:
     parser.add_argument("--layer", type=int, default=-1, metavar="N", help="decoder layer to paint (default: the last)")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--device", help='"cpu", "cuda", … (default: a GPU if there is one)')
-    parser.add_argument(
-        "-o", "--output", default="dsr-scene", metavar="DIR", help="where to write (default: dsr-scene)"
-    )
+    add_output_arguments(parser, "dsr-scene")
 
 
 def run(args) -> None:
+    output = Output(
+        args.output or free_folder("dsr-scene"),
+        "scene.json",
+        names=("attention.png",),
+        inputs=[args.folder],
+        overwrite=args.overwrite,
+    )
     scene = read_scene(Path(args.folder), args.sample)
     with step("Loading libraries"):
         from ..loading import load, resolve
@@ -54,19 +60,19 @@ def run(args) -> None:
     if args.ask:
         with step("Answering"):
             answers = dict(zip(args.ask, ask(model, processor, scene, args.ask, args.max_new_tokens)))
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    picture.save(output / "attention.png")
     report = {"model": str(source), "random_weights": is_random, "scene": scene["name"], **summary}
     if args.ask:
         report["answers"] = answers
-    (output / "scene.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with output:
+        picture.save(output.path("attention.png"))
+        written = [*output.publish(), output.report(report)]
     print(describe(summary))
     for question, answer in answers.items():
         print(f"Q: {question}\nA: {answer}")
     if is_random:
         print(RANDOM_WEIGHTS)
-    print(f"   {output / 'attention.png'}\n   {output / 'scene.json'}")
+    for path in written:
+        print(f"   {path}")
 
 
 def read_scene(folder: Path, sample: str | None = None) -> dict:

@@ -220,7 +220,7 @@ def test_demo_uses_the_code_of_the_converted_folder(tmp_path, capsys):
 def test_demo_with_a_model_over_an_earlier_demo(tiny_dsr, tmp_path):
     reports = []
     for arguments in ([], ["--model", str(tiny_dsr)]):
-        assert main(["demo", *arguments, "-o", str(tmp_path)]) == 0
+        assert main(["demo", *arguments, "-o", str(tmp_path), "--overwrite"]) == 0
         reports.append(json.loads((tmp_path / "demo.json").read_text())["dsr"])
     assert reports[0]["answer"] == reports[1]["answer"]
     assert reports[1]["model"] == str(tiny_dsr) and not reports[1]["random_weights"]
@@ -228,10 +228,12 @@ def test_demo_with_a_model_over_an_earlier_demo(tiny_dsr, tmp_path):
 
 
 def test_demo_leaves_a_folder_of_somebody_else_alone(tmp_path, capsys):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    assert main(["demo", "-o", str(tmp_path)]) == 2
-    assert "not an earlier demo" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "pi3").mkdir()
+    (tmp_path / "pi3" / "thesis.tex").write_text("years of work")
+    for options in ([], ["--overwrite"]):
+        assert main(["demo", "pi3", "-o", str(tmp_path), *options]) == 2
+        assert "thesis.tex" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["pi3", "thesis.tex"]
 
 
 def test_demo_of_an_unknown_section(tmp_path, capsys):

@@ -76,7 +76,7 @@ def test_nothing_is_canned(street, tmp_path):
         (lambda folder: (folder / "CAM_BACK.png").unlink(), "missing ['CAM_BACK']"),
         (lambda folder: (folder / "calibration.json").unlink(), "`cam_intrinsics` and `cam_extrinsics` missing"),
         (lambda folder: (folder / "calibration.json").write_text("{"), "calibration.json must be"),
-        (lambda folder: (folder / "CAM_BACK.png").write_text("?"), "no readable image"),
+        (lambda folder: (folder / "CAM_BACK.png").write_text("?"), "cannot be read as an image"),
     ],
 )
 def test_wrong_folders_are_told_in_one_line(street, tmp_path, capsys, spoil, message):
