@@ -49,7 +49,12 @@ def pictures(tmp_path, monkeypatch):
         Image.new("RGB", (160, 120), (30 * number, 90, 200 - 20 * number)).save(f"{name}.jpg")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if examples(page, "python")])
+def in_time(page: str):
+    """The README's examples run with the quick tests, those of the other pages with the slow ones."""
+    return pytest.param(page, marks=() if page in ("README.md", "model_card.md") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", [in_time(page) for page in PAGES if examples(page, "python")])
 def test_python_examples_run_in_order(page, tiny_models, pictures, capsys):
     names = {}
     if "scene/colmap" in (ROOT / page).read_text():  # what a command of the page leaves for its Python
@@ -72,7 +77,7 @@ def test_python_examples_run_in_order(page, tiny_models, pictures, capsys):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page, "bash")])
-def test_commands_of_the_examples_have_these_arguments(page):
+def test_commands_of_the_examples_have_these_arguments_and_name_their_extra(page):
     lines = "\n".join(examples(page, "bash")).replace("\\\n", " ").splitlines()
     commands = [line.split("&&")[-1] for line in lines if re.search(r"(^|&& )dsr ", line)]
     for line in commands:
@@ -80,7 +85,8 @@ def test_commands_of_the_examples_have_these_arguments(page):
         arguments = [word.strip('"') for word in words]
         assert arguments[1] in COMMANDS, line
         if arguments[1] != "convert":  # its parser is its own, tests/convert_weights tries it
-            build_parser().parse_args(arguments[1:])
+            needed = build_parser().parse_args(arguments[1:]).needs
+            assert needed is None or f"`{needed}`" in (ROOT / page).read_text(), f"{line}: name the extra `{needed}`"
 
 
 def slug(title: str) -> str:
