@@ -2,14 +2,17 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from dsr_toolkit.evaluation.world_scene import evaluate
 from dsr_toolkit.scenes import answer_questions, scene_tokens
 from dsr_toolkit.training.recipe import load_recipe
-from dsr_toolkit.training.recipes.tiny.scene_qformer import build, build_words, measure, rows, show
+from dsr_toolkit.training.recipes.tiny.scene_qformer import assemble, build, build_backbone
+from dsr_toolkit.training.surround import CROP_LABELS, CropCollator, build_words, crop_rows, measure, rows, show
 from dsr_toolkit.worlds.surround_questions import TYPES
+from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration
 
 SEED = 41
 
@@ -89,6 +92,33 @@ def test_what_is_shown_are_answers_and_a_plan(learnt):
 
 def test_recipe_is_a_record():
     recipe = load_recipe("tiny/scene_qformer")
-    assert [stage.name for stage in recipe.stages] == ["look", "answer"]
-    other = recipe.changed({"look:model.options.position_encoding": "sine_camera"})
-    assert other.stages[0].model["options"] == {"position_encoding": "sine_camera"}
+    assert [stage.name for stage in recipe.stages] == ["see", "assemble", "look", "answer"]
+    other = recipe.changed({"assemble:options.position_encoding": "sine_camera"})
+    assert other.stages[1].options == {"position_encoding": "sine_camera"}
+
+
+def test_crops_show_what_they_are_called():
+    """A coloured thing's crop holds pixels nearer to its colour than a crop of nothing does."""
+    red = CROP_LABELS.index("red car")
+    source, found = crop_rows(SEED), {red: [], CROP_LABELS.index("nothing"): []}
+    for index in range(60):
+        row = source[index]
+        assert row["images"].shape[1:] == (32, 32, 3) and len(row["images"]) == len(row["labels"])
+        for image, label in zip(row["images"].astype(int), row["labels"]):
+            if label in found:
+                found[label].append((image[..., 0] - image[..., 1:].max(-1)).max())
+    shown, nothing = found.values()
+    assert min(shown) > 60 > 50 > np.percentile(nothing, 95)
+
+
+def test_backbone_of_the_crops_goes_into_the_model(tmp_path):
+    torch.manual_seed(1)
+    model, processor = build_backbone()
+    batch = CropCollator(processor)([crop_rows(SEED)[0]])
+    assert model(**batch).logits.shape == (len(batch["labels"]), len(CROP_LABELS))
+    model.save_pretrained(tmp_path / "see")
+    assemble({"see": tmp_path / "see"}, tmp_path / "out", position_encoding="ray_3d")
+    whole = SceneQFormerForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert whole.config.position_encoding == "ray_3d"
+    wanted, found = model.resnet.state_dict(), whole.scene_qformer.backbone.state_dict()
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)

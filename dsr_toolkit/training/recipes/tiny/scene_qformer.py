@@ -1,34 +1,49 @@
-"""A scene Q-Former and a language model that learn the surround world from nothing: first to look, then to answer."""
+"""
+A scene Q-Former and a language model that learn the surround world from nothing, in the published order: the backbone
+first learns to tell things apart (the published one came from ImageNet), then the whole model to describe what it sees,
+then to answer questions.
+"""
+
+from pathlib import Path
 
 import torch
+from transformers import ResNetConfig, ResNetForImageClassification, set_seed
 
-from ....evaluation.map_metrics import found_elements
-from ....evaluation.world_scene import MAP_DISTANCE
-from ....scenes import answer_questions, find_map, scene_tokens
-from ....worlds.surround import SurroundWorld, plan
-from ....worlds.surround_questions import describe
+from modeling_dsr.configuration_scene_qformer import SceneQFormerConfig
+from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration
+from modeling_dsr.processing_scene_qformer import SceneQFormerProcessor
+
 from ...recipe import Recipe, Stage
-from ...rows import Mapped
+from ...surround import CROP, CROP_LABELS, HEIGHT, MAP_INSTRUCTION, NUM_POINTS, WIDTH, build_words
 
-HEIGHT, WIDTH = 64, 112
-NUM_POINTS, NUM_INSTANCES = 8, 8
-MAP_INSTRUCTION = "Find the dividers, crossings and boundaries of the road around the car as lines of points."
+BACKBONE = {
+    "layer_type": "basic",
+    "embedding_size": 24,
+    "hidden_sizes": [32, 64],  # stride 8: 8×14 cells per camera
+    "depths": [1, 2],
+}
+CAMERAS, PER_CAMERA = 6, 5
 # What is seen without being told which thing is meant.
 ROAD_TYPES = ["lanes", "lane", "bend", "crossing", "side"]
-TEXT_SEED, TRAINING_SEED, EVALUATION_SEED = 0, 1, 2
 
 
-def build(position_encoding: str = "depth_3d", width: int = 96, num_queries: int = 32):
+def build_backbone():
+    """(model, processor) that tell crops apart."""
+    config = ResNetConfig(
+        **BACKBONE,
+        id2label=dict(enumerate(CROP_LABELS)),
+        label2id={label: number for number, label in enumerate(CROP_LABELS)},
+    )
+    return ResNetForImageClassification(config), SceneQFormerProcessor(image_size=(CROP, CROP))
+
+
+def build(position_encoding: str = "depth_3d", width: int = 96, num_queries: int = 36):
     """(model, processor) of random weights, with a tokenizer of the world's words."""
-    from modeling_dsr.configuration_scene_qformer import SceneQFormerConfig
-    from modeling_dsr.modeling_scene_qformer import SceneQFormerForConditionalGeneration
-    from modeling_dsr.processing_scene_qformer import SceneQFormerProcessor
-
     tokenizer = build_words()
     config = SceneQFormerConfig(
         embed_dims=width,
         num_queries=num_queries,
-        num_constrained_queries=0,
+        num_constrained_queries=min(CAMERAS * PER_CAMERA, num_queries),
         num_decoder_layers=2,
         num_heads=4,
         ffn_dims=2 * width,
@@ -44,13 +59,10 @@ def build(position_encoding: str = "depth_3d", width: int = 96, num_queries: int
         num_point_features=16,
         per_depth_dims=16,
         aggregation_dims=(128, 128),
-        backbone_config={
-            "model_type": "resnet",
-            "layer_type": "basic",
-            "embedding_size": 24,
-            "hidden_sizes": [32, 64],  # stride 8: 8×14 cells per camera
-            "depths": [1, 2],
-        },
+        init_scale_camera=width**0.5,
+        init_std_content=0.5,
+        init_std_place=0.5,
+        backbone_config={"model_type": "resnet", **BACKBONE},
         text_config={
             "model_type": "llama",
             "vocab_size": len(tokenizer),
@@ -61,12 +73,14 @@ def build(position_encoding: str = "depth_3d", width: int = 96, num_queries: int
             "num_key_value_heads": 4,
             "max_position_embeddings": 512,
             "tie_word_embeddings": True,
+            # The usual 0.02 is for widths of thousands; at this one attention would be blind to its input.
+            "initializer_range": 0.1,
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
         map_config={
-            "num_instances": NUM_INSTANCES,
+            "num_instances": 8,
             "num_points": NUM_POINTS,
             "embed_dims": width,
             "num_heads": 4,
@@ -78,6 +92,7 @@ def build(position_encoding: str = "depth_3d", width: int = 96, num_queries: int
             "coordinate_dims": 32,
             "num_frequencies": 6,
             "dropout": 0.0,
+            "initializer_range": 0.1,
             # Half of the published weights: the answers' loss stands beside them here.
             "class_weight": 1.0,
             "points_weight": 2.5,
@@ -95,106 +110,43 @@ def build(position_encoding: str = "depth_3d", width: int = 96, num_queries: int
     model = SceneQFormerForConditionalGeneration(config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    begin_by_looking(model)
     return model, processor
 
 
-def build_words(samples: int = 300):
-    """A byte-level tokenizer whose merges make one token of each word of the world."""
-    from transformers import PreTrainedTokenizerFast
-
-    from ....tiny.tokenizer import build_tokenizer
-
-    corpus = [MAP_INSTRUCTION, "\n"]
-    world = SurroundWorld(TEXT_SEED)
-    for index in range(samples):
-        for question, answer in questions_of(*world.scene(index), with_descriptions=True):
-            corpus += [question, f" {answer}"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(corpus, merges=400),
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-        model_max_length=512,
-    )
-
-
-def questions_of(surroundings, questions, with_descriptions: bool) -> list[tuple[str, str]]:
-    """(question, answer), those of the world first."""
-    found = [(question.text, question.answer) for question in questions]
-    return found + (list(describe(surroundings)) if with_descriptions else [])
-
-
-def rows(seed: int, types: list[str] | None = None, descriptions: bool = True) -> Mapped:
+@torch.no_grad()
+def begin_by_looking(model) -> None:
     """
-    Samples of the surround world as rows: six images, calibration, questions with answers, the map.
-
-    Args:
-        types: of the questions; default one of each. descriptions: of each direction, too.
+    Queries that read their own camera, and in it what stands out, from the first step: keys and queries start alike,
+    and images weigh as much as places. From the usual start every query reads the mean of all images, to which a car
+    contributes a hundredth, and learning waits for thousands of steps.
     """
-
-    def row(sample) -> dict:
-        pairs = questions_of(sample.surroundings, sample.questions, descriptions)
-        return {
-            "images": sample.images,
-            "cam_intrinsics": sample.cam_intrinsics,
-            "cam_extrinsics": sample.cam_extrinsics,
-            "question": [question for question, _ in pairs],
-            "answer": [answer for _, answer in pairs],
-            "map": sample.elements(NUM_POINTS),
-            "type": [question.type for question in sample.questions]
-            + ["description"] * (len(pairs) - len(sample.questions)),
-            "sample": sample,
-        }
-
-    return Mapped(SurroundWorld(seed, HEIGHT, WIDTH, types), row)
+    qformer = model.scene_qformer
+    qformer.camera_embed.weight.mul_(1.5)
+    qformer.neck[1].weight.fill_(2.0)
+    for layer in qformer.scene_decoder.layers:
+        attention = layer.multihead_attn
+        query, key, _ = attention.in_proj_weight.chunk(3)
+        for weight in (query, key):
+            weight.mul_(0.3).add_(torch.eye(attention.dims))
 
 
-def measure(model, processor, rows, inputs, outputs) -> dict:
-    """
-    Answers that greedy generation would write word for word: with the right words before it, each token is the
-    likeliest. And map elements found.
-    """
-    guesses, labels = outputs.logits[:, :-1].argmax(-1), inputs["labels"][:, 1:]
-    found: dict[str, list] = {}
-    for row, guess, label in zip(rows, guesses, labels):
-        wanted = (label >= 0).long()
-        ends = torch.nonzero(torch.nn.functional.pad(wanted, (1, 1)).diff()).flatten().view(-1, 2)
-        for kind, (start, end) in zip(row["type"], ends.tolist(), strict=True):
-            right = bool((guess[start:end] == label[start:end]).all())
-            found.setdefault(f"accuracy_{kind}", []).append(right)
-            if kind != "description":
-                found.setdefault("accuracy", []).append(right)
-    if outputs.class_logits is not None:
-        point_range = model.config.map_config.point_range
-        for row, scene in zip(rows, processor.post_process_map_detection(outputs, point_range=point_range)):
-            predicted = {name: values.float().cpu().numpy() for name, values in scene.items()}
-            found.setdefault("map_recall", []).extend(found_elements(predicted, row["map"], MAP_DISTANCE)[1])
-    return found
-
-
-def show(model, processor, rows) -> list[dict]:
-    """Questions with the true answer and the model's, and the street from above with the lines that it found."""
-    shown = []
-    for row in rows:
-        tokens = scene_tokens(
-            model, processor, *([row[name]] for name in ("images", "cam_intrinsics", "cam_extrinsics"))
-        )
-        count = len(row["sample"].questions)
-        answers = answer_questions(model, processor, row["question"][:count], tokens.expand(count, -1, -1))
-        lines = [points for points in find_map(model, processor, tokens)[0]["points"]]
-        told = [f"{q} {said} ({true})" for q, said, true in zip(row["question"], answers, row["answer"])]
-        shown.append({"answers (truth)": told, "map": plan(row["sample"], found=lines)})
-    return shown
+def assemble(folders: dict[str, Path], output: Path, seed: int = 0, **options) -> None:
+    """The model's folder: random weights behind the backbone that was trained in stage "see"."""
+    set_seed(seed)
+    model, processor = build(**options)
+    trained = ResNetForImageClassification.from_pretrained(folders["see"])
+    model.scene_qformer.backbone.load_state_dict(trained.resnet.state_dict())
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
 
 
 ARGUMENTS = {
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 16,
-    "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine_with_min_lr",
     "lr_scheduler_kwargs": {"min_lr_rate": 0.02},
-    "warmup_steps": 100,
+    "warmup_steps": 50,
     "weight_decay": 0.01,
     "adam_beta2": 0.98,
     "max_grad_norm": 1.0,
@@ -202,30 +154,41 @@ ARGUMENTS = {
     "save_steps": 500,
     "dataloader_num_workers": 1,
 }
-ROWS = f"{__name__}:rows"
-COMMON = {
+DATA = "dsr_toolkit.training.surround"
+SCENES = {
+    "learning_rates": {r"\.backbone\.": 1e-4},
     "collator_options": {"map_points": NUM_POINTS, "map_every": 2},
-    "evaluation": {"rows": ROWS, "seed": EVALUATION_SEED, "count": 160},
-    "measure": f"{__name__}:measure",
-    "show": f"{__name__}:show",
+    "evaluation": {"rows": f"{DATA}:rows", "seed": 2, "count": 160},
+    "measure": f"{DATA}:measure",
+    "show": f"{DATA}:show",
 }
 RECIPE = Recipe(
     name="tiny/scene_qformer",
     description="Six cameras of the surround world: questions about the street and what is on it, and its map lines.",
     stages=[
         Stage(
+            name="see",
+            model={"build": f"{__name__}:build_backbone"},
+            data={"rows": f"{DATA}:crop_rows", "seed": 500},
+            evaluation={"rows": f"{DATA}:crop_rows", "seed": 2, "count": 64},
+            collator=f"{DATA}:CropCollator",
+            measure=f"{DATA}:measure_crops",
+            arguments={**ARGUMENTS, "learning_rate": 2e-3, "max_steps": 500},
+        ),
+        Stage(name="assemble", make=f"{__name__}:assemble"),
+        Stage(
             name="look",
-            model={"build": f"{__name__}:build"},
-            data={"rows": ROWS, "seed": TRAINING_SEED, "options": {"types": ROAD_TYPES}},
-            arguments={**ARGUMENTS, "max_steps": 2000},
-            **COMMON,
+            model={"stage": "assemble"},
+            data={"rows": f"{DATA}:rows", "seed": 1, "options": {"types": ROAD_TYPES}},
+            arguments={**ARGUMENTS, "learning_rate": 1e-3, "max_steps": 2000},
+            **SCENES,
         ),
         Stage(
             name="answer",
             model={"stage": "look"},
-            data={"rows": ROWS, "seed": TRAINING_SEED + 100},
-            arguments={**ARGUMENTS, "max_steps": 3000},
-            **COMMON,
+            data={"rows": f"{DATA}:rows", "seed": 101},
+            arguments={**ARGUMENTS, "learning_rate": 1e-3, "max_steps": 3000},
+            **SCENES,
         ),
     ],
 )
