@@ -3,18 +3,17 @@
 import numpy as np
 import torch
 
-from .scene_prompt import IGNORE_INDEX
+from .training_collator import IGNORE_INDEX, TrainingCollator
 
 
-class SceneQFormerCollator:
+class SceneQFormerCollator(TrainingCollator):
     """
-    Collates rows, dictionaries with
+    See [`TrainingCollator`]. Rows are dictionaries with
 
     - `images`, and where the model reads them `cam_intrinsics` and `cam_extrinsics`: one scene, as the processor takes
       it;
     - `question` and `answer`: texts; or lists of texts of the same length, several questions about the scene;
     - `map`: elements `{"label", "points" [n, 2]}`, metres in the LiDAR frame; an empty list says that there is nothing;
-    - `seed`, an integer, with `map_every`.
 
     A row has an answer, a map or both. Questions of one row, and its map, are prompts of their own that share the
     scene's tokens: a four-dimensional mask keeps them from reading each other, so that the loss is that of separate
@@ -24,7 +23,7 @@ class SceneQFormerCollator:
         processor: a `SceneQFormerProcessor` with a tokenizer.
         map_points, point_range: of the model's `map_config`. Elements with another number of points are resampled at
             equal distances; those of `closed_classes` around their ring.
-        map_every: map elements are learnt in one of so many batches only, by the seed of the first row. Their queries
+        map_every: map elements are learnt in one of so many batches only, drawn by the first row's seed. Their queries
             are many and cost more than a question does.
 
     Returns:
@@ -43,16 +42,17 @@ class SceneQFormerCollator:
     ):
         if processor.tokenizer is None:
             raise ValueError("`processor` has no tokenizer, so there are no questions to learn.")
-        self.processor = processor
+        super().__init__(processor)
         self.map_points, self.point_range = map_points, tuple(point_range)
         self.closed_classes, self.map_every = tuple(closed_classes), map_every
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def collate(self, rows: list[dict], seeds: list[int]) -> dict:
+        self.need(rows, "images")
         asked = [self._questions(number, row) for number, row in enumerate(rows)]
         with_map = [row.get("map") is not None for row in rows]
         if any(with_map) != all(with_map):
             raise ValueError(f"Either all rows of a batch have a `map` or none; row {with_map.index(False)} has none.")
-        learn_map = all(with_map) and not (all(asked) and int(rows[0].get("seed", 0)) % self.map_every)
+        learn_map = all(with_map) and not (all(asked) and seeds[0] % self.map_every)
         for number, pairs in enumerate(asked):
             if not pairs and not learn_map:
                 raise ValueError(
@@ -72,7 +72,7 @@ class SceneQFormerCollator:
     def _questions(self, number: int, row: dict) -> list[tuple[str, str]]:
         questions, answers = row.get("question"), row.get("answer")
         if isinstance(questions, str):
-            questions, answers = [questions], [answers] if answers is not None else []
+            questions, answers = [questions], [answers]
         questions, answers = list(questions or []), list(answers or [])
         if len(questions) != len(answers):
             raise ValueError(

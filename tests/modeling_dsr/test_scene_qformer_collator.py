@@ -147,7 +147,7 @@ def test_map_may_be_learnt_in_some_batches(processor):
     "rows, message",
     [
         ([{}], "Row 0 must have .question. and .answer., or .map."),
-        ([{"question": "What?"}], "as many .question. as .answer., got 1 and 0"),
+        ([{"question": "What?"}], "Row 0: `answer` to .What.. must be a text, got None"),
         ([{"question": "What?", "answer": " "}], "Row 0: `answer` to 'What\\?' must be a text, got ' '"),
         ([{"question": ["a", "b"], "answer": ["c"]}], "as many .question. as .answer., got 2 and 1"),
         ([{"map": [LINE]}, {"question": "?", "answer": "!"}], "row 1 has none"),
