@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 REQUIRED = [
     "torch>=2.11",
     "torchvision",
-    "transformers>=5.17,<5.24",
+    "transformers>=5.17,<5.25",
     "safetensors>=0.5",
     "huggingface_hub>=1.0",
     "peft>=0.18",
@@ -22,7 +22,7 @@ REQUIRED = [
 ]
 
 EXTRAS = {
-    "flash": ["flash-attn>=2.7"],  # built on the spot, where CUDA's compiler is
+    "flash": ["flash-attn>=2.7; sys_platform == 'linux'"],  # built on the spot, where CUDA's compiler is
     "kernels": ["kernels"],  # the same attention, built by others and fetched from the Hub
     "geometry": ["evo>=1.31,<1.38", "scipy", "pycolmap>=3.11"],
     "view": ["rerun-sdk>=0.30"],

@@ -7,7 +7,7 @@ Data flow, for N points in the clouds and T vision tokens of the views:
     placeholders of the prompt ← point tokens, vision tokens ─ language model ─ program
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -163,7 +163,9 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
             video_grid_thw=video_grid_thw,
             **kwargs,
         )
-        return CadrilleModelOutputWithPast(**{**outputs, "rope_deltas": self.rope_deltas})
+        # The language model's fields alone: transformers 5.24 adds the towers' own outputs, earlier releases have none.
+        kept = {field.name: outputs.get(field.name) for field in fields(BaseModelOutputWithPast)}
+        return CadrilleModelOutputWithPast(**kept, rope_deltas=self.rope_deltas)
 
     def _place_points(self, inputs_embeds, input_ids, attention_mask, point_clouds, is_pc, point_token_mask):
         if point_token_mask is None:
