@@ -54,6 +54,7 @@ def _add_architecture(commands, name: str) -> None:
     command.add_argument(
         "--dry-run", action="store_true", help="print what would be done with every tensor, write nothing"
     )
+    command.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion wrote, no more")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_convert, arch=name)
 
@@ -86,6 +87,7 @@ def _add_hub(commands) -> None:
         help="measured results in the Hub's format, for .eval_results/",
     )
     command.add_argument("--link", action="store_true", help="hard links to the weights in place of copies")
+    command.add_argument("--overwrite", action="store_true", help="replace what an earlier assembly wrote, no more")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     command.set_defaults(run=_hub)
 
@@ -125,6 +127,7 @@ def _convert(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         max_shard_size=options.max_shard_size,
         config_overrides=_read_overrides(options.config),
+        overwrite=options.overwrite,
         dry_run=options.dry_run,
         progress=not options.quiet,
     )
@@ -147,6 +150,7 @@ def _hub(options: argparse.Namespace) -> int:
         licenses=_once("--license", options.license),
         evaluations=_once("--eval-results", options.eval_results),
         link=options.link,
+        overwrite=options.overwrite,
         progress=not options.quiet,
     )
     print(f"{options.output}:\n{report.table()}")
@@ -169,11 +173,14 @@ def _read_overrides(path: Path | None) -> dict:
 
 def _verify(options: argparse.Namespace) -> int:
     from . import verify
+    from .verification import unchecked
 
     problems = verify(options.folder, load=not options.files_only)
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{options.folder}: {f'{len(problems)} problems' if problems else 'complete and unchanged'}")
+    outside = unchecked(options.folder)
+    limits = f" (not checked: the text of {', '.join(outside)})" if outside else ""
+    print(f"{options.folder}: {f'{len(problems)} problems' if problems else 'complete and unchanged'}{limits}")
     return 1 if problems else 0
 
 

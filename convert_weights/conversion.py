@@ -19,11 +19,11 @@ from types import ModuleType
 import torch
 
 from .architectures.registry import architecture
-from .recipe import Plan, Resolution, resolve
+from .recipe import Plan, Resolution, check_depths, resolve
 from .remote_code import copy_code
 from .report import REPORT_NAME, Report
 from .sources import Source, open_source
-from .staging import Staging, check_output
+from .staging import Staging, check_output, resolve_output
 from .streams import check_equal, pieces
 from .writer import INDEX_NAME, Shard, ShardWriter, index_of, parse_size, plan_shards, sha256_of
 
@@ -39,6 +39,7 @@ def convert(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
     config_overrides: dict | None = None,
+    overwrite: bool = False,
     dry_run: bool = False,
     progress: bool = True,
 ) -> Report:
@@ -52,10 +53,12 @@ def convert(
     Args:
         arch: architecture, one of `ARCHITECTURES`.
         sources: path or Hub id by the names that the architecture knows (see `convert_weights.sources`).
-        output: folder to make; it must not exist, or be empty.
+        output: folder to make; it must not exist, or be empty. A link stands for the folder that it leads to.
         dtype: of floating-point tensors, such as `"bfloat16"`. None keeps each one's own.
         max_shard_size: bytes, or such as `"5GB"`.
         config_overrides: values for the configuration, nested as in `config.json`.
+        overwrite: replace what an earlier conversion wrote to `output`, if nothing else is there and nothing was
+            changed.
         dry_run: report what would be done, without reading weights or writing.
         progress: show a progress bar.
 
@@ -63,19 +66,24 @@ def convert(
         What was done with every tensor; also saved as `conversion_report.json` in `output`.
 
     Raises:
-        ValueError: a source is damaged or does not fit the architecture, or holds a NaN; files and keys are named.
+        ValueError: a source is damaged or does not fit the architecture, holds a NaN, or was changed while it was read;
+            files and keys are named.
         OSError: a file is missing, the disk is full, `output` exists or is in use. Nothing is left behind.
     """
     module = architecture(arch)
     _check_source_names(arch, module, sources)
     torch_dtype, shard_size = _parse_dtype(dtype), parse_size(max_shard_size)
-    output = Path(output)
+    output, replaceable = Path(output), written_files if overwrite else None
     if not dry_run:
-        check_output(output)
+        check_output(output, replaceable)
     opened = {name: open_source(name, location) for name, location in sources.items()}
-    plan: Plan = module.plan(opened, config_overrides or {})
-    resolution = resolve(plan, opened, torch_dtype)
-    _complete_config(plan, resolution, torch_dtype)
+    for config in (*(source.config for source in opened.values()), config_overrides or {}):
+        check_depths(config)
+    with _told_as_value_error(arch, opened):
+        plan: Plan = module.plan(opened, config_overrides or {})
+        resolution = resolve(plan, opened, torch_dtype)
+        _complete_config(plan, resolution, torch_dtype)
+        _check_generation(plan.generation_config or {})
     shards = plan_shards(resolution.entries.values(), shard_size)
     report = _describe(arch, plan, resolution, opened, shards)
     if dry_run:
@@ -83,16 +91,54 @@ def convert(
     for source in opened.values():
         if not source.has_weights:
             raise ValueError(f"{source.files[0]} lists names and shapes, not weights: it serves a dry run only.")
-    with Staging(output, _fingerprint(arch, module, plan, resolution, opened, shards)) as staging:
+    _check_apart(output, opened)
+    fingerprint = _fingerprint(arch, module, plan, resolution, opened, shards)
+    with Staging(output, fingerprint, replaceable) as staging:
         _check_space(staging, shards)
+        with _told_as_value_error(arch, opened):  # before the weights: what is wrong with it is known at once
+            report.notes += module.write_processor(opened, plan.config, staging.folder)
+            _write_generation_config(staging.folder, plan)
         for read, target in resolution.equal:
             check_equal(read, resolution.entries[target], opened)
         _write_weights(staging, shards, opened, plan, report, progress)
-        report.notes += _write_other_files(staging.folder, module, plan, opened, shards)
+        _check_unchanged(opened, report)
+        _write_other_files(staging.folder, plan, shards)
         _hash_outputs(report, staging)
         report.save(staging.folder)
         staging.commit()
     return report
+
+
+def written_files(folder: Path) -> dict[str, dict]:
+    """Bytes and sha256, by name, of the files that a conversion wrote into a folder."""
+    return {**Report.load(folder).outputs, REPORT_NAME: {}}
+
+
+@contextmanager
+def _told_as_value_error(arch: str, sources: dict[str, Source]) -> Iterator[None]:
+    """The files beside the weights, and the user's overrides, may hold anything: what comes of it is told in words."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # config classes, tokenizers and processors raise whatever their values make them
+        places = ", ".join(f"`{source.name}` ({source.location})" for source in sources.values())
+        words = " ".join(str(error).split()) or "no more is known"
+        raise ValueError(
+            f"No {arch} can be made from what config.json and the files beside it say of {places}, and from the "
+            f"configuration overrides: {words:.500} ({type(error).__name__})."
+        ) from error
+
+
+def _check_apart(output: Path, sources: dict[str, Source]) -> None:
+    """An input is never replaced, even if an earlier conversion wrote it."""
+    place = resolve_output(output)
+    for source in sources.values():
+        for path in source.files:
+            if place in path.resolve().parents:
+                raise ValueError(
+                    f"`output` {output} holds {path}, which source `{source.name}` reads: choose another output."
+                )
 
 
 def _check_source_names(arch: str, module: ModuleType, sources: Mapping) -> None:
@@ -109,6 +155,14 @@ def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
+def _check_generation(content: dict) -> None:
+    """Ids of tokens are what every answer begins and ends with; transformers looks at them when it is too late."""
+    for name, value in content.items():
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and not all(one is None or type(one) is int for one in ids):
+            raise ValueError(f"generation_config.json of a source: {name} is {value!r:.80}, expected ids of tokens.")
+
+
 def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | None) -> None:
     """Record in the configuration which class and dtype to load.
 
@@ -121,6 +175,10 @@ def _complete_config(plan: Plan, resolution: Resolution, dtype: torch.dtype | No
             delattr(config, "quantization_config")
             where = f"`{name}.quantization_config`" if name else "`quantization_config`"
             plan.notes.append(f"{where} of the source is left out: its weights are not quantised")
+    for config in (plan.config, *(getattr(plan.config, name, None) for name in plan.config.sub_configs)):
+        known = getattr(config, "dtype", None)
+        if known is not None and not isinstance(known, torch.dtype):
+            raise ValueError(f"config.json of a source has the dtype {known!r:.80}, expected one such as bfloat16.")
     plan.config.architectures = [plan.model_class.__name__]
     if dtype is None and getattr(plan.config, "dtype", None) is None:
         sizes: Counter[torch.dtype] = Counter()
@@ -182,9 +240,9 @@ def _fingerprint(arch, module, plan, resolution, sources, shards) -> str:
         "config": plan.config.to_json_string(use_diff=False),
         "seed": plan.seed,
         "files": [
-            [source.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+            [source.name, str(path.resolve()), *state]
             for source in sources.values()
-            for path in source.files
+            for path, state in source.states.items()
         ],
         "tensors": [[entry.target, entry.origin] for entry in resolution.entries.values()],
         "shards": [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards],
@@ -264,20 +322,36 @@ def _source_hash(staging: Staging, path: Path, stop: threading.Event) -> str:
     return staging.facts[fact]
 
 
-def _write_other_files(
-    folder: Path, module: ModuleType, plan: Plan, sources: dict[str, Source], shards: list[Shard]
-) -> list[str]:
-    """Index, configuration, generation configuration, processor and code; returns the processor's notes."""
-    if len(shards) > 1:
-        (folder / INDEX_NAME).write_text(json.dumps(index_of(shards), indent=2) + "\n")
-    plan.config.save_pretrained(folder)
+def _check_unchanged(sources: dict[str, Source], report: Report) -> None:
+    """
+    Refuse sources that were changed while they were read: by size, times and place on disk, and by their hash where a
+    file had been written so lately that times may not tell.
+
+    Raises:
+        ValueError: one was.
+    """
+    for source, description in zip(sources.values(), report.sources):
+        for path, record in zip(source.files, description["files"]):
+            if source.changed(path) or (source.is_fresh(path) and sha256_of(path) != record["sha256"]):
+                raise ValueError(
+                    f"{path} of source `{source.name}` was changed while it was read: convert again once it is "
+                    "complete."
+                )
+
+
+def _write_generation_config(folder: Path, plan: Plan) -> None:
     if plan.generation_config is not None:
         from transformers import GenerationConfig
 
         GenerationConfig.from_dict(plan.generation_config).save_pretrained(folder)
-    notes = module.write_processor(sources, plan.config, folder)
+
+
+def _write_other_files(folder: Path, plan: Plan, shards: list[Shard]) -> None:
+    """Index, configuration and code: with them the folder is a model, so they come last."""
+    if len(shards) > 1:
+        (folder / INDEX_NAME).write_text(json.dumps(index_of(shards), indent=2) + "\n")
+    plan.config.save_pretrained(folder)
     copy_code(folder, plan.config.model_type)
-    return notes
 
 
 def _hash_outputs(report: Report, staging: Staging) -> None:

@@ -51,7 +51,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .sources import DTYPE_NAMES, Source, TensorInfo
+from .containers import DTYPE_NAMES, TensorInfo
+from .sources import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 # A name with `\1` groups, or a function of the match.
 Template = str | Callable[[re.Match], str]
 SHOWN = 8  # keys listed per kind of error
+MAX_LAYERS = 10_000  # of a part of a model
 
 
 # --------------------------------------------------------------------------------------
@@ -295,6 +297,25 @@ class Skeleton:
     tensors: dict[str, TensorInfo]
     tied: dict[str, str]
     keep_fp32: dict[torch.dtype, tuple[str, ...]]
+
+
+def check_depths(config: dict, place: str = "") -> None:
+    """
+    Refuse more layers than any model has: configurations list their kinds and models build them, one by one.
+
+    Args:
+        config: content of a config.json, or overrides.
+
+    Raises:
+        ValueError: a field that counts layers, however deep it lies, is beyond `MAX_LAYERS`.
+    """
+    for name, value in config.items():
+        if isinstance(value, dict):
+            check_depths(value, f"{place}{name}.")
+        elif re.search(r"layers$|depth$|^depths$|blocks$|stages$", name):
+            for number in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(number, (int, float)) and number > MAX_LAYERS:
+                    raise ValueError(f"`{place}{name}` is {value!r:.80}, expected at most {MAX_LAYERS} layers.")
 
 
 def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Skeleton:

@@ -10,215 +10,25 @@ A source is one of
 `#ENTRY` after a path picks the dictionary to use inside a pickle or key list that holds several, with dots for nested
 ones: `checkpoint.pth#ema_state_dict.shadow`.
 
-Tensors are views of memory-mapped files. They occupy page cache, not anonymous memory, however large the file is.
+Tensors are views of memory-mapped files. They occupy page cache, not anonymous memory, however large the file is. What
+a file says of itself is checked before it is believed: damage is a `ValueError` that names the file.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import mmap
 import re
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from pathlib import Path, PurePosixPath
 
 import torch
 
-# Names of dtypes in a safetensors header.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+from .containers import KeyList, SafetensorsFile, TensorInfo, read_json
+from .pickles import PICKLES, PickleFile
 
-# Under these keys trainers keep the weights, beside epochs and optimiser states.
-WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "qformer")
-
-PICKLES = (".pth", ".pt", ".bin")
-MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors format
-# Private pages: nothing written through a tensor could reach the file. Without a reservation of memory for such
-# writes (0x4000 is MAP_NORESERVE), which Linux would refuse for a file larger than its memory.
-MAP_FLAGS = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)
 HUB_ID = re.compile(r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<path>.+))?")
 # What the Hub's repositories hold beside the weights and a conversion may need.
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What is known of a tensor without reading it. `dtype` is None where a key list does not tell."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-
-
-class SafetensorsFile:
-    """One safetensors file: the header read and checked, the data memory-mapped at the first read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.tensors: dict[str, TensorInfo] = {}
-        self.ignored: dict[str, str] = {}
-        self._offsets: dict[str, int] = {}
-        self._map: mmap.mmap | None = None
-        self.data_start = 0
-        self._read_header()
-
-    def _read_header(self) -> None:
-        size = self.path.stat().st_size
-        with open(self.path, "rb") as file:
-            start = file.read(8)
-            if len(start) < 8:
-                raise ValueError(f"{self.path} is truncated: {size} bytes cannot hold a safetensors header.")
-            length = int.from_bytes(start, "little")
-            if start == b"version ":
-                raise ValueError(
-                    f"{self.path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`."
-                )
-            if length > MAX_HEADER:
-                raise ValueError(f"{self.path} is not a safetensors file: its header would be {length} bytes long.")
-            if 8 + length > size:
-                raise ValueError(f"{self.path} is truncated: the header takes {8 + length} bytes, the file has {size}.")
-            try:
-                header = json.loads(file.read(length))
-            except ValueError as error:
-                raise ValueError(f"{self.path} is not a safetensors file: its header is no JSON ({error}).") from None
-        header.pop("__metadata__", None)
-        self.data_start = data = 8 + length
-        end = 0
-        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            if entry["dtype"] not in DTYPES:
-                raise ValueError(f"{self.path}: `{key}` has dtype {entry['dtype']}, expected one of {sorted(DTYPES)}.")
-            info = TensorInfo(tuple(entry["shape"]), DTYPES[entry["dtype"]])
-            begin, stop = entry["data_offsets"]
-            expected = math.prod(info.shape) * info.dtype.itemsize
-            if begin != end or stop - begin != expected:
-                raise ValueError(
-                    f"{self.path}: `{key}` is recorded at bytes {begin} to {stop}, expected {end} to {end + expected} "
-                    f"for {entry['dtype']} {list(info.shape)}. The header is damaged: download the file again."
-                )
-            if data + stop > size:
-                raise ValueError(
-                    f"{self.path} is truncated in `{key}`: it ends at byte {data + stop}, the file has {size}. "
-                    "Download the file again."
-                )
-            self.tensors[key], self._offsets[key], end = info, data + begin, stop
-        if data + end != size:
-            raise ValueError(f"{self.path} has {size - data - end} bytes after its last tensor: it is damaged.")
-
-    def read(self, key: str) -> torch.Tensor:
-        info = self.tensors[key]
-        count = math.prod(info.shape)
-        if count == 0:
-            return torch.empty(info.shape, dtype=info.dtype)
-        if self._map is None:
-            with open(self.path, "rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, flags=MAP_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        data = torch.frombuffer(
-            self._map, dtype=torch.uint8, offset=self._offsets[key], count=count * info.dtype.itemsize
-        )
-        return data.view(info.dtype).view(info.shape)
-
-
-class PickleFile:
-    """A state dict saved with `torch.save`, alone or inside a trainer's checkpoint."""
-
-    def __init__(self, path: Path, entry: str | None = None):
-        self.path = path
-        self.ignored: dict[str, str] = {}
-        self._state = self._find_state(self._load(), entry)
-        self.tensors = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in self._state.items()}
-
-    def _load(self):
-        with open(self.path, "rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-        try:
-            # Files of torch < 1.6 are no zip archives and cannot be mapped; those in use are small.
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
-        except Exception as error:  # torch reports damage and refused classes through half a dozen types
-            refused = re.search(r"GLOBAL (\S+)", str(error))
-            if refused:
-                raise ValueError(
-                    f"{self.path} is not a plain state dict: unpickling it would run `{refused[1]}`. Save the "
-                    "`state_dict()` alone, without the objects around it."
-                ) from None
-            raise ValueError(
-                f"{self.path} cannot be read as a PyTorch state dict; it is truncated or of another kind "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})."
-            ) from None
-
-    def _find_state(self, loaded, entry: str | None) -> dict[str, torch.Tensor]:
-        if entry is not None:
-            for part in entry.split("."):
-                if not isinstance(loaded, dict) or part not in loaded:
-                    raise ValueError(f"{self.path} has no entry `{entry}`; it holds {_names(loaded)}.")
-                loaded = loaded[part]
-        elif isinstance(loaded, dict) and not _is_state(loaded):
-            found = [name for name in WRAPPERS if _is_state(loaded.get(name))]
-            if len(found) > 1:
-                raise ValueError(f"{self.path} holds the state dicts {found}: pick one with `{self.path}#NAME`.")
-            if found:
-                others = {key: "beside the weights in the checkpoint" for key in loaded if key != found[0]}
-                self.ignored, loaded = others, loaded[found[0]]
-        if not _is_state(loaded):
-            raise ValueError(
-                f"{self.path} is not a plain state dict: it holds {_names(loaded)}, expected tensors by name, alone or "
-                f"under one of {list(WRAPPERS)}."
-            )
-        return loaded
-
-    def read(self, key: str) -> torch.Tensor:
-        return self._state[key].detach()
-
-
-def _is_state(value) -> bool:
-    return (
-        isinstance(value, dict)
-        and len(value) > 0
-        and all(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items())
-    )
-
-
-def _names(value) -> str:
-    if not isinstance(value, dict):
-        return f"a {type(value).__name__}"
-    names = [f"`{key}` ({type(item).__name__})" for key, item in list(value.items())[:6]]
-    return ", ".join(names) + (" …" if len(value) > 6 else "") or "nothing"
-
-
-class KeyList:
-    """Names and shapes without weights: `{key: [dtype, shape]}`, to check a full-size layout."""
-
-    def __init__(self, path: Path, entry: str | None = None):
-        self.path = path
-        self.ignored: dict[str, str] = {}
-        loaded = _read_json(path)
-        entries = loaded.get(entry or "keys")
-        if not isinstance(entries, dict):
-            names = [name for name, value in loaded.items() if isinstance(value, dict)]
-            raise ValueError(f"{path} has no key list `{entry or 'keys'}`: pick one of {names} with `{path}#NAME`.")
-        self.tensors = {}
-        for key, (dtype, shape) in entries.items():
-            # "bfloat16 (inferred)" names a dtype, "unknown" none.
-            named = getattr(torch, dtype.split()[0], None)
-            self.tensors[key] = TensorInfo(tuple(shape), named if isinstance(named, torch.dtype) else None)
-
-    def read(self, key: str) -> torch.Tensor:
-        raise ValueError(f"{self.path} lists names and shapes, not weights: it serves a dry run only.")
+CLOCK_TICK = 2_000_000_000  # nanoseconds in which a file system may give two changes one time
 
 
 class Source:
@@ -230,6 +40,7 @@ class Source:
         folder: the folder of the weights, or None.
         files: the files that hold weights.
         config: `config.json` beside the weights, `{}` if there is none.
+        states: of each file what tells whether it is still the same: size, times, place on disk.
         has_weights: False for a key list.
         ignored: entries of a checkpoint that are no weights, with the reason.
     """
@@ -237,6 +48,8 @@ class Source:
     def __init__(self, name: str, location: str, containers: list, folder: Path | None):
         self.name, self.location, self.folder = name, location, folder
         self.files = [container.path for container in containers]
+        self._opened = time.time_ns()
+        self.states = {path: _state_of(path) for path in self.files}
         self.has_weights = not any(isinstance(container, KeyList) for container in containers)
         self.ignored = {key: why for container in containers for key, why in container.ignored.items()}
         self.config = self.json("config.json")
@@ -274,6 +87,18 @@ class Source:
         tensor = self._container[key].read(key)
         return tensor if rows is None else tensor[rows[0] : rows[1]]
 
+    def changed(self, path: Path) -> bool:
+        """Whether a file is not what it was when it was opened."""
+        try:
+            return _state_of(path) != self.states[path]
+        except FileNotFoundError:
+            return True
+
+    def is_fresh(self, path: Path) -> bool:
+        """Whether it had been written so lately that another change might not show in its times."""
+        size, modified, changed, *place = self.states[path]
+        return max(modified, changed) > self._opened - CLOCK_TICK
+
     def path(self, filename: str) -> Path | None:
         """A file beside the weights, or None."""
         path = self.folder / filename if self.folder else None
@@ -284,21 +109,11 @@ class Source:
         path = self.path(filename)
         if path is None:
             return {}
-        return _read_json(path)
+        return read_json(path)
 
     def describe(self) -> str:
         names = ", ".join(f"`{key}`" for key in self.keys()[:3])
         return f"It holds {len(self._container)} tensors: {names} …"
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}.")
-    return content
 
 
 def open_source(name: str, location: str | Path) -> Source:
@@ -310,10 +125,10 @@ def open_source(name: str, location: str | Path) -> Source:
     """
     location = str(location)
     path, entry = Path(location).expanduser(), None
-    if not path.exists() and "#" in location:
+    if not _exists(path) and "#" in location:
         location, entry = location.rsplit("#", 1)
         path = Path(location).expanduser()
-    if not path.exists():
+    if not _exists(path):
         hub_id = HUB_ID.fullmatch(location)
         if not hub_id:
             raise FileNotFoundError(f"Source `{name}`: {path} does not exist and is no Hub id of the form OWNER/NAME.")
@@ -322,7 +137,21 @@ def open_source(name: str, location: str | Path) -> Source:
         location = path.absolute().name if path.is_dir() else f"{path.absolute().parent.name}/{path.name}"
     if path.is_dir():
         return Source(name, location, _open_folder(path, entry), path)
+    if not path.is_file():
+        raise ValueError(f"Source `{name}`: {path} is neither a file nor a folder, but a pipe, socket or device.")
     return Source(name, location, [_open_file(path, entry)], path.parent)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
 
 def _open_file(path: Path, entry: str | None):
@@ -343,7 +172,8 @@ def _open_folder(folder: Path, entry: str | None) -> list:
     for standard in ("model.safetensors", "pytorch_model.bin"):
         if (folder / standard).is_file():
             return [_open_file(folder / standard, entry)]
-    found = sorted(folder.glob("*.safetensors")) or sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [p for p in files if p.suffix == ".safetensors"] or [p for p in files if p.suffix in PICKLES]
     if len(found) == 1:
         return [_open_file(found[0], entry)]
     if not found:
@@ -355,9 +185,14 @@ def _open_folder(folder: Path, entry: str | None) -> list:
 
 
 def _open_shards(folder: Path, index: Path) -> list:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} is no checkpoint index: it has no `weight_map`.")
+    for key, shard in weight_map.items():
+        if not (isinstance(shard, str) and _is_inside(shard)):
+            raise ValueError(
+                f"{index}: `weight_map` has {shard!r:.80} for `{key:.80}`, expected the name of a file beside it."
+            )
     missing = {shard: key for key, shard in reversed(weight_map.items()) if not (folder / shard).is_file()}
     if missing:
         shard, key = next(iter(sorted(missing.items())))
@@ -367,7 +202,7 @@ def _open_shards(folder: Path, index: Path) -> list:
         )
     containers = [_open_file(folder / shard, None) for shard in sorted(set(weight_map.values()))]
     for container in containers:
-        listed = {key for key, shard in weight_map.items() if shard == container.path.name}
+        listed = {key for key, shard in weight_map.items() if folder / shard == container.path}
         if absent := sorted(listed - container.tensors.keys()):
             raise ValueError(
                 f"{container.path} lacks `{absent[0]}` ({len(absent)} keys), which {index.name} expects in it."
@@ -377,6 +212,12 @@ def _open_shards(folder: Path, index: Path) -> list:
                 f"{container.path} holds `{extra[0]}` ({len(extra)} keys), which {index.name} does not list."
             )
     return containers
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a relative path stays in its folder."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _download(name: str, hub_id: re.Match) -> Path:

@@ -4,6 +4,10 @@ Work goes on in a hidden folder beside the output, `.NAME.partial`, with a journ
 files in it are finished. The journal is locked while a process works. At the end the folder is renamed to its name,
 in one step of the file system. After an interruption, SIGKILL included, both stay, and the next run for the same
 output goes on from them; after an error both are removed.
+
+What is there already is not touched. With the user's leave an earlier output is replaced, if it holds nothing but
+files that its own report lists and that are still what the report says: it is put aside, `.NAME.replaced`, just before
+the new folder takes its name, and removed just after.
 """
 
 from __future__ import annotations
@@ -14,26 +18,35 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
+
+from .writer import sha256_of
+
+HASHED = 16 * 2**20  # bytes of an earlier output's file up to which its content is compared, and not its size alone
+Listing = Callable[[Path], dict[str, dict]]
 
 
 class Staging:
     """The making of `output`. Use it as a context and call `commit` at the end.
 
     Args:
-        output: the folder to make. It must not exist, or be empty.
+        output: the folder to make. It must not exist, or be empty, or be replaceable.
         fingerprint: of everything that determines the content; what an earlier run with another one left is removed.
+        replaceable: see [`check_output`].
 
     Raises:
-        FileExistsError: `output` has content.
+        FileExistsError: `output` has content that is not to be replaced.
         BlockingIOError: another process is making it.
     """
 
-    def __init__(self, output: Path, fingerprint: str):
-        self.output = output.expanduser().absolute()
+    def __init__(self, output: Path, fingerprint: str, replaceable: Listing | None = None):
+        self.output = resolve_output(output)
         self.fingerprint = fingerprint
+        self.replaceable = replaceable
         self.folder = self.output.with_name(f".{self.output.name}.partial")
         self.journal = self.output.with_name(f".{self.output.name}.journal")
+        self.aside = self.output.with_name(f".{self.output.name}.replaced")
         self.finished: dict[str, dict] = {}
         self.facts: dict[str, str] = {}
         self._append_lock = threading.Lock()
@@ -41,17 +54,30 @@ class Staging:
         self._committed = False
 
     def __enter__(self) -> Staging:
-        check_output(self.output)
+        self._check()
         self._new_parents = [parent for parent in self.output.parents if not parent.exists()]
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
-            check_output(self.output)  # again: another process may have finished it before we had the lock
+            self._settle_aside()
+            self._check()  # again: another process may have finished it before we had the lock
             self._continue_or_start()
         except BaseException:
             self._remove()
             raise
         return self
+
+    def _check(self) -> None:
+        if not self.aside.exists():  # else the output is on its way out or back
+            check_output(self.output, self.replaceable)
+
+    def _settle_aside(self) -> None:
+        """End what a run that was killed between two steps began: the earlier output comes back, or goes for good."""
+        if self.aside.is_dir():
+            if self.output.exists():
+                shutil.rmtree(self.aside)
+            else:
+                os.rename(self.aside, self.output)
 
     def _lock(self) -> None:
         while True:
@@ -87,11 +113,18 @@ class Staging:
                     self.facts[line["fact"]] = line["value"]
                 elif (path := self.folder / line["file"]).is_file() and path.stat().st_size == line["bytes"]:
                     self.finished[line["file"]] = line
+            self._remove_unfinished()
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
             self._file.truncate(0)
             self._append(head)
+
+    def _remove_unfinished(self) -> None:
+        """Files of the interrupted run that are half written, or tell of a state that is past, such as a report."""
+        for path in self.folder.rglob("*"):
+            if not path.is_dir() and path.relative_to(self.folder).as_posix() not in self.finished:
+                path.unlink()
 
     def _append(self, line: dict) -> None:
         with self._append_lock:
@@ -116,9 +149,13 @@ class Staging:
                 sync(path)
         for folder in [self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())]:
             sync(folder)
+        self._check()  # nothing that was put there meanwhile shall be lost
+        if self.output.is_dir() and any(self.output.iterdir()):
+            os.rename(self.output, self.aside)
         os.rename(self.folder, self.output)
         sync(self.output.parent)
         self._committed = True
+        shutil.rmtree(self.aside, ignore_errors=True)
 
     def __exit__(self, kind, error, trace) -> None:
         interrupted = kind is not None and not issubclass(kind, Exception)
@@ -140,9 +177,67 @@ class Staging:
                     break
 
 
-def check_output(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(errno.EEXIST, "already exists: choose another output or delete it", str(output))
+def resolve_output(output: Path) -> Path:
+    """The folder that a name stands for: a link to a folder is that folder, on its own disk.
+
+    Raises:
+        OSError: the name is a circle of links, or a disk is mounted there, which no folder can take the place of.
+    """
+    try:
+        resolved = output.expanduser().resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, "is a circle of links", str(output)) from None
+    if os.path.ismount(resolved):
+        raise OSError(
+            errno.EBUSY,
+            "is where a disk is mounted, and what appears in one step cannot appear there: name a folder in it",
+            str(output),
+        )
+    return resolved
+
+
+def check_output(output: Path, replaceable: Listing | None = None) -> None:
+    """
+    Refuse an output that is there already.
+
+    Args:
+        replaceable: bytes and sha256 of the files that an earlier run wrote into the folder that it is given, by name;
+            then a folder of those files alone may be replaced.
+
+    Raises:
+        FileExistsError: there is something, and not just that.
+        OSError: nothing can be made under this name, see [`resolve_output`].
+    """
+    output = resolve_output(output)
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if replaceable is None or not output.is_dir():
+        advice = ", or replace it with --overwrite" if output.is_dir() else ""
+        raise FileExistsError(errno.EEXIST, f"already exists: choose another output{advice}", str(output))
+    try:
+        listed = replaceable(output)
+    except (OSError, ValueError):
+        raise FileExistsError(
+            errno.EEXIST, "holds no report of an earlier run, so nothing in it is replaced: choose another", str(output)
+        ) from None
+    for path in sorted(output.rglob("*")):
+        name = path.relative_to(output).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if path.is_symlink() or name not in listed:
+            problem = f"holds {name}, which no earlier run wrote"
+        elif not _is_unchanged(path, listed[name]):
+            problem = f"holds {name}, which was changed since an earlier run wrote it"
+        else:
+            continue
+        raise FileExistsError(errno.EEXIST, f"{problem}, so it is not replaced: choose another output", str(output))
+
+
+def _is_unchanged(path: Path, facts: dict) -> bool:
+    """Whether a file is what a report says; large ones by their size alone. Without facts it is a report itself."""
+    if not facts:
+        return True
+    return path.stat().st_size == facts["bytes"] and (facts["bytes"] > HASHED or sha256_of(path) == facts["sha256"])
 
 
 def sync(path: Path) -> None:

@@ -10,14 +10,15 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from .architectures.registry import model_class
+from .containers import SafetensorsFile
 from .recipe import skeleton
 from .remote_code import check_code, code_files
 from .report import REPORT_NAME, Report
-from .sources import PICKLES, SafetensorsFile
 from .streams import PIECE, is_finite
 from .writer import INDEX_NAME, sha256_of
 
-CHECKED_SUFFIXES = (".safetensors", ".py", *PICKLES)  # files of these kinds must not appear out of nowhere
+UNCHECKED = ("README.md", ".gitattributes")  # of a person's or the Hub's own making, and nothing loads them
+FOREIGN_FOLDERS = (".git", ".cache")  # of the tools that fetch a folder
 
 
 def verify_folder(folder: str | Path, *, progress: bool = True) -> list[str]:
@@ -45,14 +46,28 @@ def verify_folder(folder: str | Path, *, progress: bool = True) -> list[str]:
         for name, facts in report.outputs.items():
             problems += check_file(folder / name, facts, files)
             bar.update(facts["bytes"])
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix in CHECKED_SUFFIXES and name not in report.outputs:
-            problems.append(f"{path}: not in {REPORT_NAME}.")
+    problems += check_unexpected(folder, {*report.outputs, REPORT_NAME}, REPORT_NAME)
     problems += check_tensors(folder, report, files)
     problems += check_code(folder, code_files([report.architecture]))
     problems += check_layout(folder, report, files)
     return problems
+
+
+def check_unexpected(folder: Path, known: set[str], report: str) -> list[str]:
+    """Files that nobody wrote on record: a library, an adapter's configuration or a module changes what is loaded."""
+    problems = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if name.parts[0] not in (*UNCHECKED, *FOREIGN_FOLDERS) and name.as_posix() not in known:
+            problems.append(f"{path}: not in {report}.")
+    return problems
+
+
+def unchecked(folder: str | Path) -> list[str]:
+    """Names of files in a folder that no check here looks into."""
+    return [name for name in UNCHECKED if (Path(folder) / name).exists()]
 
 
 def check_file(path: Path, facts: dict, files: dict[str, SafetensorsFile]) -> list[str]:

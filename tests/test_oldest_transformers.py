@@ -1,4 +1,4 @@
-"""The oldest supported release of transformers, in an environment of its own; continuous integration runs the newest."""
+"""The oldest supported release of transformers, in an environment of its own; everything else runs the newest."""
 
 import os
 import re

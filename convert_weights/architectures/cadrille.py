@@ -7,7 +7,7 @@ from pathlib import Path
 from ..recipe import Initialiser, Plan, build_config, drop, init, rename
 from ..sources import Source
 from .dsr import QWEN_RULES
-from .qwen_preprocessing import check_patch_sizes, normalisation, patch_sizes
+from .qwen_settings import check_patch_sizes, check_rotary_sections, normalisation, patch_sizes
 
 SOURCES = (("cadrille",), ("qwen2_vl",))
 MODELS = {"CadrilleForConditionalGeneration": "modeling_dsr.modeling_cadrille"}
@@ -47,6 +47,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     config = build_config(CadrilleConfig, content, overrides)
     check_width(source, config, channels=3)
     check_patch_sizes(source, config.vision_config)
+    check_rotary_sections(source, config.text_config)
     text = config.text_config
     generation = source.json("generation_config.json") or {
         "bos_token_id": text.bos_token_id,

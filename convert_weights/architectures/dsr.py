@@ -7,7 +7,7 @@ from pathlib import Path
 from ..recipe import Plan, build_config, drop, init, normal, ones, rename, zeros
 from ..sources import Source
 from .pi3_encoder import encoder_config, encoder_fill, encoder_rules, image_normalisation
-from .qwen_preprocessing import check_patch_sizes, normalisation, patch_sizes
+from .qwen_settings import check_patch_sizes, check_rotary_sections, normalisation, patch_sizes
 
 SOURCES = (("dsr",), ("qwen", "pi3"))
 MODELS = {"DSRForConditionalGeneration": "modeling_dsr.modeling_dsr"}
@@ -49,6 +49,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     content = {**_undone_normalisation(main), **content, **_token_ids(main, content, overrides)}
     config = build_config(DSRConfig, content, overrides)
     check_patch_sizes(main, config.vision_config)
+    check_rotary_sections(main, config.text_config)
     return Plan(
         config=config,
         model_class=DSRForConditionalGeneration,

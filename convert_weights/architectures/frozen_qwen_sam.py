@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..recipe import Initialiser, Plan, build_config, drop, init, linear_default, ones, rename, zeros
 from ..sources import HUB_ID, Source
-from .qwen_preprocessing import check_patch_sizes, image_settings
+from .qwen_settings import check_patch_sizes, check_rotary_sections, image_settings
 from .sam import check_sam_pixels, is_transformers_layout, sam_content, sam_rules, transformers_rules
 
 SOURCES = (("qwen", "sam"), ("qwen", "sam", "flmm"))
@@ -90,6 +90,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
         content |= _trained_content(trained)
     config = build_config(FrozenQwenSAMConfig, content, overrides)
     check_patch_sizes(qwen, config.vlm_config.vision_config)
+    check_rotary_sections(qwen, config.vlm_config.text_config)
     for source in filter(None, (sam, trained)):
         check_sam_pixels(source)
     load = {

@@ -22,18 +22,18 @@ from pathlib import Path
 import torch
 
 from ..architectures.registry import architecture
+from ..containers import SafetensorsFile
 from ..conversion import OTHER_FILES
 from ..remote_code import code_files
 from ..report import REPORT_NAME, Report
-from ..sources import SafetensorsFile
-from ..staging import Staging, check_output
+from ..staging import Staging, check_output, resolve_output
 from ..streams import PIECE
 from ..verification import check_layout, check_tensors
 from ..writer import READ_SIZE, Hasher, sha256_of
 from .card import licence_file, make_card
 from .files import ROOT, beside_files, path_in_repository
 from .licences import Terms, terms
-from .report import HubReport
+from .report import CARD, HUB_REPORT, HubReport
 
 EVALUATIONS = ".eval_results"
 AUTO_CLASSES = ("AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoModel")
@@ -46,6 +46,7 @@ def assemble(
     licenses: dict[str, str] | None = None,
     evaluations: Mapping[str, str | Path] | None = None,
     link: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> HubReport:
     """
@@ -56,12 +57,14 @@ def assemble(
 
     Args:
         models: converted folder by name. `"dsr"` goes to the root, any other name is a subfolder's.
-        output: folder to make; it must not exist, or be empty.
+        output: folder to make; it must not exist, or be empty. A link stands for the folder that it leads to.
         licenses: what is known of sources' licences, by `"MODEL.SOURCE"`.
         evaluations: YAML files of measured results in the Hub's format, by model; they go to `.eval_results/`. Nothing
             is written there otherwise.
         link: hard links in place of copies of the weights: no space is needed, but what is changed in one file in place
             is changed in both.
+        overwrite: replace a repository that an earlier call assembled, if nothing else is there and nothing was
+            changed, the card included.
         progress: show a progress bar.
 
     Raises:
@@ -71,8 +74,11 @@ def assemble(
     from tqdm.auto import tqdm
 
     folders = {name: Path(folder).expanduser() for name, folder in models.items()}
-    output = Path(output)
-    check_output(output)
+    output, replaceable = Path(output), written_files if overwrite else None
+    check_output(output, replaceable)
+    for name, folder in folders.items():
+        if resolve_output(output) in (folder.resolve(), *folder.resolve().parents):
+            raise ValueError(f"`output` {output} holds {folder}, which is model `{name}`: choose another output.")
     reports = _check_models(folders)
     results = _read_evaluations(evaluations or {}, folders)
     beside = beside_files()
@@ -84,7 +90,7 @@ def assemble(
     )
     card = make_card(report.models, all_terms, {name: found.sources for name, found in reports.items()})
     jobs = list(_copies(folders, reports))
-    with Staging(output, _fingerprint(reports, card, beside, results, link)) as staging:
+    with Staging(output, _fingerprint(reports, card, beside, results, link), replaceable) as staging:
         _check_space(staging, jobs, link)
         total = sum(facts["bytes"] for _, _, facts in jobs)
         bar = tqdm(total=total, unit="B", unit_scale=True, desc="assembling", disable=not progress)
@@ -101,13 +107,20 @@ def assemble(
         _write_others(staging.folder, reports, card, all_terms, beside, results)
         for path in sorted(staging.folder.rglob("*")):
             target = path.relative_to(staging.folder).as_posix()
-            if path.is_file() and target != "README.md":
+            if path.is_file():
                 known = staging.finished.get(target)
                 digest = known["sha256"] if known else sha256_of(path)
                 report.files[target] = {"bytes": path.stat().st_size, "sha256": digest}
+        report.card = report.files.pop(CARD)
         report.save(staging.folder)
         staging.commit()
     return report
+
+
+def written_files(folder: Path) -> dict[str, dict]:
+    """Bytes and sha256, by name, of the files that an assembly wrote into a folder."""
+    report = HubReport.load(folder)
+    return {**report.files, HUB_REPORT: {}} | ({CARD: report.card} if report.card else {})
 
 
 # --------------------------------------------------------------------------------------
@@ -343,7 +356,7 @@ def _write_others(
     for name, path in {**code, **beside}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
-    (folder / "README.md").write_text(card)
+    (folder / CARD).write_text(card)
     (folder / "LICENSE.md").write_text(licence_file(all_terms))
     for name, text in results.items():
         (folder / name).parent.mkdir(exist_ok=True)

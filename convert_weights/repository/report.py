@@ -12,6 +12,7 @@ from .card import count, licence_table, size
 from .licences import Terms
 
 HUB_REPORT = "hub_report.json"
+CARD = "README.md"
 
 
 @dataclass
@@ -24,7 +25,8 @@ class HubReport:
         terms: model, source, location and licence of every source.
         shared: tensors that several models hold, by sha256 of dtype, shape and bytes: `dtype`, `shape`, `bytes`, and
             the names `in` each model.
-        files: bytes and sha256 by path of every file but this report and `README.md`, which may be edited.
+        files: bytes and sha256 by path of every file but this report and the card.
+        card: bytes and sha256 of `README.md` as it was written; it may be edited, and is not checked against them.
         notes: remarks.
     """
 
@@ -33,6 +35,7 @@ class HubReport:
     shared: dict[str, dict] = field(default_factory=dict)
     files: dict[str, dict] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    card: dict = field(default_factory=dict)
 
     @property
     def all_terms(self) -> list[Terms]:

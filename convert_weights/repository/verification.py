@@ -9,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..containers import SafetensorsFile
 from ..remote_code import check_code
 from ..report import REPORT_NAME, Report
-from ..sources import SafetensorsFile
-from ..verification import CHECKED_SUFFIXES, check_file, check_layout, check_tensors
+from ..verification import check_file, check_layout, check_tensors, check_unexpected
 from .card import check_card
 from .files import repository_code
 from .report import HUB_REPORT, HubReport
@@ -48,7 +48,7 @@ def verify_repository(folder: str | Path, *, load: bool = True, progress: bool =
             path = folder / name
             problems += check_file(path, facts, weights.setdefault(path.parent, {}))
             bar.update(facts["bytes"])
-    problems += _check_unexpected(folder, report)
+    problems += check_unexpected(folder, {*report.files, HUB_REPORT}, HUB_REPORT)
     for record in report.models.values():
         inside = folder / record["subfolder"]
         problems += _check_model(inside, record, weights.get(inside, {}))
@@ -56,15 +56,6 @@ def verify_repository(folder: str | Path, *, load: bool = True, progress: bool =
     problems += _check_card(folder)
     if load and not problems:  # what is damaged is not worth loading
         problems += try_out(folder, report.models)
-    return problems
-
-
-def _check_unexpected(folder: Path, report: HubReport) -> list[str]:
-    problems = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix in CHECKED_SUFFIXES and name not in report.files:
-            problems.append(f"{path}: not in {HUB_REPORT}.")
     return problems
 
 

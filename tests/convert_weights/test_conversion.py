@@ -8,8 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from convert_weights import Report, convert
+from convert_weights.containers import SafetensorsFile
 from convert_weights.recipe import rename, resolve
-from convert_weights.sources import SafetensorsFile, open_source
+from convert_weights.sources import open_source
 from tests.convert_weights import toy
 
 

@@ -123,7 +123,7 @@ def test_a_shard_that_lost_bytes_is_written_again(interrupted, run, output, part
 
 def test_an_interruption_between_the_last_shard_and_the_rename(run, output, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(toy, "write_processor", lambda *_: keyboard())
+        patch.setattr(toy.ToyConfig, "save_pretrained", lambda *_: keyboard())
         with pytest.raises(KeyboardInterrupt):
             run(max_shard_size=600)
     assert not output.exists()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from convert_weights.containers import SafetensorsFile
 from convert_weights.recipe import skeleton
-from convert_weights.sources import SafetensorsFile, open_source
+from convert_weights.sources import open_source
 from tests.convert_weights import toy
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

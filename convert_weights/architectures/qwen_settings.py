@@ -1,4 +1,4 @@
-"""How the images and videos of a Qwen-VL source are prepared, as the files beside its weights say."""
+"""What the files beside the weights of a Qwen-VL source say: how images and videos are prepared, how positions turn."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ SIZES = {
     "temporal_patch_size": "temporal_patch_size",
     "merge_size": "spatial_merge_size",
 }
+PUBLISHED_SECTIONS = (16, 24, 24)  # transformers' default where a configuration has none
 NORMALISATION = ("image_mean", "image_std", "rescale_factor", "do_normalize", "do_rescale", "resample")
 
 
@@ -32,6 +33,26 @@ def check_patch_sizes(source: Source, vision) -> None:
                     f"Source `{source.name}` ({source.location}): {name} says {field} = {given[field]!r}, the vision "
                     f"tower reads {size}."
                 )
+
+
+def check_rotary_sections(source: Source, text) -> None:
+    """
+    Raises:
+        ValueError: the rotary frequencies of a head are not divided among time, rows and columns.
+    """
+    section = (text.rope_parameters or {}).get("mrope_section", PUBLISHED_SECTIONS)
+    half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
+    sizes = list(section) if isinstance(section, (list, tuple)) else None
+    if (
+        sizes is None
+        or len(sizes) != 3
+        or any(type(size) is not int or size < 0 for size in sizes)
+        or sum(sizes) != half
+    ):
+        raise ValueError(
+            f"Source `{source.name}` ({source.location}): config.json divides the rotary frequencies into "
+            f"mrope_section = {section!r:.80}, expected three numbers that make {half}."
+        )
 
 
 def image_settings(source: Source, vision) -> dict:
