@@ -258,7 +258,8 @@ def with_config(source: Path, folder: Path, **changes) -> Path:
     "changes",
     [
         {"num_hidden_layers": "two"}, {"num_hidden_layers": -1}, {"num_hidden_layers": None},
-        {"num_hidden_layers": [2]}, {"num_hidden_layers": 10**9}, {"num_hidden_layers": 0}, {"hidden_size": 0}, {"hidden_size": 2.5},
+        {"num_hidden_layers": [2]}, {"num_hidden_layers": 10**9}, {"num_hidden_layers": 0},
+        {"hidden_size": 0}, {"hidden_size": 2.5},
         {"hidden_size": {}}, {"num_attention_heads": 0}, {"num_attention_heads": 7}, {"num_key_value_heads": 0},
         {"rope_scaling": "linear"}, {"rope_scaling": {"type": "no such"}}, {"rope_scaling": {"rope_type": 7}},
         {"rope_theta": "big"}, {"hidden_act": 7}, {"hidden_act": "no such"}, {"torch_dtype": "float99"},

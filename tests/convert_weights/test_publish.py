@@ -213,7 +213,7 @@ def test_errors_of_the_server_are_outlasted(hub, send, small):
 
 
 def test_an_error_that_stays(hub, send, small, monkeypatch):
-    monkeypatch.setattr("convert_weights.publish.TRIES", 2)
+    monkeypatch.setattr("convert_weights.repository.publish.TRIES", 2)
     hub.fault("POST", "repos/create", status=500, times=99, headers={"Retry-After": "0"})
     with pytest.raises(OSError, match="status 500.*continues"):
         send(small)
