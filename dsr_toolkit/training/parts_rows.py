@@ -44,17 +44,21 @@ class PartRows:
 
 def measure(model, processor, rows, inputs, outputs) -> dict:
     """
-    Shares of next tokens and of whole programs that would be right, given the true tokens before them; of programs also
-    for each way in which parts are shown.
+    Shares of next tokens and of whole programs that would be right, given the true tokens before them; for a model that
+    reads parts in several ways also for each of these.
     """
     labels = inputs["labels"][:, 1:]
-    right = outputs.logits[:, :-1].argmax(-1) == labels
     supervised = labels != -100
-    programs = (right | ~supervised).all(1).float().tolist()
-    found = {"tokens_right": (float((right & supervised).sum()), float(supervised.sum())), "programs_right": programs}
+    right = (outputs.logits[:, :-1].argmax(-1) == labels) & supervised
+    counts = list(zip(right.sum(1).tolist(), supervised.sum(1).tolist()))
+    kinds = {"": counts}
     if hasattr(processor, "render_views"):
         for kind in ("cloud", "views", "text"):
-            found[f"programs_right_{kind}"] = [hit for hit, row in zip(programs, rows) if kind in row]
+            kinds[f"_{kind}"] = [count for count, row in zip(counts, rows) if kind in row]
+    found = {}
+    for kind, own in kinds.items():
+        found[f"tokens_right{kind}"] = (sum(hits for hits, _ in own), sum(total for _, total in own))
+        found[f"programs_right{kind}"] = [float(hits == total) for hits, total in own]
     return found
 
 
