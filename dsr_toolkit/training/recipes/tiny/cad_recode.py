@@ -25,8 +25,8 @@ ARGUMENTS = {
     "adam_beta2": 0.98,
     "optim": "adamw_torch_fused",
     "bf16": True,
-    "eval_steps": 800,
-    "save_steps": 400,
+    "eval_steps": 1000,
+    "save_steps": 500,
     "dataloader_num_workers": 1,
 }
 
@@ -40,7 +40,7 @@ RECIPE = Recipe(
             **ROWS,
             arguments={
                 **ARGUMENTS,
-                "max_steps": 2400,
+                "max_steps": 3000,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "cosine_with_min_lr",
                 "lr_scheduler_kwargs": {"min_lr": 5e-4},
@@ -55,7 +55,7 @@ RECIPE = Recipe(
             name="fine",
             model={"stage": "finer", "attention": "eager"},
             **ROWS,
-            arguments={**ARGUMENTS, "max_steps": 1200, "learning_rate": 8e-4, "lr_scheduler_type": "cosine"},
+            arguments={**ARGUMENTS, "max_steps": 2000, "learning_rate": 8e-4, "lr_scheduler_type": "cosine"},
         ),
     ],
 )
