@@ -3,6 +3,7 @@
 import torch
 
 FOCAL_ESTIMATES = ("median", "regression")
+LEAST_PAIRS = 0.2  # part of the pixels that must have their mirror image in the mask
 
 
 def recover_intrinsics(
@@ -22,7 +23,8 @@ def recover_intrinsics(
         rays: `[..., H, W, 3]` directions or camera-frame points.
         center_principal_point: hold the principal point in the middle of the pixel centres.
         ndc: in units in which the pixel centres span -1 … 1, not in pixels.
-        method: `"median"`: least absolute error of x/z (the weighted median of (x/z) / (u - cx); with a free principal
+        method: `"median"`: least absolute error of x/z (the weighted median of its slope over u, between pixels that
+            mirror each other about the centre; with a free principal
             point the median slope between pixels half an image apart, after H. Theil and P. K. Sen), which neither
             noise nor single rays of any length move. `"regression"`: least squares of u over x/z as published for π³,
             which a few large rays pull down; it knows no mask and is not finite where a ray is not.
@@ -84,8 +86,13 @@ def _median_axis(
     center = (pixel[0] + pixel[-1]) / 2
     ray = torch.where(valid, ray, torch.nan)
     if centered:
+        # Pixels that mirror each other about the centre, so that rays which are all shifted alike shift nothing; where
+        # a mask leaves no such pairs, each pixel by itself.
         offset = (pixel - center).expand_as(ray)
-        slope = _weighted_median((ray / offset).flatten(-2), (offset.abs() * valid).flatten(-2))
+        both = valid & valid.flip(-1)
+        pairs = _weighted_median(((ray - ray.flip(-1)) / (2 * offset)).flatten(-2), (offset.abs() * both).flatten(-2))
+        alone = _weighted_median((ray / offset).flatten(-2), (offset.abs() * valid).flatten(-2))
+        slope = torch.where(both.sum((-1, -2)) > valid.sum((-1, -2)) * LEAST_PAIRS, pairs, alone)
     else:
         half = len(pixel) // 2
         step = (pixel[half] - pixel[0]) if half else torch.ones_like(center)

@@ -355,3 +355,13 @@ def post_processed(processor, outputs, original):
     outputs = {name: value.clone() for name, value in outputs.items()}
     (scene,) = processor.post_process_geometry(outputs, sizes, boxes)
     return scene
+
+
+def test_rays_that_are_all_shifted_alike_keep_the_focal_length():
+    """A principal point beside the middle: the halves of the image disagree, and their median lies anywhere between."""
+    rays = camera_rays()
+    rays[..., 0] += 0.2
+    rays[..., 1] -= 0.1
+    found = recover_intrinsics(rays, True)
+    torch.testing.assert_close(found.diagonal()[:2], torch.tensor([40.0, 42.0]), rtol=1e-4, atol=0)
+    assert found[:2, 2].tolist() == [20.5, 13.5]

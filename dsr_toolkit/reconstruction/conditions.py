@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .known import Known
-from .similarity import Similarity
 
 
 @dataclass
@@ -83,20 +82,6 @@ def model_inputs(conditions: Conditions) -> tuple[dict, dict]:
         given[name] = [filler if value is None else value for value in values]
         masks[mask] = torch.tensor([[value is not None for value in values]])
     return given, masks
-
-
-def anchor(views: Sequence, poses: Sequence[np.ndarray | None]) -> Similarity | None:
-    """
-    The similarity that brings views to the world of the poses that are known of some, or None where they do not
-    determine one: fewer than two, or all in one spot.
-    """
-    from .joins import cameras_similarity
-
-    pairs = [(view.camera_to_world, pose) for view, pose in zip(views, poses) if pose is not None]
-    if len(pairs) < 2:
-        return None
-    found, scale_known = cameras_similarity(*(np.stack(side) for side in zip(*pairs)))
-    return found if scale_known else None
 
 
 def rescaled(intrinsics: np.ndarray, size: tuple[int, int] | None, to: tuple[int, int]) -> np.ndarray:

@@ -61,13 +61,15 @@ def find_loops(
 
 @dataclass(frozen=True)
 class Edge:
-    """What was measured between two windows: `measured` takes the world of window `later` to that of window
-    `earlier`."""
+    """
+    What was measured between two windows: `measured` takes the world of window `later` to that of window `earlier`;
+    `weight` is one number, or one each of turn, place and scale `[7]`.
+    """
 
     earlier: int
     later: int
     measured: Similarity
-    weight: float = 1.0
+    weight: float | np.ndarray = 1.0
 
 
 def close_loops(
@@ -107,7 +109,7 @@ def optimise(placements: list[Similarity], edges: list[Edge], depths: list[float
 
     state, edge = _stack(placements), _stack([one.measured for one in edges])
     ends = np.array([one.earlier for one in edges]), np.array([one.later for one in edges])
-    depths, weight = np.asarray(depths, float), np.sqrt([one.weight for one in edges])[:, None]
+    depths, weight = np.asarray(depths, float), np.sqrt(np.stack([np.broadcast_to(one.weight, 7) for one in edges]))
     count = 7 * (len(placements) - 1)
     damping, error = 1e-6, weight * _errors(state, edge, ends, depths)
     for _ in range(ROUNDS):

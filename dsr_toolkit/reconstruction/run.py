@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..console import say
-from .conditions import Conditions, anchor, conditions_of_views
+from .anchors import anchor
+from .conditions import Conditions, conditions_of_views
 from .inputs import is_multiview, multiview_files, multiview_frames
 from .judge import Judge
 from .known import Known, read_cameras, read_depths
@@ -122,7 +123,7 @@ class Reconstructor:
                 report=joins,
                 total=total,
                 prior=options.prior,
-                anchor=(lambda some: anchor(some, judge.poses(some))) if anchored else None,
+                pose_of=(lambda view: judge.poses([view])[0]) if anchored else None,
             )
         views = _shown(views, total, "Writing")
         views = views if judge is None else judge.watched(views)

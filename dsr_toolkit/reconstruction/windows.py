@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..console import say
+from .anchors import anchor_windows
 from .joins import join_views
 from .loops import DOUBTFUL, Edge, close_loops, find_loops
 from .similarity import Similarity
@@ -53,7 +54,7 @@ def reconstruct_windows(
     report: dict | None = None,
     total: int | None = None,
     prior: bool = False,
-    anchor: Callable[[list[View]], Similarity | None] | None = None,
+    pose_of: Callable[[View], np.ndarray | None] | None = None,
 ) -> Iterator[View]:
     """
     The views of all `frames` in the world frame of the first window, in order.
@@ -73,27 +74,31 @@ def reconstruct_windows(
         total: number of frames, where known, so that the size of the cache can be told beforehand.
         prior: tell the model what the window before said of the shared frames: `predict` gets their views as a second
             argument (as Pi3XVO does with its injected conditions).
-        anchor: views of a window → its place in a known world, or None where that cannot be told and the joins decide.
+        pose_of: a view's camera-to-world in a known world, or None: then the windows are brought there together, see
+            [`anchor_windows`], and no loops are looked for.
     """
     report = {} if report is None else report
     report.update(joins=[], loops=[])
     expected = None if total is None else count_windows(total, size, overlap)
-    if not loops:
+    if not loops and pose_of is None:
         store = None if cache is None else WindowStore(cache, expected)
-        for _, views, placement, known in _chain(predict, frames, size, overlap, store, report, prior, anchor):
+        for _, views, placement, known in _chain(predict, frames, size, overlap, store, report, prior):
             yield from (view.moved(placement) for view in views[known:])
         return
     with contextlib.ExitStack() as stack:
         place = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsr-windows-")))
         chain = _Chain(WindowStore(place, expected), predict, size)
-        for name, views, placement, known in _chain(predict, frames, size, overlap, chain.store, report, prior, anchor):
-            chain.add(name, views, placement, known)
-        placements = chain.closed(report) if len(chain.names) > 2 else chain.placements
+        for name, views, placement, known in _chain(predict, frames, size, overlap, chain.store, report, prior):
+            chain.add(name, views, placement, known, pose_of)
+        if pose_of is not None:
+            placements = chain.anchored(report)
+        else:
+            placements = chain.closed(report) if len(chain.names) > 2 else chain.placements
         for name, placement, known in zip(chain.names, placements, chain.known):
             yield from (view.moved(placement) for view in chain.store.read(name)[known:])
 
 
-def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store, report: dict, prior: bool, anchor):
+def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store, report: dict, prior: bool):
     """
     Each window's name in the store, its views in its own world, its placement, and how many of them are known already.
     """
@@ -114,11 +119,6 @@ def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store, r
                     "trusted: "
                     f"{'; '.join(join.doubts)}."
                 )
-        if anchor is not None and (known := anchor(views)) is not None:
-            placement = known
-        elif anchor is not None and not before:
-            say("The first window has too few known cameras to stand in their world: the result is in the model's own.")
-            anchor = None
         yield name, views, placement, len(before)
         before = views[-overlap:]
     if doubtful:
@@ -131,9 +131,9 @@ class _Chain:
     def __init__(self, store: WindowStore, predict: Predict, size: int):
         self.store, self.predict, self.size = store, predict, size
         self.names, self.placements, self.known, self.depths = [], [], [], []
-        self.descriptors, self.window_of, self.index = [], [], []
+        self.descriptors, self.window_of, self.index, self.pairs = [], [], [], []
 
-    def add(self, name: str, views: list[View], placement: Similarity, known: int) -> None:
+    def add(self, name: str, views: list[View], placement: Similarity, known: int, pose_of=None) -> None:
         depths = np.concatenate([view.depth[view.mask] for view in views])
         self.depths.append(float(np.median(depths)) if len(depths) else 1.0)
         for index, view in enumerate(views[known:], known):
@@ -144,6 +144,20 @@ class _Chain:
         self.names.append(name)
         self.placements.append(placement)
         self.known.append(known)
+        poses = [(view, pose_of(view)) for view in views] if pose_of else []
+        self.pairs.append([(view.camera_to_world, pose) for view, pose in poses if pose is not None])
+
+    def weights(self, report: dict) -> list[float]:
+        """Of the joins."""
+        return [1.0 if join["trusted"] else DOUBTFUL for join in report["joins"]]
+
+    def anchored(self, report: dict) -> list[Similarity]:
+        """The placements in the world of the known cameras."""
+        found = anchor_windows(self.placements, self.weights(report), self.depths, self.pairs)
+        if found is None:
+            say("Too few cameras are known to stand in their world: the result is in the model's own.")
+            return self.placements
+        return found
 
     def closed(self, report: dict) -> list[Similarity]:
         """The placements after closing whatever loops there are."""
@@ -160,8 +174,10 @@ class _Chain:
             if edge is not None:
                 edges.append((edge, entry))
         joins = [
-            Edge(number, number + 1, before.inverse() @ after, 1.0 if join["trusted"] else DOUBTFUL)
-            for number, (before, after, join) in enumerate(zip(self.placements, self.placements[1:], report["joins"]))
+            Edge(number, number + 1, before.inverse() @ after, weight)
+            for number, (before, after, weight) in enumerate(
+                zip(self.placements, self.placements[1:], self.weights(report))
+            )
         ]
         placements, errors = close_loops(self.placements, joins, [edge for edge, _ in edges], self.depths)
         for (_, entry), error in zip(edges, errors):
