@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -34,6 +35,12 @@ def _module(name: str):
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def as_code(text: str) -> str:
+    """Text of others as Markdown that shows it as it is: between more backticks than it has in a row."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}"
 
 
 class Space:
@@ -225,11 +232,14 @@ class Space:
                 )
                 again = gr.Button("Run this program", elem_id="cad-execute")
                 note = gr.Markdown(elem_id="cad-note")
-                picture = gr.Image(label="Solid", elem_id="cad-picture")
+                solid = gr.Model3D(
+                    label="Solid: drag to turn, wheel to zoom", elem_id="cad-solid", clear_color=(1, 1, 1, 1)
+                )
+                picture = gr.Image(label="Picture", elem_id="cad-picture")
                 step = gr.File(label="STEP", elem_id="cad-step")
-        given = [part, images, text, model]
-        run.click(self.cad, [*given, candidates, tokens], [program, note, picture, step])
-        again.click(self.execute, [program, *given], [note, picture, step])
+        given, results = [part, images, text, model], [note, solid, picture, step]
+        run.click(self.cad, [*given, candidates, tokens], [program, *results])
+        again.click(self.execute, [program, *given], results)
 
     def cad(self, part, images, text, model, candidates, tokens, progress=gr.Progress()):
         parameters = {"model": model, "candidates": int(candidates), "max_new_tokens": int(tokens)}
@@ -265,16 +275,18 @@ class Space:
             return {"best": None, "candidates": [], "message": f"Programs are not run here: {error}"}
 
     def _solid(self, outcome: dict):
-        """Note, picture and STEP file of what came of programs."""
+        """Note, mesh, picture and STEP file of what came of programs."""
         tried = [
-            f"{number + 1}: {one['code']} {one['message']}".strip() for number, one in enumerate(outcome["candidates"])
+            "; ".join(filter(None, [f"{number}: {one['code']} {one['message']}".strip(), *one["notes"]]))
+            for number, one in enumerate(outcome["candidates"], 1)
         ]
-        note = "\n\n".join(filter(None, [outcome.get("message"), *(f"`{line}`" for line in tried)]))
+        note = "\n\n".join(filter(None, [outcome.get("message"), *map(as_code, tried)]))
         if outcome["best"] is None:
-            return note, None, None
+            return note, None, None, None
         picture = Image.open(io.BytesIO(base64.b64decode(outcome["picture"])))
         return (
             f"{note}\n\nvolume {outcome['volume']:.4g}",
+            self.save("part.stl", outcome["stl"]),
             picture,
             outcome["step"] and self.save("part.step", outcome["step"]),
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import torch
 from PIL import Image
@@ -13,6 +11,7 @@ from .files_out import as_base64, as_png, as_stl
 from .generation import generate_rows, pad_rows
 from .request import Field, RequestError, read_fields
 from .task import MODEL, SEED, TOP_P, Job, Task, new_tokens_field
+from .toolkit import import_toolkit
 
 NORMALIZATIONS = ("fit", "unit_cube", "program", "none")
 
@@ -120,7 +119,7 @@ class Cad(Task):
 
     def execute(self, programs: list[str], job: Job) -> dict:
         """What came of each program, and the solid of the best one, in the input's place and size."""
-        toolkit = importlib.import_module("dsr_toolkit.cad.candidates")
+        toolkit = import_toolkit("dsr_toolkit.cad.candidates")
         sandbox, target = self.endpoint.sandbox(), job.media["target"]
         if hasattr(target, "faces"):  # the repository's class of meshes is not the toolkit's
             target = toolkit.TriangleMesh(target.vertices, target.faces)
@@ -128,7 +127,11 @@ class Cad(Task):
         best = toolkit.best_candidate(candidates)
         outcome = {
             "candidates": [
-                {"code": one.code, "message": one.execution.message, "chamfer": one.chamfer} for one in candidates
+                {
+                    "code": one.code, "message": one.execution.message, "notes": list(one.execution.notes),
+                    "chamfer": one.chamfer,
+                }
+                for one in candidates
             ],
             "best": best,
         }  # fmt: skip

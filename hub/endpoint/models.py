@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import threading
@@ -19,6 +18,7 @@ from .request import Limits, RequestError, read_fields, shown_value
 from .scene import Scene
 from .segment import Segment
 from .task import Job, Task
+from .toolkit import import_toolkit
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +183,14 @@ class EndpointHandler:
         with self._lock:
             if self._sandbox is None:
                 try:
-                    cad = importlib.import_module("dsr_toolkit.cad")
+                    sandbox = import_toolkit("dsr_toolkit.cad.sandbox").Sandbox
                 except ImportError as error:
                     raise RequestError(
                         "not_available",
                         f"`execute` needs this library's toolkit with its extra [cad] on the server ({error}).",
                     ) from error
                 try:
-                    self._sandbox = cad.Sandbox(allow_missing=self.allow_missing)
+                    self._sandbox = sandbox(allow_missing=self.allow_missing)
                 except OSError as error:
                     raise RequestError("not_available", str(error)) from error
             return self._sandbox

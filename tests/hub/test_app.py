@@ -169,6 +169,7 @@ def test_cad(space, tmp_path):
     space.keyboard.insert_text(PROGRAM)
     space.click("#cad-execute")
     assert size_of(space, "#cad-picture img") == [384, 384]
+    space.wait_for_selector("#cad-solid canvas")
     with space.expect_download() as download:
         space.locator("#cad-step a").first.click()
     assert Path(download.value.path()).read_bytes().startswith(b"ISO-10303-21")
@@ -212,3 +213,8 @@ def _npy_of_points() -> str:
     stream = io.BytesIO()
     np.save(stream, np.array(samples.points()))
     return samples.encoded(stream.getvalue())
+
+
+def test_text_of_others_is_shown_as_it_is():
+    app = pytest.importorskip("hub.app", reason="needs gradio", exc_type=SystemExit)
+    assert app.as_code("`x` <b>") == "`` `x` <b> ``" and app.as_code("a ``` b") == "```` a ``` b ````"
