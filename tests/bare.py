@@ -137,6 +137,20 @@ def commands() -> dict:
         depths=1 + np.random.default_rng(1).random((2, 90, 120)),
         intrinsics=np.stack([intrinsics] * 2),
     )
+    asked = {
+        "dsr-bench": {"videoID": str(CLIP), "options": ["A. yes", "B. no"], "question": "Near?", "answer": "A"},
+        "vlm4d": {"video": str(CLIP), "question": "Where", "choices": {"A": "left", "B": "right"}, "answer": "A"},
+        "sti-bench": {
+            "Video": str(CLIP), "Task": "Speed", "time_start": 0, "time_end": 1, "Question": "Fast?",
+            "Candidates": {"A": "1", "B": "2"}, "Answer": "A",
+        },
+        "vsi-bench": {
+            "dataset": str(CLIP.parent), "scene_name": CLIP.stem, "question_type": "count", "question": "How many?",
+            "options": None, "ground_truth": "2",
+        },
+    }  # fmt: skip
+    for name, question in asked.items():
+        Path(f"{name}.json").write_text(json.dumps([question]))
     folder = Path("demo")
     small = ("--frames", 2)
     scores = ("--model", "pi3", "-o")
@@ -173,6 +187,10 @@ def commands() -> dict:
         "eval points": names("geometry", "eval", "points", truth, *scores, "points"),
         "eval video-depth": works("eval", "video-depth", truth, *scores, "video"),
         "eval mono-depth": works("eval", "mono-depth", truth, *scores, "mono"),
+        **{
+            f"eval {name}": works("eval", name, f"{name}.json", "-o", name, files=(f"{name}/result.json",))
+            for name in asked
+        },
         "train": names("train", "train", "--recipe", "tiny/pi3", "--output", "trained"),
         "convert verify": works("convert", "verify", folder / "pi3" / "hub"),
         "convert hub": works("convert", "hub", *models, "--output", "repo"),

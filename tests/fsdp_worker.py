@@ -1,6 +1,8 @@
-"""Two-process half of `tests/model_checks.py`: one sharded training step of an exported model, then a full save.
+"""Two-process half of `tests/model_checks.py`: one training step of an exported model under torch's `fully_shard`
+(FSDP2) over gloo, then a full save.
 
-Run under `torch.distributed.run` with a job file. Imports nothing of the library.
+accelerate never shards on the CPU (its launches are DistributedDataParallel there), so sharding is done by hand. Run
+under `torch.distributed.run` with a job file. Imports nothing of the library.
 """
 
 import json
@@ -10,38 +12,40 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 JOB = json.loads(Path(sys.argv[1]).read_text())
 WORK = Path(JOB["work"])
 
 
-class Step(transformers.Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        result = model(**inputs)
-        loss = getattr(result, "loss", None)
-        if loss is None:
-            values = [value for value in result.values() if isinstance(value, torch.Tensor) and value.requires_grad]
-            loss = sum(value.float().square().mean() for value in values)
-        return (loss, result) if return_outputs else loss
-
-
 def main():
-    arguments = transformers.TrainingArguments(
-        output_dir=str(WORK / "training"), max_steps=1, per_device_train_batch_size=1, learning_rate=1e-3, use_cpu=True,
-        report_to=[], save_strategy="no", remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False,
-        ddp_backend="gloo", fsdp="full_shard auto_wrap",
-        fsdp_config={
-            "version": 2, "transformer_layer_cls_to_wrap": JOB["layers"], "state_dict_type": "FULL_STATE_DICT",
-            "reshard_after_forward": True, "cpu_ram_efficient_loading": False,
-        },
-    )  # fmt: skip
-    torch.manual_seed(0)
+    torch.distributed.init_process_group("gloo")
+    torch.set_num_threads(1)
     auto = getattr(transformers, JOB["auto_class"])
-    model = auto.from_pretrained(WORK / "repository", trust_remote_code=True)
+    model = auto.from_pretrained(
+        WORK / "repository", trust_remote_code=True
+    ).eval()  # no dropout: one process repeats it
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module in model.modules():
+        if type(module).__name__ in JOB["layers"]:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    sharded = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
+    assert len(sharded) == len(list(model.parameters()))
+    assert sum(p.to_local().numel() for p in sharded) < 0.75 * sum(p.numel() for p in sharded)
+
     example = torch.load(WORK / "inputs.pt", weights_only=True)["training"]
-    step = Step(model=model, args=arguments, train_dataset=[example] * 2, data_collator=lambda items: items[0])
-    step.train()
-    step.save_model(str(WORK / "trained"))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=JOB["learning_rate"])
+    loss = model(**example).loss
+    loss.backward()
+    optimizer.step()
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if torch.distributed.get_rank() == 0:
+        model.save_pretrained(WORK / "trained", state_dict=state)
+        (WORK / "loss.json").write_text(json.dumps(loss.item()))
     torch.distributed.barrier()  # no rank leaves while another still writes
     torch.distributed.destroy_process_group()
 

@@ -528,26 +528,37 @@ class ModelChecks:
         self.need("processor")
 
     @pytest.mark.slow
-    def test_two_process_fsdp_saves_a_loadable_model(self, tmp_path):
+    def test_a_step_under_fsdp_is_that_of_one_process(self, tmp_path):
+        """Loss and step of two processes that share the parameters, and a full save that loads."""
         if not self.fsdp_layers:
             pytest.skip("the model is not trained with FSDP")
         self.export(tmp_path / "repository")
-        torch.save({"training": self.training_inputs(1)}, tmp_path / "inputs.pt")
+        training = self.training_inputs(1)
+        torch.save({"training": training}, tmp_path / "inputs.pt")
         job = {
             "auto_class": self.model_classes[-1]._auto_class,
             "layers": list(self.fsdp_layers),
+            "learning_rate": 1e-2,
             "work": str(tmp_path),
         }
         (tmp_path / "job.json").write_text(json.dumps(job))
         run_worker(
             "fsdp_worker.py", tmp_path, {}, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         )
-        model, info = self.load(tmp_path / "trained")
+        sharded, info = self.load(tmp_path / "trained")
         assert info == {}
-        assert (tmp_path / "trained" / f"configuration_{model.config.model_type}.py").exists()
-        changed = [not torch.equal(a, b) for a, b in zip(model.state_dict().values(), self.model.state_dict().values())]
-        assert any(changed)
-        assert torch.isfinite(self.loss(self.forward(model, self.training_inputs(1))))
+        alone, _ = self.load(tmp_path / "repository")
+        before = {name: value.clone() for name, value in alone.state_dict().items()}
+        optimizer = torch.optim.SGD([p for p in alone.parameters() if p.requires_grad], lr=1e-2)
+        loss = self.loss(alone(**copy.deepcopy(training)))
+        assert json.loads((tmp_path / "loss.json").read_text()) == pytest.approx(loss.item(), rel=1e-5)
+        loss.backward()
+        optimizer.step()
+        expected, found = alone.state_dict(), sharded.state_dict()
+        moved = max((expected[name] - before[name]).abs().max().item() for name in expected if before[name].numel())
+        assert moved > 0
+        worst = max((found[name] - expected[name]).abs().max().item() for name in expected if before[name].numel())
+        assert worst < 1e-4 * moved + 1e-6
 
 
 def run_worker(script: str, work: Path, environment: dict[str, str], launcher: list[str] | None = None) -> None:

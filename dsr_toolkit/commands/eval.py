@@ -2,10 +2,10 @@
 
 import argparse
 
-from . import eval_cad, eval_geometry
+from . import eval_cad, eval_geometry, eval_questions
 
 HELP = "measure predictions against ground truth"
-TASKS = ("cad", *eval_geometry.TASKS)
+TASKS = ("cad", *eval_geometry.TASKS, *eval_questions.TASKS)
 
 
 def add_arguments(parser) -> None:
@@ -22,6 +22,10 @@ def add_arguments(parser) -> None:
         )
         eval_geometry.add_arguments(task, name)
         task.set_defaults(run_task=eval_geometry.run, needs=eval_geometry.NEEDS.get(name))
+    for name, help_text in eval_questions.TASKS.items():
+        task = tasks.add_parser(name, help=help_text, description=eval_questions.__doc__)
+        eval_questions.add_arguments(task, name)
+        task.set_defaults(run_task=eval_questions.run, needs=None)
 
 
 def run(args) -> None:

@@ -1,0 +1,98 @@
+"""Run a model over a benchmark of video questions: resumable, scored by the published rule and by a strict one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..console import say
+from .video_benchmarks import BENCHMARKS, Benchmark, Question, strict_score
+
+PREDICTIONS, RESULT = "predictions.jsonl", "result.json"
+
+
+def evaluate(model, processor, name: str, questions: list[Question], output: str | Path) -> dict:
+    """
+    Ask every question that `output/predictions.jsonl` does not answer yet, and score all.
+
+    Returns:
+        {"benchmark", "count", "published", "strict", "types": {type: {"count", "published", "strict"}}}, also written
+        to `output/result.json`. Scores are means of credit, 0 … 1.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    benchmark = BENCHMARKS[name]
+    done = read_predictions(output / PREDICTIONS)
+    left = [question for question in questions if question.key not in done]
+    if len(left) < len(questions):
+        say(f"{len(questions) - len(left)} of {len(questions)} questions are answered already.")
+    with (output / PREDICTIONS).open("a", encoding="utf-8") as file:
+        for number, (question, text) in enumerate(ask(model, processor, benchmark, left), 1):
+            done[question.key] = text
+            file.write(json.dumps({"key": question.key, "text": text}, ensure_ascii=False) + "\n")
+            file.flush()
+            if number % 20 == 0:
+                say(f"  {number}/{len(left)}")
+    result = score(name, questions, done)
+    (output / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def ask(model, processor, benchmark: Benchmark, questions: list[Question]) -> Iterator[tuple[Question, str]]:
+    """Each question with what the model says, under the published frames, prompt and settings."""
+    import torch
+
+    processor.fixed_second_per_grid_ts = benchmark.seconds_per_step
+    low, high = benchmark.pixels
+    limits = {name: value for name, value in (("min_pixels", low), ("max_pixels", high)) if value is not None}
+    for question in questions:
+        inputs = question_inputs(processor, question, benchmark.num_frames, limits).to(model.device)
+        with torch.no_grad():
+            tokens = model.generate(**inputs, **{"do_sample": False, **benchmark.generation})
+        yield question, processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def question_inputs(processor, question: Question, num_frames: int, limits: dict):
+    content = [{"type": "video"}, {"type": "text", "text": question.text}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return processor(text=[prompt], videos=[question.video], num_frames=num_frames, return_tensors="pt", **limits)
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """{key: text}; a last line that an interruption left unfinished is dropped, here and in the file."""
+    found, whole = {}, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            break
+        found[entry["key"]] = entry["text"]
+        whole.append(line + "\n")
+    if path.is_file():
+        path.write_text("".join(whole), encoding="utf-8")
+    return found
+
+
+def score(name: str, questions: list[Question], answers: dict[str, str]) -> dict:
+    rule = BENCHMARKS[name].score
+    types: dict[str, list[tuple[float, float]]] = {}
+    for question in questions:
+        text = answers[question.key]
+        types.setdefault(question.type, []).append((rule(text, question), strict_score(text, question)))
+    everything = [pair for pairs in types.values() for pair in pairs]
+    return {"benchmark": name, **_means(everything), "types": {kind: _means(types[kind]) for kind in sorted(types)}}
+
+
+def _means(pairs: list[tuple[float, float]]) -> dict:
+    published, strict = (sum(values) / len(pairs) for values in zip(*pairs))
+    return {"count": len(pairs), "published": published, "strict": strict}
+
+
+def table(result: dict) -> str:
+    """Type by type, as text."""
+    rows = [*result["types"].items(), ("all", result)]
+    width = max(len(kind) for kind, _ in rows)
+    lines = [f"{'type':{width}}  questions  published  strict"]
+    lines += [f"{k:{width}}  {r['count']:9}  {r['published']:9.1%}  {r['strict']:6.1%}" for k, r in rows]
+    return "\n".join(lines)
