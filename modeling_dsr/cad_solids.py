@@ -1,5 +1,6 @@
 """Solids as the CAD models see them: meshes, points on them, and their place in the model's frame."""
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -133,37 +134,36 @@ def _farthest_of_one(cloud: np.ndarray, num_points: int) -> np.ndarray:
     """
     The same of one cloud `[P, 3]` float32 on the CPU, digit for digit.
 
-    Points lie in the order of their x. A chosen point can only be nearest to points closer than the farthest distance
-    there is, so a shrinking stretch of x around it is all that need be looked at.
+    Points lie in the order of their longest coordinate. A chosen point can only be nearest to points closer than the
+    farthest distance there is, so a shrinking stretch around it is all that need be looked at.
     """
-    order = np.argsort(cloud[:, 0], kind="stable")
+    axis = int(np.ptp(cloud, axis=0).argmax())
+    order = np.argsort(cloud[:, axis], kind="stable")
     x, y, z = np.ascontiguousarray(cloud[order].T)
-    nearest = np.full(len(x), np.inf, np.float32)
-    step, total = np.empty_like(nearest), np.empty_like(nearest)
+    along = (x, y, z)[axis]
+    nearest = np.full(len(order), np.inf, np.float32)
+    squares, others, ends = np.empty_like(nearest), np.empty_like(nearest), np.empty(2, np.float32)
     chosen = np.zeros(num_points, np.int64)
-    place, reach = int(np.flatnonzero(order == 0)[0]), np.inf
+    place, low, high = int(np.flatnonzero(order == 0)[0]), 0, len(order)
     for index in range(1, num_points):
-        low, high = 0, len(x)
-        if reach < np.inf:
-            # A little wider than the reach: the squares below are rounded.
-            low = x.searchsorted(x[place] - reach)
-            high = x.searchsorted(x[place] + reach, side="right")
-        near, difference, square = nearest[low:high], step[low:high], total[low:high]
-        np.subtract(x[low:high], x[place], out=square)
-        np.multiply(square, square, out=square)
-        for axis in (y, z):
-            np.subtract(axis[low:high], axis[place], out=difference)
-            np.multiply(difference, difference, out=difference)
-            np.add(square, difference, out=square)
-        np.minimum(near, square, out=near)
-        place = int(nearest.argmax())
+        square, other, near = squares[low:high], others[low:high], nearest[low:high]
+        np.subtract(x[low:high], x[place], square)
+        np.multiply(square, square, square)
+        for coordinate in (y, z):
+            np.subtract(coordinate[low:high], coordinate[place], other)
+            np.multiply(other, other, other)
+            np.add(square, other, square)
+        np.minimum(near, square, near)
+        place = nearest.argmax()
         farthest = nearest[place]
-        ties = np.flatnonzero(nearest[place + 1 :] == farthest)
-        if len(ties):  # the lowest index of the cloud
-            ties = np.append(ties + place + 1, place)
-            place = int(ties[order[ties].argmin()])
+        ties = nearest == farthest
+        if np.count_nonzero(ties) > 1:  # the lowest index of the cloud
+            ties = ties.nonzero()[0]
+            place = ties[order[ties].argmin()]
         chosen[index] = order[place]
-        reach = float(np.float32(np.sqrt(farthest) * np.float32(1.00001)))
+        reach = math.sqrt(farthest) * 1.00001  # a little wider: the squares are rounded
+        ends[0], ends[1] = along[place] - reach, along[place] + reach
+        low, high = along.searchsorted(ends)
     return chosen
 
 

@@ -17,12 +17,15 @@ class DSRCollator(TrainingCollator):
 
     Args:
         processor: a [`DSRProcessor`].
+        packed: put all samples of a batch into one row, numbered by its attention mask: no padding is computed, and no
+            sample sees another.
         max_length: ValueError for rows of more tokens; None: any length. Rows are never cut: that would cut videos.
         processor_options: for the processor, such as `num_frames`.
     """
 
-    def __init__(self, processor, max_length: int | None = None, **processor_options):
+    def __init__(self, processor, max_length: int | None = None, packed: bool = False, **processor_options):
         super().__init__(processor)
+        self.packed = packed
         self.max_length = max_length
         self.processor_options = processor_options
 
@@ -60,7 +63,7 @@ class DSRCollator(TrainingCollator):
         labels = torch.where(chat_answers(ids, start, header, mask), ids, IGNORE_INDEX)
         self.check_supervised(labels)
         batch["labels"] = labels
-        return dict(batch)
+        return pack(dict(batch)) if self.packed else dict(batch)
 
     def conversation(self, row: dict, number: int = 0) -> tuple[list[dict], dict[str, list]]:
         """Messages of a row with bare placeholders, and its images and videos in the order of those."""
@@ -97,6 +100,14 @@ class DSRCollator(TrainingCollator):
         if left:
             raise ValueError(f"Row {number} holds more {left[0]}s than its messages show.")
         return messages, media
+
+
+def pack(batch: dict) -> dict:
+    """The rows of a padded batch one after another in one row; the mask numbers them 1, 2, …"""
+    real = batch["attention_mask"].bool()
+    rows = {name: batch[name][real][None] for name in ("input_ids", "labels", "mm_token_type_ids") if name in batch}
+    numbers = torch.arange(1, len(real) + 1, device=real.device)[:, None].expand_as(real)
+    return {**batch, **rows, "attention_mask": numbers[real][None]}
 
 
 def _media(row: dict, kind: str) -> list:

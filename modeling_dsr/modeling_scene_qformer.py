@@ -187,7 +187,7 @@ class SceneQFormerPreTrainedModel(FreezePresets, PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True  # by the language model; the Q-Former is float32 and keeps torch's attention
     _supports_attention_backend = True
-    _no_split_modules = ["SceneDecoderLayer", "SceneMapInteractionLayer", "ResNetConvLayer", "ResNetShortCut"]
+    _no_split_modules = ["SceneDecoder", "SceneMapInteractionLayer", "ResNetConvLayer", "ResNetShortCut"]
     _keep_in_fp32_modules_strict = [
         "camera_embed",
         "queries.content",

@@ -15,6 +15,7 @@ from .image_reader import is_image_file, read_image
 from .media import Media
 from .pictures import cell_overlap
 from .processing_arguments import refuses_unreadable
+from .training_collator import chat_answers
 
 
 class DSRProcessor(Qwen2_5_VLProcessor):
@@ -199,6 +200,27 @@ class DSRProcessor(Qwen2_5_VLProcessor):
             # Frames without timing, or the published evaluation.
             data["second_per_grid_ts"] = [self.fixed_second_per_grid_ts or 1.0] * len(data["video_grid_thw"])
         return data, replacements
+
+    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
+        """As of every processor; `return_assistant_tokens_mask` works with templates that mark no generation, too (the
+        published one): the mask then follows the chat's own markers."""
+        encoded = super().apply_chat_template(conversation, chat_template, **kwargs)
+        template = chat_template or self.chat_template or ""
+        wanted = kwargs.get("return_assistant_tokens_mask") and kwargs.get("tokenize") and kwargs.get("return_dict")
+        if not wanted or "generation" in template.replace("add_generation_prompt", ""):
+            return encoded
+        ids = encoded["input_ids"]
+        rows = (
+            ids
+            if isinstance(ids, torch.Tensor)
+            else torch.nn.utils.rnn.pad_sequence([torch.as_tensor(row) for row in ids], True, -1)
+        )
+        start = self.tokenizer.convert_tokens_to_ids("<|im_start|>")
+        header = self.tokenizer.encode("assistant\n", add_special_tokens=False)
+        mask = chat_answers(rows, start, header, encoded.get("attention_mask") if rows is ids else None).long()
+        lists = None if rows is ids else [row[: len(given)].tolist() for row, given in zip(mask, ids)]
+        encoded["assistant_masks"] = mask if lists is None else lists
+        return encoded
 
     def training_collator(self, **options) -> DSRCollator:
         """A `data_collator` for `Trainer`: rows to inputs with labels; see [`DSRCollator`] for rows and options."""

@@ -63,7 +63,7 @@ class TestSceneQFormerForConditionalGeneration(ModelChecks):
     generative = True
     padding_sides = ("left", "right")
     lora_targets = r".*language_model.*(q_proj|v_proj)"
-    fsdp_layers = ("LlamaDecoderLayer", "SceneDecoderLayer")
+    fsdp_layers = ("LlamaDecoderLayer", "SceneDecoder")
 
     def tiny_config(self):
         return tiny_language_config()

@@ -279,3 +279,29 @@ def test_farthest_points_are_those_of_the_definition(seed):
     assert farthest_point_sample(torch.from_numpy(cloud[None]), 64)[0].tolist() == expected
     double = farthest_point_sample(torch.from_numpy(cloud[None]).double(), 64)[0]
     assert len(set(double.tolist())) == 64 or seed == 2
+
+
+def test_packed_rows_have_the_loss_of_padded_ones(processors):
+    model, processor = make_model({"path": str(hub_folder("dsr"))}, {})
+    rows = rows_of("dsr")
+    packed = processor.training_collator(packed=True)(rows)
+    assert len(packed["input_ids"]) == 1 and packed["attention_mask"].unique().tolist() == [1, 2]
+    with torch.no_grad():
+        expected = model.eval()(**processor.training_collator()(rows)).loss
+        assert model(**packed).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_assistant_masks_need_no_marks_in_the_template(processors):
+    """The published chat template marks no generation; the mask then follows the chat's own markers."""
+    processor = processors["dsr"]
+    template = processor.chat_template.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A ball."}]},
+    ]
+    encoded = processor.apply_chat_template(
+        chat, chat_template=template, tokenize=True, return_dict=True, return_tensors="pt",
+        return_assistant_tokens_mask=True,
+    )  # fmt: skip
+    answer = encoded["input_ids"][0][encoded["assistant_masks"][0].bool()]
+    assert processor.tokenizer.decode(answer) == "A ball.<|im_end|>\n"

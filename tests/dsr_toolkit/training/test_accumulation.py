@@ -60,3 +60,11 @@ def test_two_processes_equal_one(checkpointing, together, tmp_path):
         loss, moved = together(name)
         assert losses[name] == pytest.approx(loss, rel=1e-4), name
         assert_same_step(torch.load(tmp_path / f"{name}.pt"), moved)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_autocast_stays_near_float32(name, together, tmp_path):
+    loss, _ = together(name)
+    found, moved = step(name, tmp_path, batch=4, bf16=True)
+    assert found == pytest.approx(loss, rel=0.05)
+    assert all(value.isfinite().all() for value in moved.values())
