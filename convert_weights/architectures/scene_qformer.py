@@ -32,7 +32,7 @@ MODELS = {
     "SceneQFormerForConditionalGeneration": "modeling_dsr.modeling_scene_qformer",
 }
 
-# Rank 32 with alpha 64 is how the published map detector is trained; the file does not tell alpha.
+# Rank 32 with alpha 64 is how the published map detector is trained; its file does not tell alpha.
 PUBLISHED_LORA_SCALE = 2.0
 IMAGE_TOKEN = "<image>"
 # Of a ResNet's own configuration; where a block has its stride shows in no shape.
@@ -90,9 +90,12 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     stages = len(config.backbone_config.depths) if config.backbone_config.model_type == "resnet" else 0
     load = {}
     if trained is not None:
-        load["scene_qformer"] = _trained_rules(prefix, detector, stages, text_source is trained, config)
+        lora_scale = _lora_scale(trained)
+        load["scene_qformer"] = _trained_rules(
+            prefix, detector, stages, lora_scale if text_source is trained else None, config
+        )
         if any(key.endswith(".lora_A.default.weight") for key in trained.keys()):
-            notes.append(f"LoRA weights are merged with alpha / rank = {PUBLISHED_LORA_SCALE:g}")
+            notes.append(f"LoRA weights are merged with alpha / rank = {lora_scale:g}")
     if resnet is not None:
         load["resnet"] = _resnet_rules("", f"{prefix}backbone.", stages)
     if llm is not None:
@@ -112,7 +115,8 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
 # --------------------------------------------------------------------------------------
 
 
-def _trained_rules(prefix: str, detector: bool, stages: int, with_llm: bool, config) -> list:
+def _trained_rules(prefix: str, detector: bool, stages: int, lora_scale: float | None, config) -> list:
+    """`lora_scale` is None where the language model is not taken from this source."""
     source = r"qformer\." if detector else ""
     rules = [
         *_resnet_rules(source + r"img_backbone\.", f"{prefix}backbone.", stages),
@@ -128,8 +132,8 @@ def _trained_rules(prefix: str, detector: bool, stages: int, with_llm: bool, con
     ]
     if not detector:
         return rules
-    if with_llm:
-        rules += _llm_rules(r"llm\.(?:base_model\.model\.)?")
+    if lora_scale is not None:
+        rules += _llm_rules(r"llm\.(?:base_model\.model\.)?", lora_scale)
     else:
         rules.append(drop(r"llm\.(?!.*map_queries).+", "the language model comes from source `llm`"))
         rules.append(rename(r"llm\..*(map_queries\..+)", r"\1", when_taken="keep"))
@@ -189,8 +193,34 @@ def _resnet_rules(source: str, target: str, stages: int) -> list:
     return rules
 
 
-def _llm_rules(source: str) -> list:
+def _lora_scale(source: Source) -> float:
+    """
+    What the product of LoRA's matrices is multiplied by, from PEFT's adapter_config.json, else as published.
+
+    Raises:
+        ValueError: the file gives single modules ranks or scales of their own, or another rank than the matrices have.
+    """
+    given = source.json("adapter_config.json")
+    if not given:
+        return PUBLISHED_LORA_SCALE
+    place = f"Source `{source.name}` ({source.location}): adapter_config.json"
+    rank, alpha = given.get("r"), given.get("lora_alpha")
+    if not all(type(value) in (int, float) and value > 0 for value in (rank, alpha)):
+        raise ValueError(f"{place} has r = {rank!r:.80} and lora_alpha = {alpha!r:.80}, expected two positive numbers.")
+    if odd := [name for name in ("rank_pattern", "alpha_pattern", "use_dora") if given.get(name)]:
+        raise ValueError(f"{place} has {odd[0]} = {given[odd[0]]!r:.80}, expected one rank and scale for all modules.")
+    ranks = {source.shape(match[0])[0] for match in source.match(r".*\.lora_A\.default\.weight")}
+    if ranks and ranks != {rank}:
+        raise ValueError(f"{place} has r = {rank}, the weights have rank {sorted(ranks)}.")
+    return alpha / (math.sqrt(rank) if given.get("use_rslora") else rank)
+
+
+def _llm_rules(source: str, lora_scale: float = PUBLISHED_LORA_SCALE) -> list:
     """A causal language model, with LoRA weights beside or in it, and output queries."""
+
+    def add_lora(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return (weight.float() + lora_scale * (up.float() @ down.float())).to(weight.dtype)
+
     name = r"language_model.\1"
     return [
         merge(
@@ -210,10 +240,6 @@ def _llm_rules(source: str) -> list:
         rename(source + r"(lm_head\..+)", r"\1"),
         rename(source + r"(map_queries\..+)", r"\1"),
     ]
-
-
-def add_lora(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return (weight.float() + PUBLISHED_LORA_SCALE * (up.float() @ down.float())).to(weight.dtype)
 
 
 # --------------------------------------------------------------------------------------

@@ -275,8 +275,18 @@ def detector_state(checkpoint: Path, llama: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def test_whole_detector_is_converted_with_its_lora_merged(checkpoint, llama, tmp_path):
+@pytest.mark.parametrize(
+    "adapter, scale",
+    [
+        (None, PUBLISHED_LORA_SCALE),
+        ({"r": 2, "lora_alpha": 6}, 3.0),
+        ({"r": 2, "lora_alpha": 6, "use_rslora": True}, 6 / 2**0.5),
+    ],
+)
+def test_whole_detector_is_converted_with_its_lora_merged(adapter, scale, checkpoint, llama, tmp_path):
     state = detector_state(checkpoint, llama)
+    if adapter:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     torch.save({"epoch": 3, "model_state_dict": state, "args": {}}, tmp_path / "best_model.pth")
     overrides = {
         "num_heads": HEADS,
@@ -289,7 +299,7 @@ def test_whole_detector_is_converted_with_its_lora_merged(checkpoint, llama, tmp
     ours = model.state_dict()
     layer = "llm.base_model.model.model.layers.1.self_attn.q_proj."
     lora = state[f"{layer}lora_B.default.weight"] @ state[f"{layer}lora_A.default.weight"]
-    merged = state[f"{layer}base_layer.weight"] + PUBLISHED_LORA_SCALE * lora
+    merged = state[f"{layer}base_layer.weight"] + scale * lora
     assert torch.allclose(ours["language_model.layers.1.self_attn.q_proj.weight"], merged, atol=1e-5)
     assert torch.equal(
         ours["map_decoder.refinements.1.offset_mlp.4.weight"],

@@ -346,3 +346,20 @@ def test_pi3x_and_its_config_agree_on_conditioning(value, problem, pi3, tmp_path
     edit(folder / "config.json", use_multimodal=value)
     with pytest.raises(ValueError, match=f"use_multimodal = {value}, its weights {problem}"):
         config_of("pi3", sources, overrides)
+
+
+@pytest.mark.parametrize(
+    "adapter, words",
+    [
+        ({"r": 8, "lora_alpha": 16}, "r = 8, the weights have rank"),
+        ({"r": 4, "lora_alpha": None}, "lora_alpha = None"),
+        ({"r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ],
+)
+def test_an_adapter_that_is_not_one_scale_for_all_is_refused(adapter, words, tmp_path):
+    from convert_weights.architectures.scene_qformer import _lora_scale
+
+    save_file({"llm.model.q_proj.lora_A.default.weight": torch.ones(4, 8)}, tmp_path / "model.safetensors")
+    edit(tmp_path / "adapter_config.json", **adapter)
+    with pytest.raises(ValueError, match=words):
+        _lora_scale(open_source("scene_qformer", tmp_path))
