@@ -147,9 +147,7 @@ def test_missing_code(converted):
 def test_a_folder_holds_the_code_of_its_model_alone(converted):
     names = {path.name for path in converted.glob("*.py")}
     assert {"configuration_pi3.py", "modeling_pi3.py", "processing_geometry.py"} <= names
-    assert not [
-        name for name in names if any(part in name for part in ("cadrille", "qwen", "scene_d", "page4d_dpt"))
-    ]
+    assert not [name for name in names if any(part in name for part in ("cadrille", "qwen", "scene_d", "page4d_dpt"))]
 
 
 @pytest.mark.parametrize("name", ["extra.py", "extra.safetensors", "pytorch_model.bin", "deep/inside.py"])
