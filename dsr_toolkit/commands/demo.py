@@ -6,6 +6,7 @@ import importlib
 from ..console import RANDOM_WEIGHTS_NOTICE, say
 from ..demo import SECTIONS
 from ..outputs import Output, add_output_arguments, free_folder
+from ..worlds import WORLDS, contact_sheet, make_world
 
 HELP = "see the library at work, offline"
 REPORT = "demo.json"
@@ -15,10 +16,18 @@ def add_arguments(parser) -> None:
     choice = f"what to show: {', '.join(SECTIONS)} (default: all)"
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=choice)
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="use this converted model; its own code is run")
+    parser.add_argument("--world", metavar="NAME", choices=list(WORLDS), help=f"show a world: {', '.join(WORLDS)}")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the world (default: 0)")
+    parser.add_argument("--count", type=int, metavar="K", help="samples of the world, a page each (default: 1)")
     add_output_arguments(parser, "dsr-demo")
 
 
 def run(args) -> None:
+    if args.world is not None:
+        _show_world(args)
+        return
+    if args.seed is not None or args.count is not None:
+        raise ValueError("--seed and --count go with --world.")
     names = args.sections or list(SECTIONS)
     unknown = sorted(set(names) - set(SECTIONS))
     if unknown:
@@ -46,6 +55,24 @@ def run(args) -> None:
             output.adopt(name)
             target = output.report(report)
     print(f"\n{target}")
+
+
+def _show_world(args) -> None:
+    """A contact sheet of each of a world's first samples."""
+    if args.sections or args.model is not None:
+        raise ValueError("--world shows samples of a world alone: no section, no --model.")
+    seed, count = args.seed or 0, 1 if args.count is None else args.count
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}.")
+    world = make_world(args.world, seed)
+    folder = args.output or free_folder("dsr-demo")
+    output = Output(folder, REPORT, names=[f"{args.world}_*.png"], overwrite=args.overwrite)
+    with output:
+        for index in range(count):
+            name = f"{args.world}_{seed}_{index:03d}.png"
+            contact_sheet(args.world, world[index]).save(output.path(name))
+            print(output.publish(name)[0])
+        output.report({"world": args.world, "seed": seed, "count": count})
 
 
 def _section_of(model: str, sections: list[str]) -> tuple[list[str], str | None]:

@@ -2,10 +2,10 @@
 
 import argparse
 
-from . import eval_cad, eval_geometry, eval_questions
+from . import eval_cad, eval_geometry, eval_questions, eval_world
 
 HELP = "measure predictions against ground truth"
-TASKS = ("cad", *eval_geometry.TASKS, *eval_questions.TASKS)
+TASKS = ("cad", "world", *eval_geometry.TASKS, *eval_questions.TASKS)
 
 
 def add_arguments(parser) -> None:
@@ -13,6 +13,9 @@ def add_arguments(parser) -> None:
     cad = tasks.add_parser("cad", help=eval_cad.HELP, description=eval_cad.__doc__)
     eval_cad.add_arguments(cad)
     cad.set_defaults(run_task=eval_cad.run, needs=eval_cad.NEEDS)
+    world = tasks.add_parser("world", help=eval_world.HELP, description=eval_world.__doc__)
+    eval_world.add_arguments(world)
+    world.set_defaults(run_task=eval_world.run, needs=None)
     for name, (help_text, _) in eval_geometry.TASKS.items():
         task = tasks.add_parser(
             name,
