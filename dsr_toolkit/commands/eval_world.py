@@ -1,5 +1,5 @@
-"""How well a model knows the world that the tiny models learn, on samples of a seed of your choice: fresh ones, if it was
-not trained on them. Depth and cameras of π³ and PAGE-4D, answers of the scene Q-Former, programs of Cadrille and
+"""How well a model knows the world that the tiny models learn, on samples of a seed of your choice: fresh ones, if it
+was not trained on them. Depth and cameras of π³ and PAGE-4D, answers of the scene Q-Former, programs of Cadrille and
 CAD-Recode."""
 
 import importlib
