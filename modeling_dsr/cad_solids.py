@@ -154,7 +154,7 @@ def _farthest_of_one(cloud: np.ndarray, num_points: int) -> np.ndarray:
             np.multiply(other, other, other)
             np.add(square, other, square)
         np.minimum(near, square, near)
-        place = nearest.argmax()
+        place = int(nearest.argmax())
         farthest = nearest[place]
         ties = nearest == farthest
         if np.count_nonzero(ties) > 1:  # the lowest index of the cloud

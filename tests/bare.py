@@ -52,6 +52,23 @@ def run_cases(cases: dict) -> int:
 # --------------------------------------------------------------------------------------
 
 
+QUESTIONS = {
+    "dsr-bench": {"videoID": "clip", "question": "Where?", "options": ["A. left", "B. right"], "answer": "B"},
+    "vlm4d": {
+        "id": "1", "video": "clip.mp4", "question": "Where", "choices": {"A": "left", "B": "right"}, "answer": "right",
+        "question_type": "multiple-choice",
+    },
+    "sti-bench": {
+        "ID": 1, "Video": "clip.mp4", "Task": "Speed", "time_start": 1, "time_end": 3, "Question": "How fast?",
+        "Candidates": {"A": "1 m/s", "B": "2 m/s"}, "Answer": "B",
+    },
+    "vsi-bench": {
+        "id": 1, "dataset": "set", "scene_name": "clip", "question_type": "direction", "question": "Where is it?",
+        "options": ["A. left", "B. right"], "ground_truth": "B",
+    },
+}  # fmt: skip
+
+
 def dsr(*arguments) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", "dsr_toolkit.cli", *map(str, arguments)]
@@ -82,6 +99,20 @@ def names(extra: str, *arguments):
         return f"names [{extra}]"
 
     return case
+
+
+def write_clip(path: Path) -> None:
+    """Four small frames."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 112, 84, "yuv420p"
+        for shade in (40, 90, 140, 190):
+            pixels = np.full((84, 112, 3), shade, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def demo(folder: Path):
@@ -154,6 +185,12 @@ def commands() -> dict:
     folder = Path("demo")
     small = ("--frames", 2)
     scores = ("--model", "pi3", "-o")
+    bench = Path("bench")  # a question of each benchmark about a short clip
+    (bench / "videos" / "set").mkdir(parents=True, exist_ok=True)
+    for name in ("clip.mp4", "set/clip.mp4"):
+        write_clip(bench / "videos" / name)
+    for name, question in QUESTIONS.items():
+        (bench / f"{name}.json").write_text(json.dumps([question]))
     models = [part for name in ("dsr", "pi3") for part in ("--model", f"{name}={folder / name / 'hub'}")]
     cases = {
         "demo": demo(folder),
@@ -190,6 +227,10 @@ def commands() -> dict:
         **{
             f"eval {name}": works("eval", name, f"{name}.json", "-o", name, files=(f"{name}/result.json",))
             for name in asked
+        },
+        **{
+            f"eval {name}": works("eval", name, bench / f"{name}.json", "--model", folder / "dsr" / "hub", "-o", name)
+            for name in QUESTIONS
         },
         "train": names("train", "train", "--recipe", "tiny/pi3", "--output", "trained"),
         "convert verify": works("convert", "verify", folder / "pi3" / "hub"),
