@@ -6,7 +6,26 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..console import say
+
 TIME_FOLDER, VIEW_FILE = re.compile(r"time_?(\d+)", re.I), re.compile(r"view_?(\d+)\.(png|jpe?g)", re.I)
+
+
+def check_readable(source) -> None:
+    """
+    Before the work: every image of a [`FrameSource`] can be read. Says which files of a folder are left out.
+
+    Raises:
+        ValueError: names all that cannot be read at once.
+    """
+    from modeling_dsr.image_reader import unreadable_images
+
+    if source.left_out:
+        say(f"Left out, since they are no images: {', '.join(path.name for path in source.left_out)}.")
+    files = [item for item in source.items or () if isinstance(item, (str, Path))]
+    if problems := unreadable_images(files):
+        told = "\n".join(f"  {Path(name).name}: {problem}" for name, problem in problems.items())
+        raise ValueError(f"{len(problems)} of {len(files)} images cannot be read; mend them or take them out:\n{told}")
 
 
 def is_multiview(source: Path) -> bool:

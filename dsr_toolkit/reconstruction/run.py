@@ -14,7 +14,7 @@ import numpy as np
 from ..console import say
 from .anchors import anchor
 from .conditions import Conditions, conditions_of_views
-from .inputs import is_multiview, multiview_files, multiview_frames
+from .inputs import check_readable, is_multiview, multiview_files, multiview_frames
 from .judge import Judge
 from .known import Known, read_cameras, read_depths
 from .scenes import Scene
@@ -100,6 +100,7 @@ class Reconstructor:
 
         options = self.options
         source = find_frames(scene.source, options.interval, options.fps, options.frames)
+        check_readable(source)
         frames, total = iter(source), len(source)
         judge = None if known is None else Judge(known, self.reads_conditions)
         frames = frames if judge is None else judge.numbered(frames)
