@@ -73,7 +73,7 @@ class SceneQFormerCollator(TrainingCollator):
         questions, answers = row.get("question"), row.get("answer")
         if isinstance(questions, str):
             questions, answers = [questions], [answers]
-        questions, answers = list(questions or []), list(answers or [])
+        questions, answers = list(questions or []), list(answers or [None] * len(questions or []))
         if len(questions) != len(answers):
             raise ValueError(
                 f'Row {number} must have as many "question" as "answer", got {len(questions)} and {len(answers)}.'

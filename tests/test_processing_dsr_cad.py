@@ -165,7 +165,7 @@ def test_a_scale_beyond_a_hundred_warns_of_units(cadrille, size, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cadrille(meshes=box(size, size, size))
-    assert any("units" in str(warning.message) for warning in caught) == warned
+    assert any("millimetres" in str(warning.message) for warning in caught) == warned
 
 
 def test_a_flat_point_is_refused(cadrille):

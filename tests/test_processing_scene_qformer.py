@@ -164,8 +164,10 @@ def test_a_tokenizer_without_placeholder_gets_llavas(tmp_path):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompts_are_padded_on_the_tokenizers_side(tokenizer, side):
+    made = processor(tokenizer=tokenizer)
+    assert tokenizer.padding_side == "left"  # for generation; training may choose
     tokenizer.padding_side = side
-    found = processor(tokenizer=tokenizer)([pictures(SIZE)] * 2, ["<image>a", "<image>a longer prompt"])
+    found = made([pictures(SIZE)] * 2, ["<image>a", "<image>a longer prompt"])
     mask = found["attention_mask"]
     padded = mask[0, 0] == 0 if side == "left" else mask[0, -1] == 0
     assert padded and mask[1].all()

@@ -247,7 +247,7 @@ ATTACKS = {
     "queued signal": (SYSCALL + "call(129, 1, 9, ctypes.create_string_buffer(128))", "policy", {"runtime"}),
     "signal queued to a thread": (SYSCALL + "call(297, 1, 1, 9, ctypes.create_string_buffer(128))", "policy", {"runtime"}),
     "text that steers a terminal": (
-        "import cadquery as cq\nr = cq.Workplane().workplaneFromTagged('\x1b]0;owned\x07\\n* 7: ok  chamfer x1000 0.0000')", "runtime", {"runtime"}
+        "import cadquery as cq\nr = cq.Workplane().workplaneFromTagged('\\x1b]0;owned\\x07\\n* 7: ok  chamfer x1000 0.0000')", "runtime", {"runtime"}
     ),
 }  # fmt: skip
 

@@ -131,7 +131,7 @@ def test_arguments_are_looked_at_without_torch():
     "name, content, message",
     [
         ("nan.npy", np.full((5, 3), np.nan), "NaN"),
-        ("flat.npy", np.zeros((5, 2)), "must hold a cloud"),
+        ("flat.npy", np.zeros((5, 2)), "must hold points"),
         ("broken.step", b"ISO-10303-21;\n", "cannot be read as STEP|empty mesh"),
     ],
 )
