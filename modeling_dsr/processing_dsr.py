@@ -89,6 +89,7 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         """
         self._check_question(text, videos is not None or video_grid_thw is not None)
         if video_grid_thw is None:
+            images = None if images is None else _readable_images(images)
             videos = None if videos is None else _video_items(videos)
             return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
         if videos is not None or images is not None:
@@ -275,6 +276,13 @@ class DSRProcessor(Qwen2_5_VLProcessor):
             )
             maps.append(heat if per_token else heat[0])
         return maps
+
+
+def _readable_images(images):
+    """Files and pillow images, however nested, as [`read_image`] reads them; arrays and tensors as they are."""
+    if isinstance(images, (list, tuple)):
+        return [_readable_images(image) for image in images]
+    return read_image(images) if isinstance(images, (str, os.PathLike, Image.Image)) else images
 
 
 def _video_items(videos) -> list:

@@ -81,6 +81,7 @@ def add_arguments(parser, task: str) -> None:
     parser.add_argument(
         "-o", "--output", default=f"dsr-eval-{task}", metavar="DIR", help=f"where to write (default: dsr-eval-{task})"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation with other wishes")
 
 
 def run(args) -> None:
@@ -123,9 +124,10 @@ def run(args) -> None:
         {
             key: str(value)
             for key, value in vars(args).items()
-            if key not in ("output", "device") and not callable(value)
+            if key not in ("output", "device", "overwrite") and not callable(value)
         }
         | {"source": str(source)},
+        args.overwrite,
     )
     predict = published_predict(
         model, processor, kind, args.point_source, PI3_POINTS_WIDTH if args.task == "points" else PI3_WIDTH
@@ -206,9 +208,9 @@ def score(args, sequence, predict, window: int | None):
 
 
 class Results:
-    """Metrics by sequence, kept in a folder as they come; another wish than the earlier run's starts anew."""
+    """Metrics by sequence, kept in a folder as they come; the same wish as the earlier run's goes on with it."""
 
-    def __init__(self, folder: Path, wish: dict):
+    def __init__(self, folder: Path, wish: dict, overwrite: bool = False):
         self.folder, self.file, self.metrics = folder, folder / "sequences.json", {}
         self.wish = wish
         if self.file.is_file():
@@ -216,6 +218,11 @@ class Results:
             if earlier.get("wish") == wish:
                 self.metrics = earlier["metrics"]
                 say(f"Going on with an earlier run: {len(self.metrics)} sequences are scored.")
+            elif not overwrite:
+                raise ValueError(
+                    f"{folder} holds an evaluation with other wishes; choose another -o, or replace it with "
+                    "--overwrite."
+                )
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} is no earlier evaluation; choose another folder with -o.")
         folder.mkdir(parents=True, exist_ok=True)

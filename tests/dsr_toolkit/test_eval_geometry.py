@@ -356,7 +356,8 @@ def test_the_command_scores_writes_and_goes_on(tmp_path, capsys, monkeypatch):
     main(command)
     assert scored == ["cave_2"] and "1 sequences are scored" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["average"] == pytest.approx(first["average"])
-    main([*command, "--max-frames", "4"])  # another wish: nothing of the earlier run counts
+    assert main([*command, "--max-frames", "4"]) == 2  # another wish: nothing is replaced unasked
+    main([*command, "--max-frames", "4", "--overwrite"])
     assert scored == ["cave_2", "alley_2", "cave_2"]
 
 

@@ -155,3 +155,21 @@ def test_folders_in_natural_order_without_litter(tmp_path):
     assert [path.name for path in others] == ["notes.txt"]
     with pytest.warns(UserWarning, match="notes.txt"):
         assert [frame.name for frame in read_frames(tmp_path)][:3] == ["1.PNG", "2.png", "10.png"]
+
+
+@pytest.mark.parametrize("kind", ["sixteen bits", "held sideways", "transparent"])
+def test_a_chat_reads_pictures_as_everybody_else(dsr_processor, tmp_path, kind):
+    path = tmp_path / ("photo.jpg" if kind == "held sideways" else "picture.png")
+    if kind == "sixteen bits":
+        Image.fromarray((np.arange(56 * 84, dtype=np.uint16) * 13).reshape(56, 84)).save(path)
+    elif kind == "transparent":
+        Image.new("RGBA", (84, 56), (10, 20, 30, 0)).save(path)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        halves(84, 56).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+    expected = dsr_processor(text=["<|vision_start|><|image_pad|><|vision_end|>What?"], images=[read_image(path)])
+    turn = {"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": "What?"}]}
+    found = dsr_processor.apply_chat_template([turn], tokenize=True, return_dict=True, return_tensors="pt")
+    assert found["image_grid_thw"].tolist() == [list(row) for row in expected["image_grid_thw"]]
+    assert torch.equal(found["pixel_values"], torch.as_tensor(np.asarray(expected["pixel_values"])))
