@@ -286,6 +286,7 @@ def test_links_take_no_space(tmp_path):
 # ---- Loading ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_model_loads_from_the_hub_s_cache_and_computes_the_same(tmp_path):
     """By `subfolder=`, offline, in a process that cannot see the source tree, against the converted folders here."""
     (tmp_path / "outputs").mkdir()

@@ -57,6 +57,7 @@ def write(tmp_path):
     return write_source
 
 
+@pytest.mark.slow
 def test_loading_splitting_casting_and_initialising_take_a_few_pieces(write, tmp_path):
     """Pieces of 16 MB are what passes through memory."""
     encoder = encoder_layout("encoder.", **SMALL_ENCODER)
