@@ -129,6 +129,8 @@ def promised(folder: Path) -> str:
     """Every section of a demo's report has the files that it names, or names the extra that it wants."""
     report = json.loads((folder / "demo.json").read_text())
     shown, left_out = [], []
+    written = report.pop("files")
+    check(written and all((folder / name).is_file() for name in written), "the demo", sorted(written)[:3])
     for section, told in report.items():
         if "skipped" in told:
             check("[" in told["skipped"], f"{section} is left out and names no extra: {told['skipped']}")
