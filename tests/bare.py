@@ -234,6 +234,9 @@ def commands() -> dict:
             f"eval {name}": works("eval", name, bench / f"{name}.json", "--model", folder / "dsr" / "hub", "-o", name)
             for name in QUESTIONS
         },
+        "eval world": works(
+            "eval", "world", "pi3", "--seed", 1, "--count", 1, "--json", "world.json", files=("world.json",)
+        ),
         "train": names("train", "train", "--recipe", "tiny/pi3", "--output", "trained"),
         "convert verify": works("convert", "verify", folder / "pi3" / "hub"),
         "convert hub": works("convert", "hub", *models, "--output", "repo"),
