@@ -236,8 +236,15 @@ class Output:
             path = self.folder / name
             if path.is_file() and not path.is_symlink() and sha256_of(path) == self._earlier[name]:
                 path.unlink()
+                self._remove_empty(path.parent)
         self._earlier = {}
         self._save()
+
+    def _remove_empty(self, place: Path) -> None:
+        """Folders that nothing is left in, up to the output."""
+        while place != self.folder and place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
+            place = place.parent
 
     def _remove_if_empty(self) -> None:
         try:

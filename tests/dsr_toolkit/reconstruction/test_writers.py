@@ -449,8 +449,8 @@ def test_the_page_shows_the_scene_without_a_network(tmp_path, page):
     drawn = lambda: page.evaluate(  # noqa: E731
         """() => { scene.draw(); const c = document.querySelector("canvas"), gl = c.getContext("webgl2");
         const p = new Uint8Array(4 * c.width * c.height); gl.readPixels(0, 0, c.width, c.height, gl.RGBA,
-        gl.UNSIGNED_BYTE, p); let n = 0; for (let i = 0; i < p.length; i += 4) n += p[i] < 245 || p[i + 2] < 243; return
-        n; }"""
+        gl.UNSIGNED_BYTE, p); let n = 0; for (let i = 0; i < p.length; i += 4) n += p[i] < 245 || p[i + 2] < 243;
+        return n; }"""
     )
     everything = drawn()
     assert everything > 2000
