@@ -7,6 +7,13 @@ The door that an Inference Endpoint opens: it puts the repository on the path an
 All it does is in the folder `endpoint` beside it.
 """
 
-from endpoint import ERRORS, EndpointHandler, Limits, RequestError
+import sys
+from pathlib import Path
+
+HERE = str(Path(__file__).resolve().parent)
+if HERE not in sys.path:  # an Endpoint has put it there; whoever opens this file by its path may not have
+    sys.path.insert(0, HERE)
+
+from endpoint import ERRORS, EndpointHandler, Limits, RequestError  # noqa: E402
 
 __all__ = ["ERRORS", "EndpointHandler", "Limits", "RequestError"]
