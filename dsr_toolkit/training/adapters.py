@@ -121,8 +121,6 @@ def load_adapter(folder: str | Path, base: str | None = None, trainable: bool = 
     from peft import PeftConfig, PeftModel
     from transformers import AutoConfig
 
-    from .run import auto_class
-
     source = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not source:
         raise ValueError(f"{folder} names no base model; pass `base`.")
@@ -152,3 +150,13 @@ def merge_adapter(folder: str | Path, output: str | Path, base: str | None = Non
         shutil.rmtree(output, ignore_errors=True)
         raise
     return output
+
+
+def auto_class(config):
+    """The Auto class that loads what a configuration says was saved."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    saved = (config.architectures or [""])[0]
+    if saved.endswith("ForConditionalGeneration"):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM if saved.endswith("ForCausalLM") else AutoModel

@@ -10,9 +10,6 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     TrainingArguments,
     set_seed,
@@ -23,7 +20,7 @@ import modeling_dsr  # noqa: F401  registers this library's classes: the code in
 
 from ..console import say, step
 from ..extras import needs
-from .adapters import add_adapter, is_adapter, load_adapter, save_adapter
+from .adapters import add_adapter, auto_class, is_adapter, load_adapter, save_adapter
 from .card import write_card
 from .feature_cache import FeatureCache
 from .journal import Journal, draw_curves
@@ -241,14 +238,6 @@ def _source(spec: dict, folders: dict[str, Path]) -> str:
     if name not in folders:
         raise ValueError(f"`model` refers to {name!r}, which is no earlier stage or required recipe.")
     return str(folders[name])
-
-
-def auto_class(config):
-    """The Auto class that loads what a configuration says was saved."""
-    saved = (config.architectures or [""])[0]
-    if saved.endswith("ForConditionalGeneration"):
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM if saved.endswith("ForCausalLM") else AutoModel
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:

@@ -230,7 +230,7 @@ def test_cameras_that_differ_stay_apart(tmp_path):
     assert model.camera(2).params[0] == pytest.approx(1.1 * views[0].intrinsics[0, 0])
 
 
-ROOM = Path("/work/shared/samples/room")
+ROOM = Path(__file__).resolve().parents[4] / "shared" / "samples" / "room"
 
 
 def wall(count=4):

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from dsr_toolkit.training.adapters import PRESETS, add_adapter, load_adapter, merge_adapter, save_adapter
-from dsr_toolkit.training.run import auto_class
+from dsr_toolkit.training.adapters import PRESETS, add_adapter, auto_class, load_adapter, merge_adapter, save_adapter
 from tests.dsr_toolkit.training.models import CASES
 from tests.dsr_toolkit.training.models import build as plain
 
