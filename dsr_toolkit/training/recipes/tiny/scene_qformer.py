@@ -158,7 +158,7 @@ DATA = "dsr_toolkit.training.surround"
 SCENES = {
     "learning_rates": {r"\.backbone\.": 1e-4},
     "collator_options": {"map_points": NUM_POINTS, "map_every": 2},
-    "evaluation": {"rows": f"{DATA}:rows", "seed": 2, "count": 160},
+    "evaluation": {"rows": f"{DATA}:rows", "seed": 2, "count": 64},
     "measure": f"{DATA}:measure",
     "show": f"{DATA}:show",
 }
