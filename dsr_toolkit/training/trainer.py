@@ -35,7 +35,10 @@ class SpatialTrainer(Trainer):
     """
 
     def __init__(self, *args, learning_rates=None, measure=None, show=None, shown=4, on_shown=None, **kwargs):
-        super().__init__(*args, **kwargs)
+        self.processor = kwargs.pop("processing_class", None)
+        # Trainer takes every processor to have a tokenizer; one that reads images alone may hold none.
+        silent = getattr(self.processor, "tokenizer", self.processor) is None
+        super().__init__(*args, processing_class=None if silent else self.processor, **kwargs)
         self.learning_rates = learning_rates or {}
         self.measure, self.show, self.shown, self.on_shown = measure, show, shown, on_shown
         self._terms: dict[str, list[torch.Tensor]] = {}
@@ -63,8 +66,7 @@ class SpatialTrainer(Trainer):
         if model.training and not loss.isfinite().all():
             raise ValueError(
                 f"The loss is {loss.item():g} at step {self.state.global_step + 1}: the training has diverged. Lower "
-                f"the "
-                "learning rate, warm up longer, or clip gradients (`max_grad_norm`); an earlier checkpoint is whole."
+                "the learning rate, warm up longer, or clip gradients (`max_grad_norm`); an earlier checkpoint is whole."
             )
         if model.training:
             for name, value in (getattr(outputs, "losses", None) or {}).items():
@@ -96,7 +98,7 @@ class SpatialTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
             if self.measure is not None and rows is not None:
                 bare = self.accelerator.unwrap_model(model)
-                self._measures.add(self.measure(bare, self.processing_class, rows, inputs, outputs))
+                self._measures.add(self.measure(bare, self.processor, rows, inputs, outputs))
         return loss.detach().mean(), None, None
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
@@ -108,7 +110,7 @@ class SpatialTrainer(Trainer):
             count = min(self.shown, len(self.eval_dataset))
             model, was_training = self.accelerator.unwrap_model(self.model), self.model.training
             with torch.no_grad():
-                shown = self.show(model.eval(), self.processing_class, [self.eval_dataset[i] for i in range(count)])
+                shown = self.show(model.eval(), self.processor, [self.eval_dataset[i] for i in range(count)])
             model.train(was_training)
             self.on_shown(self.state.global_step, shown)
         return output
