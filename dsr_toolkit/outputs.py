@@ -4,10 +4,8 @@ Where commands write, so that nothing of the user's is ever lost.
 Every command writes through an [`Output`]: what exists is refused before any work, unless it is to be overwritten; and
 even then only files are replaced that an earlier run listed in its own report and that are still as it left them.
 Inputs, symbolic links and files that somebody else wrote are never touched. Files are made in a hidden folder inside
-the output
-and renamed to their place when they are finished: the output itself may be a mount point, a link to a folder or `.`,
-    and
-what is finished stays when something later fails.
+the output and renamed to their place when they are finished: the output itself may be a mount point, a link to a folder
+or `.`, and what is finished stays when something later fails.
 """
 
 import fnmatch
@@ -87,15 +85,13 @@ class Output:
             if path.is_dir() and folder.exists() and os.path.samefile(path, folder):
                 raise ValueError(
                     f"-o {folder} is the folder that is read; what is written there would be read the next time. "
-                    f"Choose "
-                    "another one; a new folder inside it will do."
+                    "Choose another one; a new folder inside it will do."
                 )
         self._earlier = listed_files(folder / self.report_name)
         if self._exists(self.report_name) and not self.overwrite:
             raise ValueError(
                 f"{folder / self.report_name} is there from an earlier run; choose another -o, or replace its files "
-                f"with "
-                "--overwrite."
+                "with --overwrite."
             )
         if self._exists(self.report_name) and not self._earlier and not is_report(folder / self.report_name):
             raise ValueError(
@@ -139,8 +135,7 @@ class Output:
         if name not in self._earlier and name != self.report_name:
             raise ValueError(
                 f"{target} is in the way, and no report of an earlier run lists it: --overwrite replaces only what "
-                f"this "
-                "command wrote. Choose another -o, or move it."
+                "this command wrote. Choose another -o, or move it."
             )
         if name != self.report_name and sha256_of(target) != self._earlier[name]:
             raise ValueError(

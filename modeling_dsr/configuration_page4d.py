@@ -146,8 +146,7 @@ class Page4DConfig(PreTrainedConfig):
             stay. `None`: everything trains.
         camera_loss_weight, depth_loss_weight, point_loss_weight, camera_loss_type, camera_stage_decay,
         camera_fov_weight, depth_loss_gamma, depth_loss_alpha, point_loss_gamma, point_loss_alpha, depth_gradient_loss,
-        point_gradient_loss,
-        loss_valid_range:
+        point_gradient_loss, loss_valid_range:
             The training loss, see `page4d_losses`.
         mask_loss_weight, consistency_loss_weight, separation_loss_weight (`float`, default to 0.5, 1.0 and 0.1):
             Of the mask, and of the other multi-view terms, see `video_losses` and `multiview_losses`.

@@ -54,8 +54,7 @@ class DSRCollator(TrainingCollator):
             row = int(mask.sum(1).argmax())
             raise ValueError(
                 f"Row {row} of the batch has {ids.shape[1]} tokens, more than `max_length` {self.max_length}. Show "
-                f"fewer or "
-                "smaller frames."
+                "fewer or smaller frames."
             )
         tokenizer = self.processor.tokenizer
         start = tokenizer.convert_tokens_to_ids("<|im_start|>")

@@ -258,8 +258,7 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         if pixel_values.ndim != 5 or pixel_values.shape[2] != 3 or not 1 <= pixel_values.shape[1] <= cameras:
             raise ValueError(
                 f"`pixel_values` must be [batch, {cameras} cameras, 3, height, width], got "
-                f"{tuple(pixel_values.shape)}. "
-                "SceneQFormerProcessor puts six named images in order."
+                f"{tuple(pixel_values.shape)}. SceneQFormerProcessor puts six named images in order."
             )
         images = pixel_values.flatten(0, 1).to(next(self.neck.parameters()).dtype)
         frozen = not any(parameter.requires_grad for parameter in self.backbone.parameters())
@@ -555,8 +554,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         else:
             raise ValueError(
                 f"`input_ids` hold {total} scene placeholders for {num_scenes} scenes. Expected one "
-                f"{config.image_token_index} "
-                f"per scene, or {queries} times {config.image_token_id} as SceneQFormerProcessor writes them."
+                f"{config.image_token_index} per scene, or {queries} times {config.image_token_id} as "
+                "SceneQFormerProcessor writes them."
             )
         return input_ids, attention_mask, labels, counts
 
@@ -640,9 +639,8 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         else:
             raise ValueError(
                 f"A four-dimensional `attention_mask` must cover prompt and output queries, [{batch}, 1, "
-                f"{length + count}, "
-                f"{length + count}], or be a bool mask of the prompt, [{batch}, 1, {length}, {length}]; got "
-                f"{attention_mask.dtype} {tuple(attention_mask.shape)}."
+                f"{length + count}, {length + count}], or be a bool mask of the prompt, [{batch}, 1, {length}, "
+                f"{length}]; got {attention_mask.dtype} {tuple(attention_mask.shape)}."
             )
         if position_ids is None:
             position_ids = (prompt.long().cumsum(1) - 1).clamp_min(0)

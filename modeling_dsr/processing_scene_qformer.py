@@ -281,8 +281,7 @@ class SceneQFormerProcessor(ProcessorMixin):
         if not whole.startswith(prompt):
             raise ValueError(
                 f"The chat template writes an answered question otherwise than an open one: {whole!r} does not begin "
-                f"with "
-                f"{prompt!r}. Pass a `chat_template` that does."
+                f"with {prompt!r}. Pass a `chat_template` that does."
             )
         return prompt, whole[len(prompt) :].rstrip()  # nobody waits for the line break behind the end mark
 

@@ -65,8 +65,7 @@ class TrainingCollator:
         if empty:
             raise ValueError(
                 f"Row {empty[0]} of the batch has no supervised token: its answer is empty or was cut off. Give it an "
-                f"answer, "
-                "or leave it out."
+                "answer, or leave it out."
             )
 
 

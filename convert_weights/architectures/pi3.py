@@ -36,8 +36,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     if conditioned not in (None, "depth_emb" in source):
         raise ValueError(
             f"Source `{variant}` ({source.location}): its config.json says use_multimodal = {conditioned!r}, its "
-            f"weights "
-            f"{'have' if 'depth_emb' in source else 'lack'} the conditioning."
+            f"weights {'have' if 'depth_emb' in source else 'lack'} the conditioning."
         )
     if variant == "pi3x":
         content |= _pi3x_config(source, overrides)

@@ -26,13 +26,11 @@ IMPORTABLE = ("cadquery", "math")
 WITHHELD = frozenset(dir(builtins)) - frozenset(BUILTINS)
 STATEMENTS = (
     ast.Import, ast.ImportFrom, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.For, ast.While, ast.If,
-    ast.Pass,
-    ast.Break, ast.Continue, ast.FunctionDef, ast.Return, ast.Assert, ast.Raise,
+    ast.Pass, ast.Break, ast.Continue, ast.FunctionDef, ast.Return, ast.Assert, ast.Raise,
 )  # fmt: skip
 EXPRESSIONS = (
     ast.Call, ast.Attribute, ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.UnaryOp, ast.BinOp,
-    ast.BoolOp,
-    ast.Compare, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.ListComp, ast.GeneratorExp, ast.Lambda,
+    ast.BoolOp, ast.Compare, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.ListComp, ast.GeneratorExp, ast.Lambda,
     ast.JoinedStr, ast.FormattedValue,
 )  # fmt: skip
 PARTS = (

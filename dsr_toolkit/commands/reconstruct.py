@@ -80,9 +80,8 @@ def add_arguments(parser) -> None:
     known.add_argument(
         "--cameras",
         metavar="PATH",
-        help="a COLMAP model (folder, binary or text), transforms.json, a TUM trajectory (.txt: time "
-        "and camera-to-world), or .npz (poses, intrinsics, depths in the order of the images). Images are matched by "
-        "name, "
+        help="a COLMAP model (folder, binary or text), transforms.json, a TUM trajectory (.txt: time and "
+        "camera-to-world), or .npz (poses, intrinsics, depths in the order of the images). Images are matched by name, "
         "trajectories by time; some may be missing. The result stands in the world and unit of these cameras",
     )
     known.add_argument(

@@ -1,8 +1,7 @@
 """Draw masks for phrases of an image, or for the phrases of an answer about it.
 
 Writes an overlay, one mask per phrase as PNG, and segment.json with scores, boxes and run lengths. IMAGE may be a
-showcase
-manifest (.json): then its phrases are looked up in each of its images.
+showcase manifest (.json): then its phrases are looked up in each of its images.
 """
 
 import json

@@ -118,8 +118,7 @@ def depth_metrics(
     if prediction.shape != truth.shape:
         raise ValueError(
             f"`prediction` and `truth` must have one shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}. "
-            f"Resize the "
-            "prediction to the true depth (the protocols do so bicubically)."
+            "Resize the prediction to the true depth (the protocols do so bicubically)."
         )
     valid = truth > 0
     if max_depth is not None:

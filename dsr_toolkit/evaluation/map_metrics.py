@@ -58,8 +58,7 @@ def map_scores(
 
     Returns:
         `map_distance` (metres), `map_recall`, `map_precision` at that distance, `map_recall_CLASS` of the classes that
-        there
-        are, and `map_ap`: the mean of their average precisions over `THRESHOLDS`.
+        there are, and `map_ap`: the mean of their average precisions over `THRESHOLDS`.
     """
     pairs = list(zip(predicted, wanted, strict=True))
     scores, labels = (np.concatenate([np.asarray(one[name]) for one in predicted]) for name in ("scores", "labels"))

@@ -116,8 +116,7 @@ def _chain(predict: Predict, frames: Iterable, size: int, overlap: int, store, r
             if not join.trusted and doubtful <= DOUBTS_TOLD:
                 say(
                     f"The join of window {number + 1} ({views[0].name} … {views[-1].name}) to the one before cannot be "
-                    "trusted: "
-                    f"{'; '.join(join.doubts)}."
+                    f"trusted: {'; '.join(join.doubts)}."
                 )
         yield name, views, placement, len(before)
         before = views[-overlap:]

@@ -3,8 +3,7 @@
 World axes: x and y on the floor, z up; metres and seconds. Cameras are OpenCV's: x right, y down, z forward.
 
 Everything is drawn around the middle of the clip, and what happens before and after it is independent of how things
-look
-there: with τ = -1 … 1 over the clip, a path is its middle plus a signed motion. So a scene played backwards is as
+look there: with τ = -1 … 1 over the clip, a path is its middle plus a signed motion. So a scene played backwards is as
 likely as the scene, and the middle frame tells nothing about what moves where.
 """
 
