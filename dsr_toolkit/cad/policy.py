@@ -30,8 +30,8 @@ STATEMENTS = (
 )  # fmt: skip
 EXPRESSIONS = (
     ast.Call, ast.Attribute, ast.Name, ast.Constant, ast.Tuple, ast.List, ast.Dict, ast.Set, ast.UnaryOp, ast.BinOp,
-    ast.BoolOp, ast.Compare, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.ListComp, ast.GeneratorExp, ast.Lambda,
-    ast.JoinedStr, ast.FormattedValue,
+    ast.BoolOp, ast.Compare, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.ListComp, ast.GeneratorExp,
+    ast.Lambda, ast.JoinedStr, ast.FormattedValue,
 )  # fmt: skip
 PARTS = (
     ast.Module, ast.alias, ast.arguments, ast.arg, ast.keyword, ast.comprehension, ast.expr_context, ast.operator,
