@@ -45,13 +45,14 @@ from .feature_cache import FeatureCache
 from .measures import Measures
 from .recipe import Recipe, Stage, load_recipe, recipe_names
 from .rows import Mapped, Rows
-from .run import Trained, make_collator, make_model, make_rows, make_trainer, train, training_arguments
+from .run import Trained, launch_file, make_collator, make_model, make_rows, make_trainer, train, training_arguments
 from .trainer import SpatialTrainer
 
 __all__ = [
     "FeatureCache",
     "add_adapter",
     "fine_tuning",
+    "launch_file",
     "load_adapter",
     "make_collator",
     "merge_adapter",

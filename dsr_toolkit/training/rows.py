@@ -12,9 +12,9 @@ class Rows(Dataset):
     """
     A source of rows (dictionaries) for Trainer's data loader.
 
-    Every row gets a "seed" that follows from the source's seed, the epoch and the row's number. Collators draw their
-    noise from it: fresh in every epoch and on every worker, and the same after a resumed run as without an
-    interruption.
+    Every row gets its number as "row_number", and a "seed" that follows from the source's seed, the epoch and that
+    number. Collators draw their noise from it: fresh in every epoch and on every worker, and the same after a resumed
+    run as without an interruption.
 
     Args:
         source: anything with `[index]`; a length is used if it has one.
@@ -45,6 +45,7 @@ class Rows(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = dict(self.source[index])
+        row["row_number"] = index
         row.setdefault("seed", zlib.crc32(f"{self.seed} {self.epoch} {index}".encode()))
         return row
 

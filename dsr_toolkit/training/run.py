@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -68,6 +69,8 @@ def train(
     """
     from .recipe import load_recipe
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        PartialState()  # the processes know each other before one of them writes
     output = Path(output)
     _begin(recipe, output, resume)
     folders = dict(finished or {})
@@ -238,6 +241,14 @@ def _source(spec: dict, folders: dict[str, Path]) -> str:
     if name not in folders:
         raise ValueError(f"`model` refers to {name!r}, which is no earlier stage or required recipe.")
     return str(folders[name])
+
+
+def launch_file(name: str) -> Path:
+    """A configuration for `accelerate launch --config_file`: "ddp", "fsdp2" or "zero3"."""
+    files = {file.stem: file for file in (Path(__file__).parent / "launch").glob("*.yaml")}
+    if name not in files:
+        raise ValueError(f"`name` must be one of {', '.join(sorted(files))}, got {name!r}.")
+    return files[name]
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:

@@ -42,7 +42,7 @@ class SpatialTrainer(Trainer):
         self.learning_rates = learning_rates or {}
         self.measure, self.show, self.shown, self.on_shown = measure, show, shown, on_shown
         self._terms: dict[str, list[torch.Tensor]] = {}
-        self._measures = Measures()
+        self._measures, self._last_row = Measures(), -1
 
     # ---- training ------------------------------------------------------------------------
 
@@ -97,12 +97,24 @@ class SpatialTrainer(Trainer):
             items = self._get_num_items_in_batch([inputs], self.args.device)
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
             if self.measure is not None and rows is not None:
-                bare = self.accelerator.unwrap_model(model)
-                self._measures.add(self.measure(bare, self.processor, rows, inputs, outputs))
+                self._measure(model, rows, inputs, outputs)
         return loss.detach().mean(), None, None
 
+    def _measure(self, model, rows, inputs, outputs) -> None:
+        """Measure a batch without the rows that fill up the last batches of several processes: they count once."""
+        numbers = [row.get("row_number", -1) for row in rows]
+        kept = [row for row, number in zip(rows, numbers) if number < 0 or number > self._last_row]
+        self._last_row = max([self._last_row, *numbers])
+        if not kept:
+            return
+        if len(kept) < len(rows):
+            rows, inputs = kept, self._prepare_inputs(self.data_collator(kept))
+            outputs = self.compute_loss(model, inputs, return_outputs=True)[1]
+        bare = self.accelerator.unwrap_model(model)
+        self._measures.add(self.measure(bare, self.processor, rows, inputs, outputs))
+
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        self._measures = Measures()
+        self._measures, self._last_row = Measures(), -1
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         found = self._measures.result(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})

@@ -56,17 +56,17 @@ def test_two_processes_equal_one(checkpointing, together, tmp_path):
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     losses = json.loads((tmp_path / "losses.json").read_text())
-    wrong = []
+    wrong = {}
     for name in CASES:
         loss, moved = together(name)
         assert losses[name] == pytest.approx(loss, rel=1e-4), name
-        try:
-            assert_same_step(torch.load(tmp_path / f"{name}.pt"), moved)
-        except AssertionError:
-            wrong.append(name)
-    if checkpointing and wrong == ["cadrille"]:
-        pytest.xfail("Cadrille's first step under DDP with gradient checkpointing is not the one of a single process")
-    assert wrong == []
+        found = torch.load(tmp_path / f"{name}.pt")
+        scale = max(value.abs().max().item() for value in moved.values())
+        off = {key: (found[key] - value).abs().max().item() for key, value in moved.items()}
+        off = {key: value for key, value in off.items() if value > 1e-4 * scale}
+        if off:
+            wrong[name] = (len(off), len(moved), max(off, key=off.get), max(off.values()), scale)
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("name", CASES)
