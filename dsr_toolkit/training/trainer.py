@@ -107,10 +107,11 @@ class SpatialTrainer(Trainer):
         self._last_row = max([self._last_row, *numbers])
         if not kept:
             return
-        if len(kept) < len(rows):
-            rows, inputs = kept, self._prepare_inputs(self.data_collator(kept))
-            outputs = self.compute_loss(model, inputs, return_outputs=True)[1]
         bare = self.accelerator.unwrap_model(model)
+        if len(kept) < len(rows):
+            # By the bare model: the other processes take no part, and DistributedDataParallel would wait for them.
+            rows, inputs = kept, self._prepare_inputs(self.data_collator(kept))
+            outputs = self.compute_loss(bare, inputs, return_outputs=True)[1]
         self._measures.add(self.measure(bare, self.processor, rows, inputs, outputs))
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
