@@ -208,7 +208,7 @@ class Output:
         beside = self.work / self.report_name
         beside.parent.mkdir(parents=True, exist_ok=True)
         content = {**self._content, FILES: {**kept, **self.written}}
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(readable_json(content), encoding="utf-8")
         os.replace(beside, self.folder / self.report_name)
 
     def __exit__(self, kind, error, trace) -> None:
@@ -246,6 +246,12 @@ class Output:
             self.folder.rmdir()
         except OSError:
             pass  # it holds something, or is not ours to remove
+
+
+def readable_json(content: dict) -> str:
+    """JSON in every script's own letters; what steers a terminal or turns the direction of reading is written out."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return "".join(mark if mark.isprintable() or mark == "\n" else json.dumps(mark)[1:-1] for mark in text) + "\n"
 
 
 def is_report(path: Path) -> bool:

@@ -20,13 +20,18 @@ def normalize_prediction(mesh: TriangleMesh) -> TriangleMesh:
     return mesh.moved(scale, 0.5 - (low + high) / 2 * scale)
 
 
-def chamfer_distance(points: np.ndarray, others: np.ndarray) -> float:
-    """Mean squared distance from each of `points` `[P, 3]` to the nearest of `others` `[Q, 3]`, and the other way,
-    added."""
+def chamfer_distance(points: np.ndarray, others) -> float:
+    """
+    Mean squared distance from each of `points` `[P, 3]` to the nearest of `others`, and the other way, added.
+
+    Args:
+        others: `[Q, 3]`, or a `scipy.spatial.cKDTree` of them, which is made once for many comparisons.
+    """
     from scipy.spatial import cKDTree
 
-    forth = cKDTree(others).query(points)[0]
-    back = cKDTree(points).query(others)[0]
+    tree = others if isinstance(others, cKDTree) else cKDTree(others)
+    forth = tree.query(points)[0]
+    back = cKDTree(points).query(tree.data)[0]
     return float(np.square(forth).mean() + np.square(back).mean())
 
 
@@ -60,7 +65,11 @@ def intersection_over_union(
     Raises:
         ValueError: a mesh is not closed.
     """
-    first, second = solid_body(mesh, solids), solid_body(other, other_solids)
+    return overlap(solid_body(mesh, solids), solid_body(other, other_solids))
+
+
+def overlap(first, second) -> float:
+    """Intersection over union of two bodies from `solid_body`."""
     shared = (first ^ second).volume()
     union = first.volume() + second.volume() - shared
     if not union > 0:

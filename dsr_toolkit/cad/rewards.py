@@ -14,7 +14,7 @@ import numpy as np
 from modeling_dsr.cad_files import as_triangles
 from modeling_dsr.cad_solids import TriangleMesh, sample_surface
 
-from .metrics import SURFACE_SAMPLES, chamfer_distance, intersection_over_union, normalize_prediction
+from .metrics import SURFACE_SAMPLES, chamfer_distance, normalize_prediction, overlap, solid_body
 from .sandbox import Execution, Sandbox, SandboxLimits
 
 IOU_WEIGHT, INVALID_REWARD = 10.0, -10.0  # of the published reinforcement learning of Cadrille
@@ -75,12 +75,12 @@ def reward(
     parts: dict = {}
     for number, mesh in enumerate(meshes):
         if _key(mesh) not in parts:
-            parts[_key(mesh)] = _part(mesh, number, samples, seed)
+            parts[_key(mesh)] = _Part(mesh, number, samples, seed)
 
     def one(pair) -> tuple[Execution, float, float]:
         program, mesh = pair
         found = sandbox.run(unfenced(program))
-        return found, *_compare(found, *parts[_key(mesh)], samples, seed)
+        return found, *parts[_key(mesh)].compare(found, samples, seed)
 
     with ThreadPoolExecutor(sandbox.workers, thread_name_prefix="reward") as pool:
         results = list(pool.map(one, zip(programs, meshes)))
@@ -103,24 +103,34 @@ def _key(mesh):
     return str(mesh) if isinstance(mesh, (str, Path)) else id(mesh)
 
 
-def _part(mesh, number: int, samples: int, seed: int) -> tuple[TriangleMesh, np.ndarray]:
-    try:
-        part = normalize_prediction(as_triangles(mesh))
-        return part, sample_surface(part, samples, np.random.default_rng(seed))[0]
-    except FAULTS as error:
-        raise ValueError(f"`meshes[{number}]` cannot be used: {error}") from error
+class _Part:
+    """One part, prepared for any number of programs: a search tree of its surface and its body, None if it is open."""
 
+    def __init__(self, mesh, number: int, samples: int, seed: int):
+        from scipy.spatial import cKDTree
 
-def _compare(found: Execution, part, points, samples: int, seed: int) -> tuple[float, float]:
-    if not found.ok:
-        return 0.0, float("nan")
-    mesh = normalize_prediction(TriangleMesh(found.vertices, found.faces))
-    # Other random numbers than the part's: the same would find the same points on equal meshes.
-    chamfer = chamfer_distance(sample_surface(mesh, samples, np.random.default_rng((seed, 1)))[0], points)
-    try:
-        return intersection_over_union(part, mesh, other_solids=found.solids), chamfer
-    except FAULTS:
-        return 0.0, chamfer
+        try:
+            part = normalize_prediction(as_triangles(mesh))
+            self.tree = cKDTree(sample_surface(part, samples, np.random.default_rng(seed))[0])
+        except FAULTS as error:
+            raise ValueError(f"`meshes[{number}]` cannot be used: {error}") from error
+        try:
+            self.body = solid_body(part)
+        except FAULTS:
+            self.body = None
+
+    def compare(self, found: Execution, samples: int, seed: int) -> tuple[float, float]:
+        """Intersection over union and chamfer distance."""
+        if not found.ok:
+            return 0.0, float("nan")
+        mesh = normalize_prediction(TriangleMesh(found.vertices, found.faces))
+        # Other random numbers than the part's: the same would find the same points on equal meshes.
+        points = sample_surface(mesh, samples, np.random.default_rng((seed, 1)))[0]
+        chamfer = chamfer_distance(points, self.tree)
+        try:
+            return 0.0 if self.body is None else overlap(self.body, solid_body(mesh, found.solids)), chamfer
+        except FAULTS:
+            return 0.0, chamfer
 
 
 _shared: list[Sandbox] = []

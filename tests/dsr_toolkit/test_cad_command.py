@@ -233,6 +233,15 @@ def test_text_of_a_program_is_only_text(parts, tmp_path, capsys):  # noqa: F811
     assert b"\x1b" not in written and b"<script>alert" not in (tmp_path / "a.html").read_bytes()
 
 
+def test_a_report_holds_texts_exactly_and_steers_no_terminal():
+    from dsr_toolkit.outputs import readable_json
+
+    content = {"program": "é \x1b[2J \x9b2J \u202e \U000e0001 \ud800", "words": "деталь 部品"}
+    text = readable_json(content)
+    assert json.loads(text) == content and "деталь 部品" in text and "é" in text
+    assert all(mark.isprintable() or mark == "\n" for mark in text)
+
+
 def test_notes_of_a_solid_are_told(parts, tmp_path, capsys):  # noqa: F811
     (tmp_path / "p.py").write_text(
         HEAD + "r = cq.Workplane().pushPoints([(0, 0), (50, 0)]).box(60, 40, 20, combine=False)"
