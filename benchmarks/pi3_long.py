@@ -1,8 +1,11 @@
 """Peak memory of `dsr reconstruct --window` on 100 frames against 400: windows must not care how long a video is.
 
-The whole command runs: a video is decoded, π³ sees it window by window, windows are aligned, every file is written.
+The whole command runs: a video is decoded, π³ sees it window by window, windows are joined, loops are looked for, every
+file is written.
 """
 
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -37,7 +40,12 @@ def prepare(frames: int):
     folder = tempfile.TemporaryDirectory()
     video, output = Path(folder.name) / "video.mp4", Path(folder.name) / "out"
     write_video(video, frames)
-    common = ["--model", str(hub_folder("pi3")), "--interval", "1", "--device", "cpu"]
+    model = Path(folder.name) / "model"
+    shutil.copytree(hub_folder("pi3"), model)
+    settings = json.loads((model / "processor_config.json").read_text())
+    settings["pixel_limit"] = WIDTH * HEIGHT  # frames as large as the video: time goes into windows, not into enlarging
+    (model / "processor_config.json").write_text(json.dumps(settings))
+    common = ["--model", str(model), "--interval", "1", "--device", "cpu"]
     common += ["--window", str(WINDOW), "--overlap", str(OVERLAP)]
 
     def reconstruct(*arguments) -> None:

@@ -187,7 +187,8 @@ def _one(work, scene, output: Output, about: dict, dtype: str) -> dict:
     cache = output.folder / WINDOWS
     if work.options.window is not None:
         wishes = {name: getattr(work.options, name) for name in work.options.PREDICTION}
-        known = [_state(path) for path in (scene.cameras, scene.depths) if path is not None]
+        # A model or a file that has changed since makes other windows.
+        known = [_state(Path(path)) for path in (about["model"], scene.cameras, scene.depths) if path is not None]
         _reuse(cache, {"model": about["model"], "dtype": dtype, "known": known, **wishes})
     done = False
     try:
@@ -279,7 +280,9 @@ def _check(args) -> None:
 
 
 def _state(path: Path) -> list:
-    """Tells what was known from an earlier state of itself."""
+    """Tells files from an earlier state of themselves; a repository's name is only a name."""
+    if not path.exists():
+        return [str(path)]
     files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
     return [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in files]
 

@@ -12,11 +12,12 @@ import numpy as np
 from ..console import say
 from .anchors import anchor_windows
 from .joins import join_views
-from .loops import DOUBTFUL, Edge, close_loops, find_loops
+from .loops import DOUBTFUL, Edge, close_loops, disagreement, find_loops
 from .similarity import Similarity
 from .store import WindowStore
 from .views import View
 
+LARGEST_BEND = 0.12  # of a join when loops are closed, before it is told
 DOUBTS_TOLD = 3  # joins that cannot be trusted are told one by one up to here
 
 Predict = Callable[[list], list[View]]
@@ -69,8 +70,8 @@ def reconstruct_windows(
         size, overlap: see [`windows`].
         cache: a folder that keeps what `predict` said, so that an interrupted run need not ask again.
         loops: close them.
-        report: receives `joins`, a dictionary per window from the second on (see [`Join`]), and `loops`, one per place
-            that seemed to be seen again.
+        report: receives `joins`, a dictionary per window from the second on (see [`Join`]), `loops`, one per place that
+            seemed to be seen again, and where some were closed `bend`, by how much a join gave way at most.
         total: number of frames, where known, so that the size of the cache can be told beforehand.
         prior: tell the model what the window before said of the shared frames: `predict` gets their views as a second
             argument (as Pi3XVO does with its injected conditions).
@@ -184,7 +185,14 @@ class _Chain:
             if not entry["closed"]:
                 entry["doubts"] = ["it contradicts the joins or the other loops"]
         closed = sum(entry["closed"] for entry in report["loops"])
-        say(f"{closed} of them are, and the way is closed there.")
+        say(f"{closed} of them are, and the way is closed there." if closed else "None of them is: no loop is closed.")
+        bend = float(np.linalg.norm(disagreement(placements, joins, self.depths), axis=1).max())
+        report["bend"] = bend
+        if bend > LARGEST_BEND:
+            say(
+                f"For that, joins gave way by up to {bend:.2f} (radians, parts of depth, logarithm of scale): more "
+                "than joins that fit are wrong. The model drifts within its windows; shorter ones may help."
+            )
         return placements
 
     def _measure(self, i: int, j: int) -> tuple[Edge | None, dict]:

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,17 @@ def test_another_wish_asks_again(photos, tmp_path, quick_pi3, monkeypatch):
     arguments = (photos, tmp_path / "out", quick_pi3, "--window", "2", "--overlap", "1", "--no-loops")
     assert reconstruct(*arguments) == 2
     assert reconstruct(*arguments, "--original-size") == 0
+    assert len(asked) == 3 + 5
+
+
+def test_a_model_that_was_trained_on_asks_again(photos, tmp_path, quick_pi3, monkeypatch):
+    model = tmp_path / "model"
+    shutil.copytree(quick_pi3, model)
+    asked = interrupted(monkeypatch, 3)
+    arguments = (photos, tmp_path / "out", str(model), "--window", "2", "--overlap", "1", "--no-loops")
+    assert reconstruct(*arguments) == 2
+    os.utime(model / "model.safetensors", (1, 1))
+    assert reconstruct(*arguments) == 0
     assert len(asked) == 3 + 5
 
 

@@ -40,6 +40,7 @@ def test_the_end_of_a_closed_tour_meets_its_start_within_one_percent(noise, outl
     assert gap(closed, truth) < 0.01
     assert abs(scale_drift(closed, truth) - 1) < abs(scale_drift(open_way, truth) - 1)
     assert report["loops"] and all(loop["closed"] for loop in report["loops"])
+    assert 0 < report["bend"] < 0.12  # what was wrong is spread over all joins
 
 
 def test_where_nothing_is_seen_again_closing_changes_nothing():
