@@ -23,6 +23,7 @@ __all__ = ["CODES", "ConfinementError", "Execution", "Sandbox", "SandboxLimits"]
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTUP_SECONDS, GRACE_SECONDS = 180, 30
+ATTEMPTS = 5  # to find a process that takes a program
 
 
 class ConfinementError(OSError):
@@ -152,23 +153,34 @@ class Sandbox:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, request: dict, payload: bytes = b"") -> tuple[dict, bytes] | Execution:
-        """What the keeper says, or the execution of a server that broke down."""
+        """
+        What the keeper says, or the execution of a program whose keeper ended.
+
+        A keeper tells that it has the whole request before it starts anything. One that ended earlier, when no program
+        can be at fault, is replaced and the request sent again.
+        """
         limits = {"confined": self.confined, "seconds": self.limits.seconds, "memory": self.limits.memory}
         worker = self._idle.get()
-        end = self._ends[worker]
         try:
-            if self._closed:
-                raise RuntimeError("the sandbox is closed")
-            send_message(end, {**request, **limits}, payload)
-            seen, answer = receive_message(end)
-            if seen is None:
-                raise OSError("its process is gone")
-            return seen, answer
-        except (OSError, ValueError) as error:
-            if self._closed:
-                raise RuntimeError("the sandbox was closed while a program ran") from error
-            self._replace(worker, end)
-            return Execution("crash", f"the server failed and was restarted ({error})")
+            for _ in range(ATTEMPTS):
+                end, begun = self._ends[worker], False
+                try:
+                    if self._closed:
+                        raise RuntimeError("the sandbox is closed")
+                    send_message(end, {**request, **limits}, payload)
+                    begun = receive_message(end)[0] is not None
+                    seen, answer = receive_message(end) if begun else (None, b"")
+                    if seen is not None:
+                        return seen, answer
+                    reason = "its process is gone"
+                except (OSError, ValueError) as error:
+                    reason = str(error)
+                if self._closed:
+                    raise RuntimeError("the sandbox was closed while a program ran")
+                self._replace(worker, end)
+                if begun:
+                    return Execution("crash", f"the server failed and was restarted ({reason})")
+            raise RuntimeError(f"{ATTEMPTS} processes in a row ended before they began a program ({reason})")
         finally:
             self._idle.put(worker)
 

@@ -124,6 +124,7 @@ def keep(parent: socket.socket, place: Place) -> None:
         request, payload = receive_message(parent)
         if request is None:
             return
+        send_message(parent, {"begun": True})  # from here on the program may be to blame for how this process ends
         deadline = time.monotonic() + request["seconds"]
         job = Job(request, place, deadline, parent)
         seen, answer = job.solid() if request["job"] == "program" else job.step(payload)

@@ -285,10 +285,9 @@ def extents(found) -> list[float] | None:
 
 
 def settled(pid: int, count: int) -> int:
-    """Number of descendants, once those that are ending have had the time to."""
-    for _ in range(100):
-        if (found := len(descendants(pid))) == count:
-            break
+    """Number of descendants, once those that start or end have had the time to, on a slow machine too."""
+    deadline = time.monotonic() + 30
+    while (found := len(descendants(pid))) != count and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
 

@@ -238,27 +238,62 @@ def test_map_keeps_the_order(checked):
 SLEEPER = "import time; time.sleep(60)"
 
 
-def test_a_keeper_that_is_ended_is_replaced_and_nobody_waits_for_it():
+def end_process(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    while is_running(pid):
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def mortal():
+    with Sandbox(workers=2, limits=SandboxLimits(seconds=60)) as sandbox:
+        yield sandbox
+
+
+def test_programs_do_not_notice_keepers_that_end_while_they_are_idle(mortal):
+    """One, all, and the server with all of them."""
+    server = mortal._process.pid
+    assert settled(server, 2) == 2
+    for victims in (descendants(server)[:1], descendants(server), [server]):
+        for pid in filter(is_running, victims):
+            end_process(pid)
+        assert [found.code for found in mortal.map([BOX] * 4)] == ["ok"] * 4
+    assert mortal._process.pid != server and settled(mortal._process.pid, 2) == 2
+
+
+def test_a_keeper_that_ends_while_its_program_runs_is_a_crash_and_is_replaced(mortal):
+    with ThreadPoolExecutor(4) as pool:
+        endless = [pool.submit(mortal.run, "while True: pass") for _ in range(2)]
+        assert settled(mortal._process.pid, 4) == 4  # two keepers, two programs
+        waiting = [pool.submit(mortal.run, BOX) for _ in range(2)]
+        for pid in descendants(mortal._process.pid):
+            if is_running(pid):
+                end_process(pid)
+        assert [found.result(60).code for found in endless] == ["crash", "crash"]
+        assert [found.result(60).code for found in waiting] == ["ok", "ok"]
+    assert settled(mortal._process.pid, 2) == 2
+
+
+def test_nobody_waits_for_a_keeper_that_is_ended(mortal):
     """Several threads wait for two workers while one of these is killed again and again: all get answers."""
-    with Sandbox(workers=2, limits=LIMITS) as sandbox, ThreadPoolExecutor(8) as pool:
-        programs = [pool.submit(sandbox.run, BOX) for _ in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        programs = [pool.submit(mortal.run, BOX) for _ in range(24)]
         for _ in range(4):
             time.sleep(0.2)
-            for pid in descendants(sandbox._process.pid)[:1]:
+            for pid in descendants(mortal._process.pid)[:1]:
                 os.kill(pid, signal.SIGKILL)
         codes = [program.result(timeout=60).code for program in programs]
-        assert set(codes) <= {"ok", "crash"} and "ok" in codes
-        assert [found.code for found in sandbox.map([BOX] * 2)] == ["ok", "ok"] and settled(
-            sandbox._process.pid, 2
-        ) == 2
+    assert set(codes) <= {"ok", "crash"} and codes.count("crash") <= 4
 
 
-def test_a_server_that_is_ended_is_replaced():
-    with Sandbox(workers=2, limits=LIMITS) as sandbox:
-        server = sandbox._process.pid
-        os.kill(server, signal.SIGKILL)
-        codes = [found.code for found in sandbox.map([BOX] * 4)]
-        assert set(codes) <= {"ok", "crash"} and sandbox.run(BOX).ok and sandbox._process.pid != server
+def test_a_machine_on_which_keepers_cannot_live_blames_no_program(monkeypatch):
+    monkeypatch.setattr("dsr_toolkit.cad.sandbox.GRACE_SECONDS", 0)
+    with Sandbox(workers=1, limits=SandboxLimits(seconds=0.2)) as sandbox:
+        assert settled(sandbox._process.pid, 1) == 1
+        os.kill(sandbox._process.pid, signal.SIGSTOP)  # takes orders for keepers and makes none
+        end_process(descendants(sandbox._process.pid)[0])
+        with pytest.raises(RuntimeError, match="5 processes in a row ended before they began a program"):
+            sandbox.run(BOX)
 
 
 def test_after_closing_there_is_an_error():
