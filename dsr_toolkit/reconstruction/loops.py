@@ -11,6 +11,8 @@ from .similarity import Similarity
 
 MOST_LOOPS = 30  # that are looked at
 LARGEST_DISAGREEMENT = 0.2  # of a loop after all were fitted: radians, parts of the depth, logarithm of the scale
+LARGEST_TURN = np.pi / 2  # between a loop and the way there, from which closing it may turn the chain the wrong way
+LARGEST_BEND = 0.25  # of a trusted join when loops are closed, in the same units as a disagreement
 DOUBTFUL = 0.1  # weight of a join that is not trusted
 ROUNDS, SMALLEST_STEP = 50, 1e-9
 
@@ -74,26 +76,43 @@ class Edge:
 
 def close_loops(
     placements: list[Similarity], joins: list[Edge], loops: list[Edge], depths: list[float]
-) -> tuple[list[Similarity], list[float]]:
+) -> tuple[list[Similarity], list[str]]:
     """
-    Placements of the windows that contradict joins and loops least; loops that cannot be brought to agree are left out.
+    Placements of the windows that contradict joins and loops least.
+
+    A loop is left out if the way there ends so far turned from it that there is no telling which way round the chain
+    went wrong, if it cannot be brought to agree with the others, or if joins that can be trusted would have to give way
+    by more than any drift: then one of both is an error, and the chain stays as the joins say. Of several such loops
+    the one goes that asks most of each join.
 
     Args:
         placements: of each window in the common world, as the joins alone give them. depths: a typical depth of each
             window, in its own world, in which translations are measured.
 
     Returns:
-        The new placements, and by how much each loop disagrees with them (infinite: left out).
+        The new placements, and why each loop is left out, in words; "" of one that is closed.
     """
-    kept = list(range(len(loops)))
-    while kept:
+    why = [""] * len(loops)
+    if not loops:
+        return placements, why
+    open_errors = disagreement(placements, loops, depths)
+    turns = np.linalg.norm(open_errors[:, :3], axis=1)
+    asked = np.linalg.norm(open_errors, axis=1) / [loop.later - loop.earlier for loop in loops]
+    for i in np.flatnonzero(turns > LARGEST_TURN):
+        why[i] = f"the way there ends turned by {np.degrees(turns[i]):.0f}° from it: which way round, nobody can tell"
+    trusted = [join for join in joins if np.min(join.weight) >= 1]
+    while kept := [i for i, reason in enumerate(why) if not reason]:
         found = optimise(placements, [*joins, *(loops[i] for i in kept)], depths)
         errors = np.linalg.norm(disagreement(found, [loops[i] for i in kept], depths), axis=1)
-        if errors.max() <= LARGEST_DISAGREEMENT:
-            left = dict(zip(kept, errors.tolist()))
-            return found, [left.get(i, float("inf")) for i in range(len(loops))]
-        del kept[int(errors.argmax())]
-    return placements, [float("inf")] * len(loops)
+        bend = np.linalg.norm(disagreement(found, trusted, depths), axis=1).max() if trusted else 0.0
+        if errors.max() > LARGEST_DISAGREEMENT:
+            why[kept[int(errors.argmax())]] = "it contradicts the joins or the other loops"
+        elif bend > LARGEST_BEND:
+            worst = max(kept, key=lambda i: asked[i])
+            why[worst] = f"joins that fit would have to give way by {bend:.2f} for it ({LARGEST_BEND:g} at most)"
+        else:
+            return found, why
+    return placements, why
 
 
 def optimise(placements: list[Similarity], edges: list[Edge], depths: list[float]) -> list[Similarity]:

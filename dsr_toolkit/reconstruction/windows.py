@@ -17,7 +17,7 @@ from .similarity import Similarity
 from .store import WindowStore
 from .views import View
 
-LARGEST_BEND = 0.12  # of a join when loops are closed, before it is told
+TOLD_BEND = 0.12  # of a join when loops are closed, before it is told
 DOUBTS_TOLD = 3  # joins that cannot be trusted are told one by one up to here
 
 Predict = Callable[[list], list[View]]
@@ -179,16 +179,16 @@ class _Chain:
                 zip(self.placements, self.placements[1:], self.weights(report))
             )
         ]
-        placements, errors = close_loops(self.placements, joins, [edge for edge, _ in edges], self.depths)
-        for (_, entry), error in zip(edges, errors):
-            entry["closed"] = bool(np.isfinite(error))
-            if not entry["closed"]:
-                entry["doubts"] = ["it contradicts the joins or the other loops"]
+        placements, doubts = close_loops(self.placements, joins, [edge for edge, _ in edges], self.depths)
+        for (_, entry), doubt in zip(edges, doubts):
+            entry["closed"] = not doubt
+            if doubt:
+                entry["doubts"] = [doubt]
         closed = sum(entry["closed"] for entry in report["loops"])
         say(f"{closed} of them are, and the way is closed there." if closed else "None of them is: no loop is closed.")
         bend = float(np.linalg.norm(disagreement(placements, joins, self.depths), axis=1).max())
         report["bend"] = bend
-        if bend > LARGEST_BEND:
+        if bend > TOLD_BEND:
             say(
                 f"For that, joins gave way by up to {bend:.2f} (radians, parts of depth, logarithm of scale): more "
                 "than joins that fit are wrong. The model drifts within its windows; shorter ones may help."

@@ -297,8 +297,11 @@ def test_the_page_holds_both_bodies_and_escapes_words(page, tmp_path):
     page.wait_for_timeout(1500)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     seen = np.asarray(picture)[120:]
-    yellow = (seen[..., 0] > 1.4 * seen[..., 2].astype(int)).mean()
-    assert not problems and yellow > 0.01  # the solid is drawn
+    yellow = seen[..., 0] > 1.4 * seen[..., 2].astype(int)
+    assert not problems and yellow.mean() > 0.01  # the solid is drawn …
+    assert not yellow[:, :5].any() and not yellow[:, -5:].any() and not yellow[-5:].any()  # … as a whole …
+    assert len(np.unique(seen[yellow] // 8, axis=0)) >= 3  # … from a corner: three sides that are lit differently …
+    assert seen[yellow].max() > 200  # … and not in the dark
     assert "a <b> part" in page.inner_text("body") and "<script>alert(1)</script>" in page.inner_text("body")
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from dsr_toolkit.reconstruction.loops import Edge, close_loops, find_loops, optimise
 from dsr_toolkit.reconstruction.similarity import Similarity
@@ -105,6 +106,33 @@ def test_a_loop_that_contradicts_all_the_others_is_left_out():
     between = lambda a, b: Edge(a, b, truth[a].inverse() @ truth[b])  # noqa: E731
     joins = [between(n, n + 1) for n in range(8)]
     wrong = Edge(1, 6, between(1, 6).measured @ world_of(50))
-    placements, errors = close_loops(truth, joins, [between(0, 8), wrong, between(2, 7)], [2.0] * 9)
-    assert np.isfinite(errors).tolist() == [True, False, True]
+    placements, doubts = close_loops(truth, joins, [between(0, 8), wrong, between(2, 7)], [2.0] * 9)
+    assert [bool(doubt) for doubt in doubts] == [False, True, False]
     assert all(a.scale == pytest.approx(b.scale, rel=1e-6) for a, b in zip(placements, truth))
+
+
+def around(count: int, part: float = 1.0) -> list[Similarity]:
+    """Windows on `part` of a circle of radius 5, that look outwards."""
+    turns = [Rotation.from_euler("y", 2 * np.pi * part * n / count).as_matrix() for n in range(count + 1)]
+    return [Similarity(1.0, turn, turn @ [0.0, 0.0, 5.0]) for turn in turns]
+
+
+@pytest.mark.parametrize("count", [12, 100])
+def test_a_model_that_sees_half_of_every_turn_is_not_turned_the_wrong_way(count):
+    """It says that a whole round was half of one: to bend the chain straight would be as near as to bend it round."""
+    found = around(count, 0.47)
+    joins = [Edge(n, n + 1, a.inverse() @ b) for n, (a, b) in enumerate(zip(found, found[1:]))]
+    placements, doubts = close_loops(found, joins, [Edge(0, count, Similarity.identity())], [2.0] * (count + 1))
+    assert placements is found and "169° from it: which way round, nobody can tell" in doubts[0]
+
+
+def test_joins_that_fit_do_not_give_way_to_a_loop_as_to_no_drift():
+    found = around(4, 0.2)
+    joins = [Edge(n, n + 1, a.inverse() @ b) for n, (a, b) in enumerate(zip(found, found[1:]))]
+    wrong = Edge(0, 3, found[0].inverse() @ found[3] @ Similarity(1.0, np.eye(3), np.array([3.0, 0, 0])))
+    right = Edge(1, 4, found[1].inverse() @ found[4])
+    placements, doubts = close_loops(found, joins, [wrong], [2.0] * 5)
+    assert placements is found and doubts[0]
+    placements, doubts = close_loops(found, joins, [wrong, right], [2.0] * 5)
+    assert doubts[0] and not doubts[1]
+    assert all(np.allclose(a.translation, b.translation) for a, b in zip(placements, found))
