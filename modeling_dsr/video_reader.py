@@ -70,6 +70,7 @@ class Video:
             self.source = self.source.read()
         self.name = name or (repr(self.source) if isinstance(self.source, str) else "the video")
         self.limits = limits
+        self._begin: int | None = None  # stamp of the first picture that needs no other
         with self._errors():
             self._look_through()
 
@@ -101,18 +102,19 @@ class Video:
                     f"{self.name} has {self.size[0]}×{self.size[1]} pixels; at most {self.limits.pixels} are read. "
                     "Scale it down."
                 )
-            stamps, hidden, corrupt, end = [], 0, False, None
+            stamps, early, hidden, corrupt, decodable, clock = [], [], 0, False, False, _Clock()
             for packet in container.demux(stream):
                 if packet.size == 0:
                     continue
                 corrupt = packet.is_corrupt  # of the last one: a packet that the end of the file cuts
+                stamp = clock(packet)
+                if packet.is_keyframe and not decodable:
+                    decodable, self._begin = True, packet.pts
                 if packet.is_discard:
                     hidden += 1
-                    continue
-                stamps.append(packet.pts if packet.pts is not None else packet.dts)
-                if stamps[-1] is not None:
-                    end = max(end or stamps[-1], stamps[-1] + (packet.duration or 0))
-                if self.limits.frames is not None and len(stamps) + hidden > self.limits.frames:
+                else:
+                    (stamps if decodable else early).append(stamp)
+                if self.limits.frames is not None and len(stamps) + len(early) + hidden > self.limits.frames:
                     raise TooLarge(
                         f"{self.name} has more than {self.limits.frames} frames. Cut it, or send chosen frames as "
                         "images."
@@ -121,6 +123,11 @@ class Video:
             base = float(stream.time_base or 0)
             count = stream.frames
             announced = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+        if not decodable:  # a stream that is refreshed bit by bit has no keyframe
+            stamps, early = early, []
+        if self._begin is not None:  # of a recording that began in the middle, nobody can see what came before
+            early += [stamp for stamp in stamps if stamp is not None and stamp < self._begin]
+            stamps = [stamp for stamp in stamps if stamp is None or stamp >= self._begin]
         if not stamps:
             raise ValueError(f"{self.name} holds zero frames. Re-encode it, for example to H.264 in mp4.")
         if None in stamps or not base:  # a raw stream: frames follow one another evenly
@@ -130,8 +137,8 @@ class Video:
             self.times = ordered - ordered[0]
         self.fps = self._rate(rate)
         seen = self.times[-1] + 1 / self.fps
-        if end is not None and None not in stamps:  # the last frame may be shown for long
-            seen = max(seen, (end - min(stamps)) * base)
+        if clock.end is not None and None not in stamps + early:  # the last frame may be shown for long
+            seen = max(seen, (clock.end - min(stamps)) * base) + (min(stamps) - min(stamps + early)) * base
         if corrupt or (announced and seen < 0.9 * announced):
             raise ValueError(
                 f"{self.name} is cut short: {len(self.times)}"
@@ -174,7 +181,11 @@ class Video:
             if self.limits.pixels is not None:
                 stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
             ratio = stream.sample_aspect_ratio
-            for index, frame in enumerate(container.decode(stream)):
+            index = -1
+            for frame in container.decode(stream):
+                if index < 0 and None not in (self._begin, frame.pts) and frame.pts < self._begin:
+                    continue
+                index += 1
                 if index == wanted[found]:
                     size = size or (frame.width, frame.height)
                     yield index, _picture(frame, size, frame_ratio(frame, ratio))
@@ -190,6 +201,24 @@ class Video:
         """Frames that are shown at these seconds: increasing, without repeats."""
         shown = np.searchsorted(self.times, np.asarray(times) + 1e-6, side="right") - 1
         return np.unique(shown.clip(0)).tolist()
+
+
+class _Clock:
+    """Stamps of packets in the order of decoding; where they begin anew (recordings that were joined), they go on."""
+
+    def __init__(self):
+        self.shift, self.last, self.end = 0, None, None
+
+    def __call__(self, packet) -> int | None:
+        if packet.dts is not None:
+            if self.last is not None and packet.dts + self.shift < self.last:
+                self.shift = self.last + (packet.duration or 1) - packet.dts
+            self.last = packet.dts + self.shift
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None:
+            return None
+        self.end = max(self.end or stamp, stamp + self.shift + (packet.duration or 0))
+        return stamp + self.shift
 
 
 class _Errors:

@@ -64,6 +64,27 @@ def test_a_clip_trimmed_without_encoding_is_what_people_see(tmp_path):
     assert len(frames) == 8 and metadata.total_num_frames == 45
 
 
+def test_a_recording_that_began_in_the_middle_begins_with_what_can_be_seen(tmp_path):
+    """A transport stream that is cut anywhere: what is shown before its first keyframe has no beginning."""
+    whole = write(tmp_path / "whole.ts", grey(60), gop=20).read_bytes()
+    packets = len(whole) // 188
+    for part in (0.25, 0.4, 0.55):
+        (tmp_path / "cut.ts").write_bytes(whole[188 * int(packets * part) :])
+        video = Video(tmp_path / "cut.ts")
+        shown = list(video.frames(range(len(video))))
+        assert 15 < len(shown) == len(video) < 60 - 60 * part
+        assert abs(float(shown[0][1].mean()) - 8 * ((60 - len(video)) % 30)) < 4
+        assert video.times[-1] == pytest.approx((len(video) - 1) / 30, abs=1e-4)
+
+
+def test_recordings_that_were_joined_follow_one_another(tmp_path):
+    one = write(tmp_path / "one.ts", grey(12), rate=10).read_bytes()
+    (tmp_path / "two.ts").write_bytes(one + one)
+    video = Video(tmp_path / "two.ts")
+    assert len(list(video.frames(range(len(video))))) == len(video) == 24
+    assert video.times.tolist() == pytest.approx((np.arange(24) / 10).tolist(), abs=1e-4)
+
+
 def test_a_file_that_is_cut_short_is_an_error(tmp_path):
     with av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=30)
