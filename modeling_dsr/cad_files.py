@@ -141,11 +141,12 @@ def load_cloud(path: str | os.PathLike) -> np.ndarray:
     """
     A point cloud `[P, 3 or more]` float64: PLY, .npy, or text with a point per line.
 
-    Numbers of a line stand between spaces, tabs, commas or semicolons. Lines of comments (#, //, ;), a header of column
-    names and a first line with the number of points are passed over.
+    Numbers of a line stand between spaces, tabs, commas or semicolons; single commas inside what spaces or semicolons
+    separate ("1,5 2,0 0,25") are decimal marks. Lines of comments (#, //, ;), a header of column names and a first line
+    with the number of points are passed over. Points that are not finite are left out, with a warning.
 
     Raises:
-        ValueError: no such file, another kind, or a line that is no point.
+        ValueError: no such file, another kind, a line that is no point, or no finite point.
     """
     path = Path(path)
     if not path.is_file():
@@ -153,7 +154,7 @@ def load_cloud(path: str | os.PathLike) -> np.ndarray:
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
-            cloud = np.load(path, allow_pickle=False)
+            cloud = _load_npy(path)
         elif suffix == ".ply":
             cloud = np.asarray(_with_trimesh(path)[0])
         else:
@@ -165,7 +166,22 @@ def load_cloud(path: str | os.PathLike) -> np.ndarray:
     cloud = np.asarray(cloud)
     if cloud.ndim != 2 or cloud.shape[1] < 3 or not len(cloud) or cloud.dtype.kind not in "fiu":
         raise ValueError(f"{path.name!r} must hold points [P, 3 or more], got {cloud.dtype} {cloud.shape}.")
-    return cloud.astype(np.float64)
+    cloud = cloud.astype(np.float64)
+    finite = np.isfinite(cloud[:, :3]).all(1)
+    if not finite.any():
+        raise ValueError(f"{path.name!r} holds no point of finite numbers. Export it again.")
+    if lost := int((~finite).sum()):
+        warnings.warn(
+            f"{path.name!r}: {lost} of {len(cloud)} points are not finite numbers and are left out.", stacklevel=2
+        )
+    return cloud[finite]
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path.name!r} is no array of numbers ({error}). Save it with `numpy.save`.") from error
 
 
 def load_part(path: str | os.PathLike) -> TriangleMesh | np.ndarray:
@@ -182,6 +198,15 @@ def load_part(path: str | os.PathLike) -> TriangleMesh | np.ndarray:
         return load_cloud(path)
 
 
+def _words(line: str) -> list[str]:
+    """What stands between the separators of a line of numbers."""
+    line = line.strip(",; \t")
+    words = re.split(r"[\s;]+", line)
+    if len(words) > 2 and "." not in line and all(re.fullmatch(r"[^,]+(,[^,]+)?", word) for word in words):
+        return [word.replace(",", ".") for word in words]
+    return re.split(r"[\s,;]+", line)
+
+
 def _text_cloud(text: str, name: str) -> np.ndarray:
     rows: list[list[float]] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -189,7 +214,7 @@ def _text_cloud(text: str, name: str) -> np.ndarray:
         if not line or line.startswith(";"):
             continue
         try:
-            row = [float(word) for word in re.split(r"[\s,;]+", line.strip(",; \t"))]
+            row = [float(word) for word in _words(line)]
         except ValueError:
             if not rows:  # names of columns
                 continue

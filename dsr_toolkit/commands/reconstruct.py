@@ -131,6 +131,7 @@ def run(args) -> int:
     _check(args)
     folder = Path(args.output) if args.output else _default_folder()
     place = lambda path: None if path is None else Path(path)  # noqa: E731
+    Output(folder, REPORT, names=(), inputs=[args.input], overwrite=args.overwrite)  # refuses before libraries load
     with step("Loading libraries"):
         from transformers import AutoConfig
 

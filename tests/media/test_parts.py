@@ -95,6 +95,25 @@ def test_no_cloud_is_named(tmp_path, text):
         load_cloud(tmp_path / "a.xyz")
 
 
+@pytest.mark.parametrize("mark", [" ", ";", "\t"])
+def test_commas_inside_numbers_are_decimal(tmp_path, mark):
+    lines = [mark.join(f"{value:.6f}".replace(".", ",") for value in point) for point in POINTS]
+    (tmp_path / "a.xyz").write_text("\n".join(lines))
+    assert np.allclose(load_cloud(tmp_path / "a.xyz"), POINTS, atol=1e-6)
+
+
+def test_points_that_are_no_numbers_are_left_out_and_said(tmp_path):
+    (tmp_path / "a.xyz").write_text("nan nan nan\n1 2 3\n4 5 6\ninf 0 0\n")
+    with pytest.warns(UserWarning, match="2 of 4 points"):
+        assert load_cloud(tmp_path / "a.xyz").tolist() == [[1, 2, 3], [4, 5, 6]]
+    np.save(tmp_path / "b.npy", np.full((4, 3), np.nan))
+    with pytest.raises(ValueError, match="b.npy.*no point"):
+        load_cloud(tmp_path / "b.npy")
+    np.save(tmp_path / "c.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="c.npy"):
+        load_cloud(tmp_path / "c.npy")
+
+
 def test_a_part_far_from_the_origin_keeps_its_shape(cad_processor, tmp_path):
     here = cad_processor(point_clouds=[POINTS], seed=0)
     far = cad_processor(point_clouds=[POINTS + [500_000.0, 5_400_000.0, 300.0]], seed=0)
