@@ -99,10 +99,12 @@ def test_what_is_transparent_lies_on_white(tmp_path, mode):
     assert read_with_alpha(halves())[1] is None
 
 
-@pytest.mark.parametrize("kind", ["webp", "avif", "tif", "bmp", "gif", "png", "jpg"])
+@pytest.mark.parametrize("kind", ["webp", "avif", "tif", "bmp", "gif", "png", "jpg", "heic"])
 def test_every_format_is_an_image(tmp_path, kind):
     if kind == "avif" and ".avif" not in Image.registered_extensions():
         pytest.skip("this Pillow was built without AVIF")
+    if kind == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     halves().save(tmp_path / f"a.{kind}")
     assert close(read_image(tmp_path / f"a.{kind}").getpixel((5, 10)), LEFT, 25)
     assert [path.name for path in list_images(tmp_path)[0]] == [f"a.{kind}"]
