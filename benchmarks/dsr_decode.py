@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.generation import StoppingCriteria
 
 from benchmarks.dsr_models import TOKEN_IDS, prompt, small_model, video
-from benchmarks.harness import assert_agreement, row
+from benchmarks.harness import alternate, assert_agreement, row
 
 NAME = "dsr.decode"
 GRID = (4, 8, 12)
@@ -60,10 +60,6 @@ def run() -> list[dict]:
     plain_inputs["mm_token_type_ids"] = (plain_inputs["input_ids"] == config.video_token_id).int() * 2
     assert plain_inputs["input_ids"].shape == our_inputs["input_ids"].shape
     sides = {plain: plain_inputs, ours: our_inputs}
-    times: dict[torch.nn.Module, list[float]] = {plain: [], ours: []}
-    for model, inputs in sides.items():
-        steps_of(model, inputs)
-    for index in range(ROUNDS):
-        for model in (plain, ours) if index % 2 == 0 else (ours, plain):
-            times[model] += steps_of(model, sides[model])
-    return [row(NAME, "time", statistics.median(times[plain]), statistics.median(times[ours]), target=0.97)]
+    calls = [lambda model=model: steps_of(model, sides[model]) for model in (plain, ours)]
+    times = alternate(*calls, rounds=ROUNDS, measure=lambda call: statistics.median(call()))
+    return [row(NAME, "time", *times, target=0.97)]

@@ -8,7 +8,7 @@ import time
 import torch
 
 from benchmarks.dsr_models import prompt, small_model, video
-from benchmarks.harness import alternate, assert_agreement, row
+from benchmarks.harness import Seconds, alternate, assert_agreement, row
 
 NAME = "dsr.encode_once"
 QUESTIONS = 8
@@ -57,7 +57,7 @@ def run() -> list[dict]:
 
     rounds, warmup = 5, 1
     first_tokens = alternate(measured("each", ask_each_time), measured("once", encode_once), rounds, warmup)
-    encoders = [sorted(times[warmup:])[rounds // 2] for times in (spent["each"], spent["once"])]
+    encoders = [Seconds(spent[name][warmup:]) for name in ("each", "once")]
     return [
         row(NAME, "time", *encoders, target=7.0),
         row(NAME, "time_to_first_tokens", *first_tokens, target=None),

@@ -11,6 +11,7 @@ Its baseline stands in the same module, written in the plain way in which publis
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -25,18 +26,59 @@ import transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.0005
+FEWEST_ROUNDS = 5  # that can tell a median with 90 %
+
+
+class Seconds(float):
+    """The median of a side's rounds, which are in `rounds`, in the order in which they were run."""
+
+    rounds: tuple[float, ...]
+
+    def __new__(cls, rounds: list[float]):
+        self = super().__new__(cls, statistics.median(rounds))
+        self.rounds = tuple(rounds)
+        return self
 
 
 def row(name: str, metric: str, baseline: float, ours: float, target: float | None) -> dict:
-    """One result. `baseline` and `ours` are costs (seconds, bytes) whose ratio says how many times less ours needs."""
-    return {
-        "name": name,
-        "metric": metric,
-        "baseline": baseline,
-        "ours": ours,
-        "ratio": baseline / ours,
-        "target": target,
-    }
+    """
+    One result. `baseline` and `ours` are costs (seconds, bytes) whose ratio says how many times less ours needs.
+
+    Of two sides that were timed in turn, the ratio is the median over the rounds, each against its neighbour, and
+    `interval` holds the ends between which that median lies with a probability of 90 %.
+    """
+    found = {"name": name, "metric": metric, "baseline": float(baseline), "ours": float(ours)}
+    if isinstance(baseline, Seconds) and isinstance(ours, Seconds):
+        ratios = paired(baseline.rounds, ours.rounds)
+        found |= {"ratio": statistics.median(ratios), "interval": median_interval(ratios), "rounds": len(ratios)}
+    else:
+        found |= {"ratio": baseline / ours, "interval": None, "rounds": None}
+    return {**found, "target": target}
+
+
+def paired(baseline, ours) -> list[float]:
+    return [plain / quick for plain, quick in zip(baseline, ours, strict=True)]
+
+
+def median_interval(values: list[float], level: float = 0.9) -> tuple[float, float]:
+    """
+    The ends between which the median of the distribution lies with probability `level`, whatever it looks like: order
+    statistics of the sample. Fewer than five values cannot be that sure; theirs are the smallest and the largest.
+    """
+    ordered, count = sorted(values), len(values)
+    below, outside = 0.0, 0  # probability that fewer than `outside` values lie below the median
+    while 2 * (below + math.comb(count, outside) / 2**count) <= 1 - level:
+        below += math.comb(count, outside) / 2**count
+        outside += 1
+    outside = max(outside, 1)
+    return ordered[outside - 1], ordered[-outside]
+
+
+def is_held(line: dict) -> bool | None:
+    """Whether a row reaches its target, the lower end of its interval included; None without a target."""
+    if line["target"] is None:
+        return None
+    return (line["interval"][0] if line["interval"] else line["ratio"]) >= line["target"]
 
 
 def device() -> torch.device:
@@ -76,17 +118,42 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def alternate(
-    baseline: Callable[[], object], ours: Callable[[], object], rounds: int = 5, warmup: int = 1
-) -> tuple[float, float]:
-    """Median seconds of both sides, called in turn (and in turn first), so that a busy machine hits both alike."""
+    baseline: Callable[[], object],
+    ours: Callable[[], object],
+    rounds: int = 5,
+    warmup: int = 1,
+    within: float = 0.03,
+    seconds: float = 120.0,
+    measure: Callable[[Callable[[], object]], float] | None = None,
+) -> tuple[Seconds, Seconds]:
+    """
+    Seconds of both sides, called in turn (and in turn first), so that a busy machine hits both alike.
+
+    Args:
+        rounds: at least so many. Then more, until the interval of the paired ratios lies within `within` of their
+            median, or `seconds` have passed, which is said.
+        measure: runs a call and returns its seconds; default [`timed`].
+    """
     for _ in range(warmup):
         baseline()
         ours()
-    times: dict[Callable, list[float]] = {baseline: [], ours: []}
-    for index in range(rounds):
-        for side in (baseline, ours) if index % 2 == 0 else (ours, baseline):
-            times[side].append(timed(side))
-    return statistics.median(times[baseline]), statistics.median(times[ours])
+    times: dict[str, list[float]] = {"baseline": [], "ours": []}
+    sides = (("baseline", baseline), ("ours", ours))
+    start = time.perf_counter()
+    while True:
+        for side, call in sides if len(times["ours"]) % 2 == 0 else sides[::-1]:
+            times[side].append((measure or timed)(call))
+        ratios = paired(times["baseline"], times["ours"])
+        if len(ratios) < rounds:
+            continue
+        middle, (low, high) = statistics.median(ratios), median_interval(ratios)
+        if len(ratios) >= FEWEST_ROUNDS and max(high - middle, middle - low) <= within * middle:
+            break
+        if time.perf_counter() - start > seconds:
+            said = f"after {len(ratios)} rounds the interval is {low / middle - 1:+.1%} … {high / middle - 1:+.1%}"
+            print(f"  time is up: {said} of the median", file=sys.stderr, flush=True)
+            break
+    return Seconds(times["baseline"]), Seconds(times["ours"])
 
 
 def peak_memory(setup: str, *arguments) -> int:
@@ -178,13 +245,18 @@ def _anonymous_bytes(pid: int) -> int:
 
 def format_rows(rows: list[dict]) -> str:
     """The rows as a Markdown table; what misses its target says so."""
-    lines = ["| name | metric | baseline | ours | ratio | target | |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| name | metric | baseline | ours | ratio | 90 % interval | target | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for line in rows:
         target = "" if line["target"] is None else f"{line['target']:g}"
-        missed = "**missed**" if line["target"] is not None and line["ratio"] < line["target"] else ""
+        missed = "**missed**" if is_held(line) is False else ""
         show = _show_bytes if line["metric"].startswith("memory") else _show_seconds
         show = "{:.3f}".format if line["metric"] == "exponent" else show
-        values = (show(line["baseline"]), show(line["ours"]), f"{line['ratio']:.2f}", target, missed)
+        ends = line["interval"]
+        interval = f"{ends[0]:.2f} … {ends[1]:.2f} ({line['rounds']} rounds)" if ends else ""
+        values = (show(line["baseline"]), show(line["ours"]), f"{line['ratio']:.2f}", interval, target, missed)
         lines.append(f"| {line['name']} | {line['metric']} | " + " | ".join(values) + " |")
     return "\n".join(lines)
 
