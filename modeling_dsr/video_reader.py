@@ -20,6 +20,7 @@ try:
 except ImportError:  # a program that decodes its own videos does without
     av = None
 
+FEWEST_JUMPED = 8  # frames: fewer are decoded sooner than jumped over
 REGULAR = 1e-3  # relative: by so much the mean rate of the timestamps may differ from the announced one
 
 
@@ -71,6 +72,8 @@ class Video:
         self.name = name or (repr(self.source) if isinstance(self.source, str) else "the video")
         self.limits = limits
         self._begin: int | None = None  # stamp of the first picture that needs no other
+        self._stamps: np.ndarray | None = None  # of visible frames, where each has one of its own: they can be sought
+        self._keys: np.ndarray | None = None  # of the pictures that need no other
         with self._errors():
             self._look_through()
 
@@ -103,13 +106,17 @@ class Video:
                     "Scale it down."
                 )
             stamps, early, hidden, corrupt, decodable, clock = [], [], 0, False, False, _Clock()
+            keys, stamped = [], True
             for packet in container.demux(stream):
                 if packet.size == 0:
                     continue
                 corrupt = packet.is_corrupt  # of the last one: a packet that the end of the file cuts
                 stamp = clock(packet)
-                if packet.is_keyframe and not decodable:
-                    decodable, self._begin = True, packet.pts
+                stamped = stamped and packet.pts is not None
+                if packet.is_keyframe:
+                    keys.append(stamp)
+                    if not decodable:
+                        decodable, self._begin = True, packet.pts
                 if packet.is_discard:
                     hidden += 1
                 else:
@@ -130,6 +137,8 @@ class Video:
             stamps = [stamp for stamp in stamps if stamp is None or stamp >= self._begin]
         if not stamps:
             raise ValueError(f"{self.name} holds zero frames. Re-encode it, for example to H.264 in mp4.")
+        if stamped and keys and not clock.shift and len(set(stamps)) == len(stamps):
+            self._stamps, self._keys = np.array(sorted(stamps)), np.array(sorted(keys))
         if None in stamps or not base:  # a raw stream: frames follow one another evenly
             self.times = np.arange(len(stamps)) / (rate or 1.0)
         else:
@@ -169,33 +178,76 @@ class Video:
             ValueError: a frame cannot be decoded.
         """
         wanted = [int(index) for index in indices]
+        size = None
+        with self._errors():
+            for index, frame, ratio in self._decoded(wanted):
+                size = size or (frame.width, frame.height)
+                yield index, _picture(frame, size, frame_ratio(frame, ratio))
+
+    def _decoded(self, wanted: list[int]) -> Iterator[tuple]:
+        """(index, frame, ratio of the stream's pixels) of each frame wanted."""
         if not wanted:
             return
-        found, size = 0, None
-        with self._errors(), self._open() as container:
-            stream = container.streams.video[0]
-            if self.limits.threads is None:
-                stream.thread_type = "AUTO"
-            else:
-                stream.codec_context.thread_count = self.limits.threads
-            if self.limits.pixels is not None:
-                stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
-            ratio = stream.sample_aspect_ratio
-            index = -1
+        done = 0
+        if self._stamps is not None:
+            for found in self._sought(wanted):
+                done += 1
+                yield found
+        if done < len(wanted):
+            yield from self._in_order(wanted[done:])
+
+    def _sought(self, wanted: list[int]) -> Iterator[tuple]:
+        """The frames wanted, with jumps over what no wanted one needs; ends early where a jump lands elsewhere."""
+        with self._open() as container:
+            stream = self._stream(container)
+            decoder, position, jumped = container.decode(stream), -1, False
+            for index in wanted:
+                key = self._keys[max(np.searchsorted(self._keys, self._stamps[index], side="right") - 1, 0)]
+                if np.searchsorted(self._stamps, key) > position + FEWEST_JUMPED:
+                    container.seek(int(key), stream=stream)
+                    decoder, jumped = container.decode(stream), True
+                for frame in decoder:
+                    if frame.pts is None or (jumped and not frame.key_frame):
+                        return
+                    jumped = False
+                    position = int(np.searchsorted(self._stamps, frame.pts))
+                    if position >= index:
+                        break
+                else:
+                    return
+                if position > index or self._stamps[index] != frame.pts:
+                    return
+                yield index, frame, stream.sample_aspect_ratio
+
+    def _in_order(self, wanted: list[int]) -> Iterator[tuple]:
+        """The frames wanted, all before them decoded."""
+        index, left = -1, iter(wanted)
+        following = next(left)
+        with self._open() as container:
+            stream = self._stream(container)
             for frame in container.decode(stream):
                 if index < 0 and None not in (self._begin, frame.pts) and frame.pts < self._begin:
                     continue
                 index += 1
-                if index == wanted[found]:
-                    size = size or (frame.width, frame.height)
-                    yield index, _picture(frame, size, frame_ratio(frame, ratio))
-                    found += 1
-                    if found == len(wanted):
+                if index == following:
+                    yield index, frame, stream.sample_aspect_ratio
+                    following = next(left, None)
+                    if following is None:
                         return
         raise ValueError(
             f"{self.name} is cut short: {index + 1} of its {len(self)} frames can be decoded. Fetch it again, or "
             "re-encode what is left."
         )
+
+    def _stream(self, container):
+        stream = container.streams.video[0]
+        if self.limits.threads is None:
+            stream.thread_type = "AUTO"
+        else:
+            stream.codec_context.thread_count = self.limits.threads
+        if self.limits.pixels is not None:
+            stream.codec_context.options = {"max_pixels": str(self.limits.pixels)}
+        return stream
 
     def nearest(self, times: Sequence[float] | np.ndarray) -> list[int]:
         """Frames that are shown at these seconds: increasing, without repeats."""

@@ -85,6 +85,32 @@ def test_recordings_that_were_joined_follow_one_another(tmp_path):
     assert video.times.tolist() == pytest.approx((np.arange(24) / 10).tolist(), abs=1e-4)
 
 
+CODECS = {
+    "a.mp4": ("libx264", {"bf": "3"}), "open.mp4": ("libx264", {"x264-params": "open-gop=1:bframes=3:scenecut=0"}),
+    "a.mkv": ("libx264", {"bf": "2"}), "a.ts": ("libx264", {"bf": "3"}), "a.webm": ("libvpx-vp9", {}),
+    "a.mov": ("mpeg4", {"bf": "2"}), "a.avi": ("mpeg4", {}), "a.mpg": ("mpeg2video", {"bf": "2"}), "a.gif": ("gif", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_frames_that_are_sought_are_those_that_decoding_in_order_gives(tmp_path, name):
+    codec, options = CODECS[name]
+    generator = np.random.default_rng(0)
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "12", **options})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "rgb8" if codec == "gif" else "yuv420p"
+        for _ in range(90):
+            pixels = generator.integers(0, 255, (4, 6, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    video = Video(tmp_path / name)
+    every = dict(video.frames(range(len(video))))
+    assert len(every) == len(video) >= 89
+    for wanted in ([85], [0, 44, 88], sorted(generator.choice(89, 9, replace=False).tolist())):
+        found = dict(video.frames(wanted))
+        assert list(found) == wanted and all(np.array_equal(found[index], every[index]) for index in wanted)
+
+
 def test_a_file_that_is_cut_short_is_an_error(tmp_path):
     with av.open(str(tmp_path / "fast.mp4"), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=30)
