@@ -18,7 +18,7 @@ from OCP.TopoDS import TopoDS_Shape
 
 from .program import Refused, failure
 
-MAX_VERTICES, MAX_FACES, MAX_STEP = 2_000_000, 4_000_000, 32 * 2**20
+MAX_VERTICES, MAX_FACES = 2_000_000, 4_000_000
 LINEAR_TOLERANCE, ANGULAR_TOLERANCE = 0.001, 0.1  # of the published tessellation
 MAX_TOLERANCE = 0.01  # of the longest side; of CadQuery's own examples the coarsest has 0.0002
 MIN_FACES = 3  # fewer enclose nothing; the published rule
@@ -29,7 +29,7 @@ def answer(request: dict, what: str, brep: bytes, channel) -> None:
     try:
         shape = read_shape(brep)
         if what == "step":
-            header, buffers = {}, [step_bytes(shape, request["scale"], request["offset"])]
+            header, buffers = {}, [step_bytes(shape, request["scale"], request["offset"], request["most"])]
         else:
             header, buffers = measure(shape, request["check_solid"])
     except Refused as error:
@@ -109,13 +109,13 @@ def _triangles(face) -> tuple[np.ndarray, np.ndarray]:
     return points, triangles[:, ::-1] if reversed_face else triangles
 
 
-def step_bytes(shape: Shape, scale: float, offset) -> bytes:
-    """A STEP file in millimetres of the shape times `scale` plus `offset`."""
+def step_bytes(shape: Shape, scale: float, offset, most: int) -> bytes:
+    """A STEP file in millimetres, of `most` bytes, of the shape times `scale` plus `offset`."""
     placed = shape.scale(scale) if scale != 1 else shape
     placed.translate(Vector(*offset)).exportStep("part.step")
     with open("part.step", "rb") as file:
-        content = file.read(MAX_STEP + 1)
+        content = file.read(most + 1)
     os.unlink("part.step")
-    if len(content) > MAX_STEP:
-        raise Refused("memory", f"its STEP file is larger than {MAX_STEP} bytes")
+    if len(content) > most:
+        raise Refused("memory", f"its STEP file is larger than {most} bytes")
     return content

@@ -24,6 +24,7 @@ __all__ = ["CODES", "ConfinementError", "Execution", "Sandbox", "SandboxLimits"]
 ROOT = Path(__file__).resolve().parents[2]
 STARTUP_SECONDS, GRACE_SECONDS = 180, 30
 ATTEMPTS = 5  # to find a process that takes a program
+MAX_STEP = 32 * 2**20  # bytes of a STEP file
 
 
 class ConfinementError(OSError):
@@ -139,7 +140,8 @@ class Sandbox:
         """
         if solid.brep is None:
             raise ValueError(f"`solid` must be an execution that is ok, got one with {solid.code!r}.")
-        request = {"job": "step", "scale": float(scale), "offset": [float(value) for value in offset]}
+        place = {"scale": float(scale), "offset": [float(value) for value in offset]}
+        request = {"job": "step", "most": MAX_STEP, **place}
         answer = self._ask(request, solid.brep)
         return (answer, None) if isinstance(answer, Execution) else judge_step(*answer, self.limits.seconds)
 
