@@ -189,6 +189,10 @@ class Output:
         """Remove what an earlier run wrote and nobody has changed since, for work that writes straight to its place."""
         self._remove_stale()
 
+    def keep(self, *names: str) -> None:
+        """Files of the earlier run, which this one goes on with: they stay, as if this run had written them."""
+        self.written |= {name: self._earlier[name] for name in names if name in self._earlier and self._exists(name)}
+
     def adopt(self, folder: str) -> list[Path]:
         """List the files of a new folder as ours, which somebody else's writer made straight in its place."""
         names = [path.relative_to(self.folder).as_posix() for path in sorted((self.folder / folder).rglob("*"))]
@@ -252,6 +256,17 @@ def readable_json(content: dict) -> str:
     """JSON in every script's own letters; what steers a terminal or turns the direction of reading is written out."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
     return "".join(mark if mark.isprintable() or mark == "\n" else json.dumps(mark)[1:-1] for mark in text) + "\n"
+
+
+def earlier_report(path: Path, settings: dict) -> dict:
+    """
+    The report of an earlier run with the same `settings`, that one can go on with; empty if there is none, or if it is
+    about something else.
+    """
+    if not is_report(path):
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if content.get("settings") == settings else {}
 
 
 def is_report(path: Path) -> bool:

@@ -68,7 +68,7 @@ def test_python_examples_run_in_order(page, tiny_models, pictures, capsys):
             "--edge-tolerance",
             "0",
         ]
-        assert main([*command, "--format", "colmap", "-o", "scene"]) == 0
+        assert main([*command, "--format", "colmap,glb", "-o", "scene"]) == 0
     for example in examples(page, "python"):
         for name, folder in tiny_models.items():
             example = example.replace(f"OWNER/{name}", str(folder))

@@ -5,12 +5,13 @@ time_XX/viewY with geometry.npz. Frames are brought to size as in each model's p
 interrupted run has scored are not scored again.
 """
 
+from __future__ import annotations
+
 import csv
-import json
-import os
 from pathlib import Path
 
 from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..outputs import Output, earlier_report, readable_json
 
 DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")
 TASKS = {
@@ -30,6 +31,7 @@ TRUTH = {
     "points": ("poses", "depth", "intrinsics"),
 }
 ALIGNMENTS = ("scale", "scale_shift", "median", "lstsq", "metric")
+SUMMARIES = ("report.md", "metrics.json", "sequences.csv")  # files beside the report and a picture of each sequence
 MAX_FRAMES = 120  # of a sequence, as published
 FEWEST_FRAMES = 3  # of a trajectory that can be aligned
 
@@ -81,7 +83,9 @@ def add_arguments(parser, task: str) -> None:
     parser.add_argument(
         "-o", "--output", default=f"dsr-eval-{task}", metavar="DIR", help=f"where to write (default: dsr-eval-{task})"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an evaluation with other wishes")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the files of an evaluation with other settings"
+    )
 
 
 def run(args) -> None:
@@ -118,33 +122,30 @@ def run(args) -> None:
     if args.task.endswith("depth"):
         args.align = about["align"] = args.align or ALIGNMENT[kind, args.task]
 
-    output = Path(args.output)
-    done = Results(
-        output,
-        {
-            key: str(value)
-            for key, value in vars(args).items()
-            if key not in ("output", "device", "overwrite") and not callable(value)
-        }
-        | {"source": str(source)},
-        args.overwrite,
-    )
+    settings = {
+        key: str(value)
+        for key, value in vars(args).items()
+        if key not in ("output", "device", "overwrite") and not callable(value)
+    } | {"source": str(source)}
+    names = [sequence.name for sequence in sequences]
+    done = Results(Path(args.output), settings, names, [args.folder], args.overwrite)
     predict = published_predict(
         model, processor, kind, args.point_source, PI3_POINTS_WIDTH if args.task == "points" else PI3_WIDTH
     )
-    bar = tqdm(sequences, unit="sequence", desc=args.task)
-    for sequence in bar:
-        bar.set_postfix_str(sequence.name)
-        if sequence.name in done.metrics:
-            continue
-        try:
-            done.add(sequence.name, *score(args, sequence.first(args.max_frames), predict, window))
-        except ValueError as error:
-            say(f"{sequence.name} is left out: {error}")
-    if not done.metrics:
-        raise ValueError("no sequence could be scored.")
-    for line in report(done, args.task, output, about):
-        print(line)
+    with done:
+        bar = tqdm(sequences, unit="sequence", desc=args.task)
+        for sequence in bar:
+            bar.set_postfix_str(sequence.name)
+            if sequence.name in done.metrics:
+                continue
+            try:
+                done.add(sequence.name, *score(args, sequence.first(args.max_frames), predict, window))
+            except ValueError as error:
+                say(f"{sequence.name} is left out: {error}")
+        if not done.metrics:
+            raise ValueError("no sequence could be scored.")
+        for line in report(done, args.task, about):
+            print(line)
     if is_random:
         print("(random weights: these figures mean nothing)")
 
@@ -208,46 +209,47 @@ def score(args, sequence, predict, window: int | None):
 
 
 class Results:
-    """Metrics by sequence, kept in a folder as they come; the same wish as the earlier run's goes on with it."""
+    """Metrics by sequence, in an output as they come; where an earlier run had the same settings, this one goes on."""
 
-    def __init__(self, folder: Path, wish: dict, overwrite: bool = False):
-        self.folder, self.file, self.metrics = folder, folder / "sequences.json", {}
-        self.wish = wish
-        if self.file.is_file():
-            earlier = json.loads(self.file.read_text(encoding="utf-8"))
-            if earlier.get("wish") == wish:
-                self.metrics = earlier["metrics"]
-                say(f"Going on with an earlier run: {len(self.metrics)} sequences are scored.")
-            elif not overwrite:
-                raise ValueError(
-                    f"{folder} holds an evaluation with other wishes; choose another -o, or replace it with "
-                    "--overwrite."
-                )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder} is no earlier evaluation; choose another folder with -o.")
-        folder.mkdir(parents=True, exist_ok=True)
+    REPORT = "sequences.json"
+
+    def __init__(self, folder: Path, settings: dict, names: list[str], inputs: list, overwrite: bool = False):
+        earlier = earlier_report(folder / self.REPORT, settings)
+        self.settings, self.metrics = settings, earlier.get("metrics", {})
+        written = (*SUMMARIES, *(f"{name}.png" for name in names))
+        again = overwrite or bool(earlier)
+        self.output = Output(folder, self.REPORT, names=written, inputs=inputs, overwrite=again)
+        if earlier:
+            say(f"Going on with an earlier run: {len(self.metrics)} sequences are scored.")
+
+    def __enter__(self) -> Results:
+        self.output.__enter__()
+        self.output.keep(*(f"{name}.png" for name in self.metrics))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.output.__exit__(*exception)
 
     def add(self, name: str, metrics: dict, picture) -> None:
-        picture.save(self.folder / f"{name}.png")
+        picture.save(self.output.path(f"{name}.png"))
         self.metrics[name] = metrics
-        beside = self.file.with_suffix(".partial")
-        beside.write_text(json.dumps({"wish": self.wish, "metrics": self.metrics}, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, self.file)
+        self.output.publish(f"{name}.png")
+        self.output.report({"settings": self.settings, "metrics": self.metrics})
 
 
-def report(done: Results, task: str, output: Path, about: dict) -> list[str]:
+def report(done: Results, task: str, about: dict) -> list[str]:
     """metrics.json, sequences.csv and report.md; returns the lines to print."""
     from ..evaluation.geometry_metrics import average_depth_metrics
 
-    names = TASKS[task][1]
+    output, names = done.output, TASKS[task][1]
     rows = list(done.metrics.values())
     if task.endswith("depth"):
         average = average_depth_metrics([{k: row[k] for k in (*names, "valid_pixels")} for row in rows])
     else:
         average = {name: sum(row[name] for row in rows) / len(rows) for name in names}
     summary = {"task": task, **about, "sequences": len(rows), "average": average}
-    (output / "metrics.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    with open(output / "sequences.csv", "w", newline="", encoding="utf-8") as file:
+    output.write_text("metrics.json", readable_json(summary))
+    with open(output.path("sequences.csv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["sequence", "frames", *names])
         writer.writerows([name, row["frames"], *(row[key] for key in names)] for name, row in done.metrics.items())
@@ -257,6 +259,7 @@ def report(done: Results, task: str, output: Path, about: dict) -> list[str]:
     for name, row in [*done.metrics.items(), ("average", {**average, "frames": sum(row["frames"] for row in rows)})]:
         cells = [name, str(row["frames"]), *align, *(f"{row[key]:.4f}" for key in names)]
         lines.append("| " + " | ".join(cells) + " |")
-    (output / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    files = ("report.md", "metrics.json", "sequences.csv", *(f"{name}.png" for name in done.metrics))
-    return [*lines, "", *(f"   {output / name}" for name in files)]
+    output.publish("sequences.csv")
+    output.write_text("report.md", "\n".join(lines) + "\n")
+    files = (*SUMMARIES, *(f"{name}.png" for name in done.metrics))
+    return [*lines, "", *(f"   {output.folder / name}" for name in files)]

@@ -1,6 +1,10 @@
 """Ask a DSR model the questions of a benchmark about videos, with the published frames, prompts and settings, and score
 its answers by the published rule and by a strict one. An interrupted run goes on in the same folder."""
 
+from pathlib import Path
+
+from ..outputs import sha256_of
+
 TASKS = {
     "dsr-bench": "questions about dynamic space: DSR-Bench",
     "vlm4d": "questions about motion: VLM4D",
@@ -17,6 +21,7 @@ def add_arguments(parser, task: str) -> None:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--count", type=int, metavar="N", help="the first N questions only")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="predictions.jsonl and result.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of a run with other settings")
     parser.set_defaults(benchmark=task)
 
 
@@ -29,4 +34,5 @@ def run(args) -> None:
 
     source, _ = resolve(args.model, "dsr")
     model, processor = load(source, "dsr", args.dtype, args.device)
-    print(table(evaluate(model, processor, args.benchmark, questions, args.output)))
+    settings = {"model": str(source), "dtype": args.dtype, "questions": sha256_of(Path(args.questions))}
+    print(table(evaluate(model, processor, args.benchmark, questions, args.output, settings, args.overwrite)))

@@ -1,39 +1,67 @@
 """Run a model over a benchmark of video questions: resumable, scored by the published rule and by a strict one."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..console import say
+from ..outputs import Output, earlier_report
 from .video_benchmarks import BENCHMARKS, Benchmark, Question, strict_score
 
 PREDICTIONS, RESULT = "predictions.jsonl", "result.json"
+SAVED_EVERY = 5.0  # seconds
 
 
-def evaluate(model, processor, name: str, questions: list[Question], output: str | Path) -> dict:
+def evaluate(
+    model,
+    processor,
+    name: str,
+    questions: list[Question],
+    output: str | Path,
+    settings: dict | None = None,
+    overwrite: bool = False,
+) -> dict:
     """
-    Ask every question that `output/predictions.jsonl` does not answer yet, and score all.
+    Ask every question and score all; `output/result.json` has the answers as they come, and an interrupted run goes on
+    from there.
+
+    Args:
+        settings: what the answers depend on beside the questions, such as the model's name. Answers that were given
+            under other settings are not gone on with.
+        overwrite: replace the files of an earlier run with other settings.
 
     Returns:
         {"benchmark", "count", "published", "strict", "types": {type: {"count", "published", "strict"}}}, also written
         to `output/result.json`. Scores are means of credit, 0 … 1.
+
+    Raises:
+        ValueError: something of somebody else, or of a run with other settings, is in the way.
     """
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    benchmark = BENCHMARKS[name]
-    done = read_predictions(output / PREDICTIONS)
-    left = [question for question in questions if question.key not in done]
+    benchmark, settings = BENCHMARKS[name], {"benchmark": name, **(settings or {})}
+    earlier = earlier_report(Path(output) / RESULT, settings)
+    answers: dict[str, str] = earlier.get("answers", {})
+    files = Output(output, RESULT, names=(PREDICTIONS,), overwrite=overwrite or bool(earlier))
+    left = [question for question in questions if question.key not in answers]
     if len(left) < len(questions):
         say(f"{len(questions) - len(left)} of {len(questions)} questions are answered already.")
-    with (output / PREDICTIONS).open("a", encoding="utf-8") as file:
-        for number, (question, text) in enumerate(ask(model, processor, benchmark, left), 1):
-            done[question.key] = text
-            file.write(json.dumps({"key": question.key, "text": text}, ensure_ascii=False) + "\n")
-            file.flush()
-            if number % 20 == 0:
-                say(f"  {number}/{len(left)}")
-    result = score(name, questions, done)
-    (output / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with files:
+        files.keep(PREDICTIONS)
+        try:
+            saved = time.monotonic()
+            for number, (question, text) in enumerate(ask(model, processor, benchmark, left), 1):
+                answers[question.key] = text
+                if time.monotonic() - saved > SAVED_EVERY:
+                    files.report({"settings": settings, "answers": answers})
+                    saved = time.monotonic()
+                if number % 20 == 0:
+                    say(f"  {number}/{len(left)}")
+        finally:
+            files.report({"settings": settings, "answers": answers})
+        lines = [json.dumps({"key": key, "text": text}, ensure_ascii=False) for key, text in answers.items()]
+        files.write_text(PREDICTIONS, "\n".join(lines) + "\n")
+        result = score(name, questions, answers)
+        files.report({**result, "settings": settings, "answers": answers})
     return result
 
 
@@ -57,21 +85,6 @@ def question_inputs(processor, question: Question, num_frames: int, limits: dict
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     return processor(text=[prompt], videos=[question.video], num_frames=num_frames, return_tensors="pt", **limits)
-
-
-def read_predictions(path: Path) -> dict[str, str]:
-    """{key: text}; a last line that an interruption left unfinished is dropped, here and in the file."""
-    found, whole = {}, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        found[entry["key"]] = entry["text"]
-        whole.append(line + "\n")
-    if path.is_file():
-        path.write_text("".join(whole), encoding="utf-8")
-    return found
 
 
 def score(name: str, questions: list[Question], answers: dict[str, str]) -> dict:

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import venv
@@ -104,14 +105,19 @@ def test_signals_are_told_apart(without_policy):
 
 
 @pytest.fixture(scope="module")
-def ordinary(tmp_path_factory):
+def home():
+    """A folder that everybody can enter. pytest's own are closed again whenever somebody starts pytest."""
+    with tempfile.TemporaryDirectory(prefix="ordinary-") as folder:
+        os.chmod(folder, 0o755)
+        os.chown(folder, NOBODY if os.geteuid() == 0 else -1, -1)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def ordinary(home):
     """How to start Python as a user who is not root: one that this user may execute, with the packages of this one."""
     if os.geteuid() != 0:
         pytest.skip("the list has just been run as an ordinary user")
-    home = tmp_path_factory.mktemp("home")
-    os.chown(home, NOBODY, NOBODY)
-    for parent in (home, home.parent, home.parent.parent):
-        os.chmod(parent, 0o755)
     venv.create(home / "python", symlinks=True)
     own = shutil.which(f"python3.{sys.version_info.minor}", path="/usr/bin:/usr/local/bin")
     if own is not None:  # the interpreter of this environment may lie in root's home

@@ -356,9 +356,12 @@ def test_the_command_scores_writes_and_goes_on(tmp_path, capsys, monkeypatch):
     main(command)
     assert scored == ["cave_2"] and "1 sequences are scored" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["average"] == pytest.approx(first["average"])
-    assert main([*command, "--max-frames", "4"]) == 2  # another wish: nothing is replaced unasked
+    assert main([*command, "--max-frames", "4"]) == 2  # other settings: nothing is replaced unasked
     main([*command, "--max-frames", "4", "--overwrite"])
     assert scored == ["cave_2", "alley_2", "cave_2"]
+    (tmp_path / "out" / "report.md").write_text("my notes")
+    assert main(command) == 2 and main([*command, "--overwrite"]) == 2  # changed by hand: stays
+    assert (tmp_path / "out" / "report.md").read_text() == "my notes" and scored == ["cave_2", "alley_2", "cave_2"]
 
 
 @pytest.mark.parametrize("task", ["video-depth", "mono-depth", "points"])
@@ -408,12 +411,15 @@ def test_a_damaged_depth_map_is_named(tmp_path):
         read_sintel_depth(file)
 
 
-def test_a_folder_of_something_else_is_not_overwritten(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["report.md", "sequences.json", "room.png"])
+def test_files_of_somebody_else_are_not_overwritten(name, tmp_path, capsys):
     write_room(tmp_path / "room")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("mine")
-    assert main(["eval", "relpose", str(tmp_path / "room"), "-o", str(tmp_path / "out")]) != 0
-    assert "is no earlier evaluation" in capsys.readouterr().err
+    (tmp_path / "out" / name).write_text("mine")
+    for more in ([], ["--overwrite"]):
+        assert main(["eval", "relpose", str(tmp_path / "room"), "-o", str(tmp_path / "out"), *more]) == 2
+        assert f"{name} is" in capsys.readouterr().err
+    assert (tmp_path / "out" / name).read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_predictions_come_at_the_size_that_the_model_saw(tmp_path):

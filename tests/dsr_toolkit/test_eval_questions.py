@@ -10,7 +10,7 @@ import pytest
 from dsr_toolkit.cli import main
 from dsr_toolkit.demo.clip import CLIP
 from dsr_toolkit.evaluation.video_benchmarks import BENCHMARKS, Question, read_questions, strict_score
-from dsr_toolkit.evaluation.video_questions import read_predictions, score, table
+from dsr_toolkit.evaluation.video_questions import evaluate, score, table
 
 ROWS = {
     "dsr-bench": [
@@ -154,15 +154,56 @@ def test_the_command_asks_scores_and_resumes(name, files, tmp_path, capsys):
     predictions = (tmp_path / "out" / "predictions.jsonl").read_text()
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["count"] == len(ROWS[name]) == len(predictions.splitlines())
-    (tmp_path / "out" / "predictions.jsonl").write_text(predictions + '{"key": "unfin')
+    key = next(iter(result["answers"]))
+    kept = {**result, "answers": {**result["answers"], key: "from before"}}  # this one is not asked again
+    (tmp_path / "out" / "result.json").write_text(json.dumps(kept))
     assert main(arguments) == 0
-    assert (tmp_path / "out" / "predictions.jsonl").read_text() == predictions
+    assert "from before" in (tmp_path / "out" / "predictions.jsonl").read_text()
+    assert "answered already" in capsys.readouterr().err
 
 
-def test_an_unfinished_line_is_dropped(tmp_path):
-    (tmp_path / "p").write_text('{"key": "a", "text": "B"}\n{"key": ')
-    assert read_predictions(tmp_path / "p") == {"a": "B"}
-    assert (tmp_path / "p").read_text() == '{"key": "a", "text": "B"}\n'
+class Interrupted(Exception):
+    pass
+
+
+def answering(texts: dict, after: int, asked: list):
+    """In place of a model: what `ask` gives, until it is interrupted."""
+
+    def ask(model, processor, benchmark, questions):
+        for question in questions:
+            if len(asked) == after:
+                raise Interrupted
+            asked.append(question.key)
+            yield question, texts[question.key]
+
+    return ask
+
+
+def test_an_interrupted_run_goes_on_and_another_models_answers_are_not_taken(files, tmp_path, monkeypatch):
+    from dsr_toolkit.evaluation import video_questions
+
+    questions, asked = read_questions("vsi-bench", files / "vsi-bench" / "table.json"), []
+    run = lambda settings, **more: evaluate(None, None, "vsi-bench", questions, tmp_path, settings, **more)  # noqa: E731
+    monkeypatch.setattr(video_questions, "ask", answering({"0": "20", "1": "B"}, 1, asked))
+    with pytest.raises(Interrupted):
+        run({"model": "a"})
+    monkeypatch.setattr(video_questions, "ask", answering({"0": "20", "1": "B"}, 9, asked))
+    assert run({"model": "a"})["published"] == 1.0 and asked == ["0", "1"]
+    assert [json.loads(line)["text"] for line in (tmp_path / "predictions.jsonl").read_text().splitlines()] == [
+        "20",
+        "B",
+    ]
+    with pytest.raises(ValueError, match="from an earlier run"):
+        run({"model": "b"})
+    assert run({"model": "b"}, overwrite=True)["count"] == 2 and asked == ["0", "1"] * 2
+
+
+def test_predictions_of_somebody_else_are_not_touched(files, tmp_path):
+    questions = read_questions("vsi-bench", files / "vsi-bench" / "table.json")
+    (tmp_path / "predictions.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="predictions.jsonl is there already"):
+        evaluate(None, None, "vsi-bench", questions, tmp_path)
+    assert (tmp_path / "predictions.jsonl").read_text() == "mine"
 
 
 def test_a_table_of_another_kind_is_told(tmp_path, capsys):
