@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import ProcessorMixin, Trainer
 
 from .measures import Measures
 from .rows import Rows
@@ -36,8 +36,8 @@ class SpatialTrainer(Trainer):
 
     def __init__(self, *args, learning_rates=None, measure=None, show=None, shown=4, on_shown=None, **kwargs):
         self.processor = kwargs.pop("processing_class", None)
-        # Trainer takes every processor to have a tokenizer; one that reads images alone may hold none.
-        silent = getattr(self.processor, "tokenizer", self.processor) is None
+        # Trainer takes every processor to have a tokenizer; one that reads images alone has none.
+        silent = isinstance(self.processor, ProcessorMixin) and getattr(self.processor, "tokenizer", None) is None
         super().__init__(*args, processing_class=None if silent else self.processor, **kwargs)
         self.learning_rates = learning_rates or {}
         self.measure, self.show, self.shown, self.on_shown = measure, show, shown, on_shown
