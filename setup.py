@@ -77,7 +77,7 @@ setup(
         include=["modeling_dsr", "convert_weights", "convert_weights.*", "dsr_toolkit", "dsr_toolkit.*"]
     ),
     package_data={
-        "dsr_toolkit": ["assets/*", "training/launch/*", "py.typed"],
+        "dsr_toolkit": ["assets/*", "assets/tiny/*/*", "training/launch/*", "py.typed"],
         "modeling_dsr": ["py.typed"],
         "convert_weights": ["py.typed"],
     },

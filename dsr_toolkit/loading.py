@@ -1,6 +1,7 @@
 """From `--model` to a model and its processor."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,20 +18,41 @@ REPOSITORY = "repository"  # in place of a model type: models of every type toge
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
+@dataclass(frozen=True)
+class StandIn:
     """
-    Where to load from, and whether those weights are random.
+    The tiny model that is taken where none was named.
 
-    Nothing given: the tiny model of `model_type`, or all of them for `REPOSITORY`. What was asked for and is not there
-    is an error, never replaced. In a repository of several models, the one in the subfolder `model_type` is meant where
-    the root holds another kind; OWNER/NAME/SUBFOLDER names one.
+    Args:
+        remark: what it is and knows, for pictures and reports.
+        random: whether its weights are random, because no trained model of this kind is carried.
+    """
+
+    remark: str
+    random: bool
+
+    @property
+    def notice(self) -> str:
+        return f"No --model, so this is {self.remark}. Use --model REPO_OR_DIR for another."
+
+
+RANDOM = StandIn("a tiny model with RANDOM WEIGHTS: neither its answers nor its pictures mean anything", True)
+
+
+def resolve(model: str | None, model_type: str) -> tuple[str, StandIn | None]:
+    """
+    Where to load from, and what stands in where no model was named.
+
+    Nothing given: the tiny model of `model_type` that is carried along, or all of them for `REPOSITORY`. What was asked
+    for and is not there is an error, never replaced. In a repository of several models, the one in the subfolder
+    `model_type` is meant where the root holds another kind; OWNER/NAME/SUBFOLDER names one.
     """
     if model is None:
-        return _tiny(model_type), True
+        return _stand_in(model_type)
     if Path(model).is_dir():
         inside = Path(model) / model_type
         elsewhere = (inside / "config.json").is_file() and _model_type(Path(model) / "config.json") != model_type
-        return str(inside) if elsewhere else model, False
+        return str(inside) if elsewhere else model, None
     repo, subfolder = ("/".join(model.split("/")[:2]), model.split("/")[2]) if model.count("/") == 2 else (model, None)
     try:
         config = hf_hub_download(repo, "config.json", subfolder=subfolder)
@@ -44,8 +66,8 @@ def resolve(model: str | None, model_type: str) -> tuple[str, bool]:
     except HFValidationError as error:
         raise ValueError(f"--model {model!r} is neither a folder nor a Hub repository's name (OWNER/NAME).") from error
     if subfolder is None:
-        return model, False
-    return str(Path(snapshot_download(repo, allow_patterns=[f"{subfolder}/*"])) / subfolder), False
+        return model, None
+    return str(Path(snapshot_download(repo, allow_patterns=[f"{subfolder}/*"])) / subfolder), None
 
 
 def _model_type(config: Path) -> str | None:
@@ -91,7 +113,12 @@ def load(
     return model.eval(), AutoProcessor.from_pretrained(source)
 
 
-def _tiny(model_type: str) -> str:
-    from .tiny import hub_folder, repository_folder
+def _stand_in(model_type: str) -> tuple[str, StandIn]:
+    from .tiny import hub_folder, repository_folder, shipped
 
-    return str(repository_folder() if model_type == REPOSITORY else hub_folder(model_type))
+    carried = shipped.shipped()
+    if model_type == REPOSITORY and carried:
+        return str(shipped.FOLDER), StandIn(f"the tiny models of this library's worlds ({', '.join(carried)})", False)
+    if model_type in carried:
+        return str(shipped.FOLDER / model_type), StandIn(shipped.about(model_type), False)
+    return str(repository_folder() if model_type == REPOSITORY else hub_folder(model_type)), RANDOM

@@ -7,7 +7,7 @@ whatever the number of questions.
 import time
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, TokenProgress, say, step
+from ..console import TokenProgress, say, step
 from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "ask about a video or image"
@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="one or more questions")
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video; may be repeated")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
-    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted DSR model; default: a tiny random one")
+    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted DSR model; default: the tiny one")
     parser.add_argument("--frames", type=int, metavar="N", help="frames of each video (default: the model's, 32)")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
@@ -48,26 +48,24 @@ def run(args) -> None:
     )
     with step("Loading libraries"):
         from ..loading import load, resolve
-    source, is_random = resolve(args.model, "dsr")
+    source, stand_in = resolve(args.model, "dsr")
     with step(f"Loading {source}"):
         model, processor = load(source, "dsr", dtype=args.dtype, device=args.device, attn_implementation=args.attn)
-    if is_random:
-        say(RANDOM_WEIGHTS_NOTICE)
+    if stand_in:
+        say(stand_in.notice)
 
     media = read_media(args.video, args.image, processor.num_frames if args.frames is None else args.frames)
     results = answer(model, processor, media, args.questions, args.max_new_tokens)
     with output:
-        write_answers(output, processor, media, results, args.questions, source, is_random)
+        write_answers(output, processor, media, results, args.questions, source, stand_in)
 
 
-def write_answers(
-    output: Output, processor, media, results, questions: list[str], source: str, is_random: bool
-) -> None:
+def write_answers(output: Output, processor, media, results, questions: list[str], source: str, stand_in) -> None:
     """Print the answers as they come, and write their pictures and answer.json."""
-    report = {"model": str(source), "random_weights": is_random, "media": describe(media), "answers": []}
+    report = {"model": str(source), "stand_in": stand_in and stand_in.remark, "media": describe(media), "answers": []}
     for number, result in enumerate(results, 1):
         name = "attention" if len(questions) == 1 else f"attention-{number}"
-        pictures = draw(processor, media, result, output.path(name), RANDOM_WEIGHTS if is_random else None)
+        pictures = draw(processor, media, result, output.path(name), stand_in and stand_in.remark)
         pictures = output.publish(*(picture.name for picture in pictures)) if pictures else []
         print(f"Q: {result['question']}\nA: {result['answer']}")
         for picture in pictures:
@@ -76,8 +74,8 @@ def write_answers(
             {key: result[key] for key in ("question", "answer", "seconds", "next_tokens")}
             | {"pictures": [picture.name for picture in pictures]}
         )
-    if is_random:
-        print(RANDOM_WEIGHTS)
+    if stand_in:
+        print(f"({stand_in.remark})")
     print(f"   {output.report(report)}")
 
 

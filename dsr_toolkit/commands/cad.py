@@ -5,13 +5,12 @@ import warnings
 from pathlib import Path
 
 from ..cad.part_input import kind_of, read_input, read_programs
-from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import say, step
 from ..outputs import Output
 
 HELP = "turn a mesh, point cloud, views or text into a CAD solid"
 NEEDS = "cad"
 NOT_GENERATED = "not generated: the program was given with --programs"
-RANDOM = "random weights: the program means nothing"
 MODEL_TYPES = ("cadrille", "cad_recode")
 
 
@@ -29,7 +28,7 @@ def add_arguments(parser) -> None:
         "--overwrite", action="store_true", help="replace what an earlier run wrote there, and nothing else"
     )
     parser.add_argument(
-        "--model", metavar="REPO_OR_DIR", help="a converted Cadrille or CAD-Recode; default: a tiny random one"
+        "--model", metavar="REPO_OR_DIR", help="a converted Cadrille or CAD-Recode; default: the tiny one"
     )
     parser.add_argument(
         "--programs", nargs="+", metavar="FILE", help="use these programs (.py, .json list) instead of a model"
@@ -153,7 +152,7 @@ class Writer:
         from ..loading import load, resolve
 
         self.args = args
-        self.source, is_random = resolve(args.model, "cadrille")
+        self.source, stand_in = resolve(args.model, "cadrille")
         self.model_type = AutoConfig.from_pretrained(self.source).model_type
         if self.model_type not in MODEL_TYPES:
             raise ValueError(
@@ -163,9 +162,9 @@ class Writer:
             raise ValueError("CAD-Recode reads points alone; use a Cadrille model for views and text.")
         with step(f"Loading {self.source}"):
             self.model, self.processor = load(self.source, self.model_type, args.dtype, args.device, args.attn)
-        if is_random:
-            say(RANDOM_WEIGHTS_NOTICE)
-        self.label = RANDOM if is_random else None
+        if stand_in:
+            say(stand_in.notice)
+        self.label = stand_in and stand_in.remark
         self.samples = {
             "mesh": {"meshes": part}, "cloud": {"point_clouds": part}, "views": {"images": part}, "text": {"text": part}
         }[kind]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import say, step
 from ..outputs import Output, earlier_report, readable_json
 
 DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")
@@ -43,7 +43,7 @@ def add_arguments(parser, task: str) -> None:
     parser.add_argument(
         "--model", default="pi3", metavar="MODEL",
         help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
-        "for a tiny random one (default: pi3)"
+        "for the tiny one of its kind (default: pi3)"
     )  # fmt: skip
     parser.add_argument("--layout", choices=LAYOUTS, help="of FOLDER (default: what it looks like)")
     parser.add_argument(
@@ -110,15 +110,15 @@ def run(args) -> None:
     sequences = choose(find_sequences(args.folder, args.layout), args.task, args.sequences)
 
     named = args.model in ("pi3", "page4d") and not Path(args.model).is_dir()
-    source, is_random = resolve(None if named else args.model, args.model if named else "pi3")
+    source, stand_in = resolve(None if named else args.model, args.model if named else "pi3")
     kind = AutoConfig.from_pretrained(source).model_type
     if kind not in ("pi3", "page4d"):
         raise ValueError(f"{args.model} holds a {kind!r} model where π³ or PAGE-4D is needed.")
     with step(f"Loading {source}"):
         model, processor = load(source, kind, dtype=args.dtype, device=args.device)
-    if is_random:
-        say(RANDOM_WEIGHTS_NOTICE)
-    about = {"model": str(source), "kind": kind, "random_weights": is_random}
+    if stand_in:
+        say(stand_in.notice)
+    about = {"model": str(source), "kind": kind, "stand_in": stand_in and stand_in.remark}
     if args.task.endswith("depth"):
         args.align = about["align"] = args.align or ALIGNMENT[kind, args.task]
 
@@ -146,8 +146,8 @@ def run(args) -> None:
             raise ValueError("no sequence could be scored.")
         for line in report(done, args.task, about):
             print(line)
-    if is_random:
-        print("(random weights: these figures mean nothing)")
+    if stand_in:
+        print(f"({stand_in.remark})")
 
 
 def choose(sequences: list, task: str, wanted: list[str] | None) -> list:

@@ -14,7 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import say, step
 from ..extras import needs
 from ..outputs import Output, add_output_arguments
 from ..reconstruction.writers import FORMATS, check_formats
@@ -51,7 +51,7 @@ def add_arguments(parser) -> None:
         default="pi3",
         metavar="MODEL",
         help="a converted π³, Pi3X or PAGE-4D (folder or repository), or pi3 or page4d "
-        "for a tiny random one (default: pi3)",
+        "for the tiny one of its kind (default: pi3)",
     )
     parser.add_argument(
         "--format", default="glb,html", metavar="LIST", help=f"any of {', '.join(FORMATS)}, or all (default: glb,html)"
@@ -148,20 +148,20 @@ def run(args) -> int:
     named = args.model in KINDS and not Path(args.model).is_dir()
     tiny = args.model if named else "pi3"
     tiny = "page4d_multiview" if tiny == "page4d" and is_multiview(scenes[0].source) else tiny
-    source, is_random = resolve(None if named else args.model, tiny)
+    source, stand_in = resolve(None if named else args.model, tiny)
     kind = AutoConfig.from_pretrained(source).model_type
     if kind not in KINDS:
         raise ValueError(f"{args.model} holds a {kind!r} model where one of {', '.join(KINDS)} is needed.")
     with step(f"Loading {source}"):
         model, processor = load(source, kind, dtype=args.dtype, device=args.device)
-    if is_random:
-        say(RANDOM_WEIGHTS_NOTICE)
+    if stand_in:
+        say(stand_in.notice)
     wishes = {name: getattr(args, name) for name in Options.__dataclass_fields__ if name != "formats"}
     work = Reconstructor(model, processor, Options(formats, **wishes))
     if args.prior and not work.reads_conditions:
         raise ValueError(f"--overlap-prior needs a Pi3X with conditioning; {args.model} reads images alone.")
 
-    about = {"model": str(source), "kind": kind, "random_weights": is_random}
+    about = {"model": str(source), "kind": kind, "stand_in": stand_in and stand_in.remark}
     reports, failed = {}, {}
     for scene, output in zip(scenes, outputs):
         if several:
@@ -178,8 +178,8 @@ def run(args) -> int:
             names = {name: {"views": report["views"], "points": report["points"]} for name, report in reports.items()}
             whole.report({**about, "input": args.input, "scenes": names, "failed": failed})
         print(f"{len(reports)} of {len(scenes)} scenes; {folder / REPORT}")
-    if is_random:
-        print("(random weights: neither cameras nor points mean anything)")
+    if stand_in:
+        print(f"({stand_in.remark})")
     return 1 if failed or any("failed" in report for report in reports.values()) else 0
 
 

@@ -8,7 +8,7 @@ vehicle in metres. Or it is a nuScenes folder; --sample then names the sample.
 import json
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS, RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import say, step
 from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "scene tokens of six surround cameras"
@@ -18,7 +18,7 @@ IMAGE_KINDS = (".jpg", ".jpeg", ".png", ".webp")
 
 def add_arguments(parser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="six images by camera name, or a nuScenes folder")
-    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted scene Q-Former; default: a tiny random one")
+    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted scene Q-Former; default: the tiny one")
     parser.add_argument("--sample", metavar="TOKEN", help="sample of a nuScenes folder (default: the first)")
     parser.add_argument(
         "--ask",
@@ -47,20 +47,20 @@ def run(args) -> None:
     scene = read_scene(Path(args.folder), args.sample)
     with step("Loading libraries"):
         from ..loading import load, resolve
-    source, is_random = resolve(args.model, "scene_qformer")
+    source, stand_in = resolve(args.model, "scene_qformer")
     with step(f"Loading {source}"):
         model, processor = load(
             source, "scene_qformer", args.dtype, args.device, auto_class=READER if args.ask else None
         )
-    if is_random:
-        say(RANDOM_WEIGHTS_NOTICE)
+    if stand_in:
+        say(stand_in.notice)
     with step("Reading the scene"):
         summary, picture = look(getattr(model, "scene_qformer", model), processor, scene, args.query, args.layer)
     answers = {}
     if args.ask:
         with step("Answering"):
             answers = dict(zip(args.ask, ask(model, processor, scene, args.ask, args.max_new_tokens)))
-    report = {"model": str(source), "random_weights": is_random, "scene": scene["name"], **summary}
+    report = {"model": str(source), "stand_in": stand_in and stand_in.remark, "scene": scene["name"], **summary}
     if args.ask:
         report["answers"] = answers
     with output:
@@ -69,8 +69,8 @@ def run(args) -> None:
     print(describe(summary))
     for question, answer in answers.items():
         print(f"Q: {question}\nA: {answer}")
-    if is_random:
-        print(RANDOM_WEIGHTS)
+    if stand_in:
+        print(f"({stand_in.remark})")
     for path in written:
         print(f"   {path}")
 

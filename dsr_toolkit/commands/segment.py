@@ -7,7 +7,7 @@ showcase manifest (.json): then its phrases are looked up in each of its images.
 import json
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import say, step
 from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "masks for phrases of an image, or of an answer about it"
@@ -29,7 +29,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--multimask", action="store_true", help="let SAM draw three candidates per phrase and keep the best"
     )
-    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted model; default: a tiny random one")
+    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a converted model; default: the tiny one")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--device", help='"cpu", "cuda", … (default: a GPU if there is one)')
@@ -65,17 +65,17 @@ def run(args) -> None:
     )
     with step("Loading libraries"):
         from ..loading import load, resolve
-    source, is_random = resolve(args.model, "frozen_qwen_sam")
+    source, stand_in = resolve(args.model, "frozen_qwen_sam")
     with step(f"Loading {source}"):
         model, processor = load(source, "frozen_qwen_sam", dtype=args.dtype, device=args.device)
-    if is_random:
-        say(RANDOM_WEIGHTS_NOTICE)
+    if stand_in:
+        say(stand_in.notice)
     model.config.multimask_output = args.multimask or model.config.multimask_output
-    report = {"model": str(source), "random_weights": is_random, "images": []}
+    report = {"model": str(source), "stand_in": stand_in and stand_in.remark, "images": []}
     with output:
         for job in jobs:
             folder = output.path(f"{job['folder']}/overlay.png").parent
-            report["images"].append(segment(model, processor, job, folder, args, is_random))
+            report["images"].append(segment(model, processor, job, folder, args, stand_in))
             for target in output.publish():
                 print(f"   {target}")
             target = output.report(report)
@@ -101,7 +101,7 @@ def read_manifest(path: Path) -> list[dict]:
     return jobs
 
 
-def segment(model, processor, job: dict, folder: Path, args, is_random: bool) -> dict:
+def segment(model, processor, job: dict, folder: Path, args, stand_in) -> dict:
     """One image: run, write pictures, return what segment.json records."""
     from modeling_dsr.frozen_qwen_sam_grounding import grounded_answer, second_look, segment_phrases
     from modeling_dsr.image_reader import read_image
@@ -129,8 +129,8 @@ def segment(model, processor, job: dict, folder: Path, args, is_random: bool) ->
                 again = second_look(model, processor, job["ask"], found, max_new_tokens=args.max_new_tokens)
             record["second_look"] = again
             print(f"A, on a second look at {[round(value) for value in again['box']]}: {again['answer']}")
-    if is_random:
-        print("(random weights: neither answer nor masks mean anything)")
+    if stand_in:
+        print(f"({stand_in.remark})")
     record["phrases"] = write_result(processor, image, found["result"], folder)
     if args.debug:
         print(tensor_table(found["inputs"], found["output"]))

@@ -7,14 +7,14 @@ Opens at http://HOST:PORT/docs. Ctrl-C or SIGTERM: requests that were accepted a
 from dataclasses import fields, replace
 from pathlib import Path
 
-from ..console import RANDOM_WEIGHTS_NOTICE, say, step
+from ..console import say, step
 
 HELP = "serve a repository's models over HTTP"
 NEEDS = "serve"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a repository of models; default: tiny random ones")
+    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a repository of models; default: the tiny ones")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 for any that is free")
     parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="rows of a batch (default: 16)")
@@ -65,14 +65,14 @@ def run(args) -> None:
 
     endpoint = handler_module()
     limits = read_limits(args.limit, endpoint.Limits)
-    source, is_random = resolve(args.model, REPOSITORY)
+    source, stand_in = resolve(args.model, REPOSITORY)
     if not Path(source).is_dir():
         from huggingface_hub import snapshot_download
 
         with step(f"Fetching {source}"):
             source = snapshot_download(source)
-    if is_random:
-        say(RANDOM_WEIGHTS_NOTICE)
+    if stand_in:
+        say(stand_in.notice)
     handler = endpoint.EndpointHandler(
         source, limits, args.device, args.dtype,
         "all" if "all" in args.allow_missing else args.allow_missing,

@@ -72,9 +72,7 @@ def _fine_tune(args, settings: dict) -> int | None:
     from ..loading import resolve
     from ..training import fine_tuning, train
 
-    model, is_random = resolve(args.model, args.arch)
-    if is_random:
-        raise ValueError(f"--model {args.model!r} cannot be reached.")
+    model, _ = resolve(args.model, args.arch)
     recipe = fine_tuning(args.arch, args.data, model, args.lora, args.eval_data).changed(settings)
     if args.check:
         return _check(recipe, args.arch, model)

@@ -39,7 +39,7 @@ class EndpointHandler:
     Every model of a repository folder, loaded when it is first asked for.
 
     Args:
-        path: folder of the repository: a model at the root, more in subfolders.
+        path: folder of the repository: a model at the root, more in subfolders; or a folder of whole converted folders.
         limits: of requests; default: [`Limits`], with what the environment says.
         device: default a GPU if there is one. dtype: "auto" (as stored) or one of torch.
         allow_missing: confinements of the CAD sandbox that this machine may lack.
@@ -174,7 +174,11 @@ class EndpointHandler:
         return self._loaded[name]
 
     def _load(self, auto, name: str, **options):
-        return auto.from_pretrained(self.path, subfolder=self._subfolders[name], trust_remote_code=True, **options)
+        """A model's own folder may be whole, code and all; else the code is at the root."""
+        path, subfolder = self.path, self._subfolders[name]
+        if any((path / subfolder).glob("configuration_*.py")):
+            path, subfolder = path / subfolder, ""
+        return auto.from_pretrained(path, subfolder=subfolder, trust_remote_code=True, **options)
 
     # ---- CAD programs --------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from dsr_toolkit.cad.metrics import mesh_chamfer_distance, normalize_prediction 
 from dsr_toolkit.cad.pictures import AXIS_COLORS, part_sheet  # noqa: E402
 from dsr_toolkit.cad.viewer import viewer_page  # noqa: E402
 from dsr_toolkit.cli import main  # noqa: E402
+from dsr_toolkit.loading import resolve  # noqa: E402
 from modeling_dsr.cad_files import load_mesh  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh, sample_surface  # noqa: E402
 from tests.dsr_toolkit.test_cad import CUBE, HEAD, PARTS, PLAIN_BOX, WAIVED, block, parts  # noqa: E402, F401
@@ -73,14 +74,15 @@ def test_no_solid_is_reported_and_drawn(parts, tmp_path, capsys):  # noqa: F811
     assert (tmp_path / "out.png").exists() and not (tmp_path / "out.step").exists()
 
 
-def test_a_tiny_random_model_runs_through_and_says_so(parts, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_tiny_model_runs_through_and_says_what_it_is(parts, tmp_path, monkeypatch, capsys):  # noqa: F811
     import dsr_toolkit.tiny as tiny
 
     monkeypatch.setattr(tiny.constants, "HF_HOME", str(tmp_path / "home"))
     arguments = ["--candidates", 2, "--max-new-tokens", 8, "-o", tmp_path / "part.step", "--repair", 1]
     assert cad(parts / "box.stl", *arguments, "--batch-size", 1) in (0, 1)
     said = capsys.readouterr()
-    assert "RANDOM WEIGHTS" in said.err and "random weights" in said.out
+    stand_in = resolve(None, "cadrille")[1]
+    assert stand_in.notice in said.err and stand_in.remark in said.out
     candidates = json.loads((tmp_path / "part.json").read_text())["candidates"]
     failed = [number for number, one in enumerate(candidates[:2]) if one["code"] != "ok"]
     assert [one["repairs"] for one in candidates[2:]] == failed  # each failed one got one more try

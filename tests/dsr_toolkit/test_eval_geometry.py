@@ -25,6 +25,7 @@ from dsr_toolkit.evaluation.geometry import (
     score_poses,
     true_points,
 )
+from dsr_toolkit.loading import resolve
 from dsr_toolkit.reconstruction import View
 from dsr_toolkit.reconstruction.similarity import Similarity
 from processing_dsr import GeometryProcessor
@@ -340,7 +341,7 @@ def test_the_command_scores_writes_and_goes_on(tmp_path, capsys, monkeypatch):
     command = ["eval", "relpose", str(tmp_path / "data"), "--model", "pi3", "-o", str(tmp_path / "out")]
     main(command)
     printed = capsys.readouterr()
-    assert "| alley_2 | 5 |" in printed.out and "random weights" in printed.out
+    assert "| alley_2 | 5 |" in printed.out and resolve(None, "pi3")[1].remark in printed.out
     first = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert first["sequences"] == 2 and first["average"]["ate"] > 0
     assert Image.open(tmp_path / "out" / "cave_2.png").width > 100

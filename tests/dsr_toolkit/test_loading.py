@@ -16,29 +16,29 @@ def cached(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_one_model():
-    assert resolve(str(folders()["page4d"]), "pi3") == (str(folders()["page4d"]), False)
+    assert resolve(str(folders()["page4d"]), "pi3") == (str(folders()["page4d"]), None)
 
 
 def test_the_root_of_a_repository():
-    assert resolve(str(repository()), "dsr") == (str(repository()), False)
+    assert resolve(str(repository()), "dsr") == (str(repository()), None)
 
 
 @pytest.mark.parametrize("kind", ["page4d", "cadrille"])
 def test_a_model_in_a_repository_s_subfolder(kind):
-    source, is_random = resolve(str(repository()), kind)
-    assert not is_random and load(source, kind, dtype="float32")[0].config.model_type == kind
+    source, stand_in = resolve(str(repository()), kind)
+    assert stand_in is None and load(source, kind, dtype="float32")[0].config.model_type == kind
 
 
 def test_a_repository_on_the_hub(cached):
-    assert resolve("org/models", "dsr") == ("org/models", False)
+    assert resolve("org/models", "dsr") == ("org/models", None)
 
 
 @pytest.mark.parametrize(
     "name, kind", [("org/models", "pi3"), ("org/models/page4d", "pi3"), ("org/models", "scene_qformer")]
 )
 def test_a_subfolder_on_the_hub(cached, name, kind):
-    source, is_random = resolve(name, kind)
-    assert not is_random
+    source, stand_in = resolve(name, kind)
+    assert stand_in is None
     assert source.endswith("/page4d" if "page4d" in name else f"/{kind}")
 
 
