@@ -45,10 +45,3 @@ class TokenProgress:
     def end(self) -> None:
         if self.shown:
             print(file=sys.stderr, flush=True)
-
-
-RANDOM_WEIGHTS = "(random weights: neither answer nor picture means anything)"
-RANDOM_WEIGHTS_NOTICE = (
-    "No trained model is loaded: this is a tiny one with RANDOM WEIGHTS. Everything runs, but answers mean nothing.\n"
-    "Use --model REPO_OR_DIR for real weights."
-)

@@ -3,6 +3,7 @@
     python app.py [--model FOLDER] [--host 127.0.0.1] [--port 7860]
 
 Without `--model` it serves what the variable DSR_MODEL names, a Hub repository or a folder, or the folder it lies in.
+If no model is there, it serves the tiny ones that this library carries.
 """
 
 import argparse
@@ -49,9 +50,11 @@ class Space:
 
     Args:
         endpoint: an `EndpointHandler`. scratch: folder for examples and for files to download.
+        remark: on the models, below the heading.
     """
 
-    def __init__(self, endpoint, error_class, scratch: Path):
+    def __init__(self, endpoint, error_class, scratch: Path, remark: str = ""):
+        self.remark = remark
         self.endpoint, self.error_class, self.scratch = endpoint, error_class, scratch
         self.examples = _module("space_examples")
         self.files = self.examples.write(scratch / "examples")
@@ -83,7 +86,9 @@ class Space:
     def build(self) -> gr.Blocks:
         titles = {"ask": "Ask", "reconstruct": "Reconstruct", "segment": "Segment", "cad": "CAD", "scene": "Scene"}
         with gr.Blocks(title="Spatial models", delete_cache=(3600, 3600)) as blocks:
-            gr.Markdown("# Spatial models\nEvery tab comes with an example; *Run* computes it here and now.")
+            gr.Markdown(
+                f"# Spatial models\nEvery tab comes with an example; *Run* computes it here and now.\n\n{self.remark}"
+            )
             with gr.Tabs():
                 for task, title in titles.items():
                     if task in self.endpoint.tasks:
@@ -92,13 +97,15 @@ class Space:
         return blocks
 
     def _ask_tab(self) -> None:
+        texts = self.examples.TEXTS
         with gr.Row():
             with gr.Column():
                 video = gr.Video(str(self.files["video"]), label="Video", elem_id="ask-video")
                 images = gr.File(
                     None, label="or images", file_count="multiple", file_types=["image"], elem_id="ask-images"
                 )
-                question = gr.Textbox("Which way does the camera move?", label="Question", elem_id="ask-question")
+                question = gr.Textbox(texts["ask"], label="Question", lines=4, elem_id="ask-question")
+                gr.Markdown(f"True of the example: {texts['ask_true']}")
                 frames = gr.Slider(2, self.endpoint.limits.frames, 8, step=1, label="Frames of the video")
                 tokens = gr.Slider(1, self.endpoint.limits.new_tokens, 64, step=1, label="Longest answer, in tokens")
                 run = gr.Button("Run", variant="primary", elem_id="ask-run")
@@ -157,9 +164,11 @@ class Space:
         with gr.Row():
             with gr.Column():
                 image = gr.Image(str(self.files["room"][0]), label="Image", type="filepath", elem_id="segment-image")
-                question = gr.Textbox("What is in the picture?", label="Question", elem_id="segment-question")
+                question = gr.Textbox("", label="Question", elem_id="segment-question")
                 phrases = gr.Textbox(
-                    "", label="Phrases, with commas; with a question, words of its answer", elem_id="segment-phrases"
+                    self.examples.TEXTS["segment"],
+                    label="Phrases, with commas; with a question, words of its answer",
+                    elem_id="segment-phrases",
                 )
                 run = gr.Button("Run", variant="primary", elem_id="segment-run")
             with gr.Column():
@@ -228,7 +237,11 @@ class Space:
                 run = gr.Button("Run", variant="primary", elem_id="cad-run")
             with gr.Column():
                 program = gr.Code(
-                    self.examples.PROGRAM, language="python", label="Program", interactive=True, elem_id="cad-program"
+                    self.examples.TEXTS["program"],
+                    language="python",
+                    label="Program",
+                    interactive=True,
+                    elem_id="cad-program",
                 )
                 again = gr.Button("Run this program", elem_id="cad-execute")
                 note = gr.Markdown(elem_id="cad-note")
@@ -304,7 +317,11 @@ class Space:
                                 gr.Image(street, label=name, type="filepath", height=160, elem_id=f"scene-{name}")
                             )
                 calibration = gr.File(str(self.files["calibration"]), label="calibration.json", file_types=[".json"])
-                question = gr.Textbox("", label="Question (models with a language model)", elem_id="scene-question")
+                texts = self.examples.TEXTS
+                question = gr.Textbox(
+                    texts["scene"], label="Question (models with a language model)", elem_id="scene-question"
+                )
+                gr.Markdown(f"True of the example: {texts['scene_true']}")
                 run = gr.Button("Run", variant="primary", elem_id="scene-run")
             with gr.Column():
                 answer = gr.Textbox(label="Answer", elem_id="scene-answer")
@@ -357,16 +374,28 @@ def _highlighted(answer: str | None, entries: list[dict]) -> list[tuple[str, str
     return [piece for piece in (*pieces, (answer[place:], None)) if piece[0]]
 
 
+def default_model() -> tuple[str, str]:
+    """The folder that this file lies in, or the tiny models where it holds none; and what to say of them."""
+    if any(HERE.glob("config.json")) or any(HERE.glob("*/config.json")):
+        return str(HERE), ""
+    try:
+        from dsr_toolkit.loading import REPOSITORY, resolve
+    except ImportError:
+        raise SystemExit(
+            f"{HERE} holds no model: name one with --model, or install this library, which carries tiny ones."
+        )
+    folder, stand_in = resolve(None, REPOSITORY)
+    return folder, stand_in.notice
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default=os.environ.get("DSR_MODEL", str(HERE)), help="a repository: folder or Hub name"
-    )
+    parser.add_argument("--model", default=os.environ.get("DSR_MODEL"), help="a repository: folder or Hub name")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
     parser.add_argument("--device", help="default: a GPU if there is one")
     options = parser.parse_args(arguments)
-    folder = options.model
+    folder, remark = (options.model, "") if options.model else default_model()
     if not Path(folder).is_dir():
         from huggingface_hub import snapshot_download
 
@@ -374,7 +403,7 @@ def main(arguments: list[str] | None = None) -> None:
     handler = _module("handler")
     endpoint = handler.EndpointHandler(folder, device=options.device)
     with tempfile.TemporaryDirectory(prefix="space-") as scratch:
-        space = Space(endpoint, handler.RequestError, Path(scratch))
+        space = Space(endpoint, handler.RequestError, Path(scratch), remark)
         space.build().queue(default_concurrency_limit=4, max_size=32).launch(
             server_name=options.host, server_port=options.port, max_file_size=endpoint.limits.bytes,
             allowed_paths=[scratch],

@@ -130,6 +130,7 @@ def promised(folder: Path) -> str:
     report = json.loads((folder / "demo.json").read_text())
     shown, left_out = [], []
     written = report.pop("files")
+    check("overview.png" in written, "the demo has no overview.png")
     check(written and all((folder / name).is_file() for name in written), "the demo", sorted(written)[:3])
     for section, told in report.items():
         if "skipped" in told:
@@ -151,6 +152,7 @@ def commands() -> dict:
     from dsr_toolkit.cli import COMMANDS, build_parser
     from dsr_toolkit.commands.eval import TASKS
     from dsr_toolkit.demo.clip import CLIP
+    from dsr_toolkit.tiny import build
     from dsr_toolkit.worlds.surround import SurroundWorld
     from dsr_toolkit.worlds.surround_export import write_scene
 
@@ -193,7 +195,9 @@ def commands() -> dict:
         write_clip(bench / "videos" / name)
     for name, question in QUESTIONS.items():
         (bench / f"{name}.json").write_text(json.dumps([question]))
-    models = [part for name in ("dsr", "pi3") for part in ("--model", f"{name}={folder / name / 'hub'}")]
+    with contextlib.redirect_stderr(io.StringIO()):
+        converted = {name: build(name, Path("converted", name)) for name in ("dsr", "pi3")}
+    models = [part for name, hub in converted.items() for part in ("--model", f"{name}={hub}")]
     cases = {
         "demo": demo(folder),
         "ask": works(
@@ -231,14 +235,14 @@ def commands() -> dict:
             for name in asked
         },
         **{
-            f"eval {name}": works("eval", name, bench / f"{name}.json", "--model", folder / "dsr" / "hub", "-o", name)
+            f"eval {name}": works("eval", name, bench / f"{name}.json", "--model", converted["dsr"], "-o", name)
             for name in QUESTIONS
         },
         "eval world": works(
             "eval", "world", "pi3", "--seed", 1, "--count", 1, "--json", "world.json", files=("world.json",)
         ),
         "train": names("train", "train", "--recipe", "tiny/pi3", "--output", "trained"),
-        "convert verify": works("convert", "verify", folder / "pi3" / "hub"),
+        "convert verify": works("convert", "verify", converted["pi3"]),
         "convert hub": works("convert", "hub", *models, "--output", "repo"),
         "convert verify hub": works("convert", "verify", "repo"),
         "serve": names("serve", "serve", "--port", 0),

@@ -249,7 +249,7 @@ def _fingerprint(reports, card, beside, results, link) -> str:
     content = {
         "models": {name: report.outputs for name, report in reports.items()},
         "card": card,
-        "code": {name: path.read_text() for name, path in {**_code_of(reports), **beside}.items()},
+        "code": {name: sha256_of(path) for name, path in {**_code_of(reports), **beside}.items()},
         "results": results,
         "link": link,
         "assembler": Path(__file__).read_text(),

@@ -27,10 +27,10 @@ def path_in_repository(name: str, file: str) -> str:
 
 def beside_files() -> dict[str, Path]:
     """Files of `hub/` by their name in the repository: the endpoint's handler, the folder of its tasks, what it
-    requires."""
+    requires, the Space and its examples."""
     folder = beside("hub")
     found = [path for path in sorted(folder.glob("*")) if path.suffix in (".py", ".txt") and path.name != "__init__.py"]
-    found += sorted((folder / "endpoint").glob("*.py"))
+    found += sorted((folder / "endpoint").glob("*.py")) + sorted((folder / "examples").glob("*.*"))
     names = {path.relative_to(folder).as_posix(): path for path in found}
     if missing := {"handler.py", "endpoint/__init__.py", "requirements.txt"} - names.keys():
         raise FileNotFoundError(errno.ENOENT, f"lacks {sorted(missing)}: install the library whole", str(folder))

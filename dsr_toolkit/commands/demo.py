@@ -1,15 +1,15 @@
-"""Show the library at work, without a network: tiny published-layout checkpoints go through the real converter, the
-result is loaded as from the Hub, and each architecture shows what it does. The tiny weights are random."""
+"""See true answers, without a network: the tiny models that this library trained on its worlds look at samples that
+they never saw, and what they say stands beside what is true. overview.png shows all of it on one page."""
 
 import importlib
 
-from ..console import RANDOM_WEIGHTS_NOTICE, say
 from ..demo import SECTIONS
 from ..outputs import Output, add_output_arguments, free_folder
 from ..worlds import WORLDS, contact_sheet, make_world
 
-HELP = "see the library at work, offline"
-REPORT = "demo.json"
+HELP = "see the tiny models at work, offline"
+REPORT, OVERVIEW = "demo.json", "overview.png"
+HEADING = "Computed by `dsr demo`. Each model was trained from nothing by `dsr train --recipe tiny`, on other samples."
 
 
 def add_arguments(parser) -> None:
@@ -38,12 +38,10 @@ def run(args) -> None:
     output = Output(
         args.output or free_folder("dsr-demo"),
         REPORT,
-        names=[f"{name}/*" for name in names],
+        names=[*(f"{name}/*" for name in names), OVERVIEW],
         overwrite=args.overwrite,
     )
-    if model is None:
-        say(RANDOM_WEIGHTS_NOTICE)
-    report: dict = {}
+    report, panels = {}, []
     with output:
         output.clear()
         for name in names:
@@ -51,10 +49,17 @@ def run(args) -> None:
             print(f"\n== {section.TITLE}")
             folder = output.folder / name
             folder.mkdir(parents=True, exist_ok=True)
-            report[name] = section.run(folder, model)
+            report[name], panel = section.run(folder, model)
+            panels.append(panel)
             output.adopt(name)
-            target = output.report(report)
-    print(f"\n{target}")
+            output.report(report)
+        remark = HEADING if model is None else f"Computed by `dsr demo --model {model}`."
+        page = importlib.import_module("..demo.page", __package__).overview(panels, remark)
+        page.save(output.path(OVERVIEW), optimize=True)
+        (picture,) = output.publish(OVERVIEW)
+        target = output.report(report)
+    print(f"\n{picture}")
+    print(target)
 
 
 def _show_world(args) -> None:

@@ -1,29 +1,23 @@
-"""Cadrille and CAD-Recode write programs for a part, and a program is turned into a solid in confinement."""
+"""Cadrille and CAD-Recode write programs for a part that they never saw; the programs are run in confinement."""
 
 import json
 from pathlib import Path
 
 from ..console import say, step
 from ..extras import needs
-from ..tiny import build
+from .page import Panel, Text
+from .shown import choose, facts, measured
 
-TITLE = "Cadrille and CAD-Recode: a part becomes a CAD program"
-NEW_TOKENS = 48
-PROGRAM = """\
-import cadquery as cq
-r = cq.Workplane('XY').box(120, 80, 30).faces('>Z').workplane().rect(80, 40, forConstruction=True).vertices().hole(18)
-r = r.union(cq.Workplane('XY').circle(22).extrude(60)).faces('>Z').workplane().hole(24)
-"""
+TITLE = "Cadrille and CAD-Recode: a part is rebuilt by a CAD program"
+SEED, INDEX = 2026, 3  # no recipe trains on this seed
+LONGEST = {True: 96, False: 768}  # tokens of a program: of a tiny model, of another
 
 
-def run(folder: Path, model: str | None = None) -> dict:
-    """Both tiny models read the part's points; a written program stands in for a trained model's answer, and says
-    so."""
+def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
+    """Both tiny models read the part's points and write; the solids are compared with the part."""
     from ..cad import ConfinementError, Sandbox
-    from ..cad.candidates import best_candidate, generate_programs, judge_programs
-    from ..cad.metrics import normalize_prediction
-    from ..cad.pictures import part_sheet
-    from ..loading import load
+    from ..cad.pictures import INPUT_COLOR, RESULT_COLOR, part_sheet
+    from ..worlds.parts import PartsWorld
 
     try:
         needs("cad", "Running programs")
@@ -31,40 +25,78 @@ def run(folder: Path, model: str | None = None) -> dict:
             sandbox = Sandbox(workers=2)
     except (ImportError, ConfinementError) as error:
         print(f"Not shown: {error}")
-        return {"skipped": str(error)}
-    report = {"models": {}, "random_weights": model is None}
+        return {"skipped": str(error)}, Panel(TITLE, lines=[Text(f"Not shown: {error}")])
+    sample = PartsWorld(SEED)[INDEX]
+    report: dict = {"models": {}}
+    row, said, programs = [], [Text(sample.text, size=15)], {}
     with sandbox:
-        target = judge_programs([PROGRAM], sandbox)[0].mesh
-        programs = []
         for kind in ("cadrille", "cad_recode") if model is None else (None,):
-            if kind is None:
-                from transformers import AutoConfig
-
-                source, kind = model, AutoConfig.from_pretrained(model).model_type
-            else:
-                source = build(kind, folder / kind)
-            network, processor = load(str(source), kind)
-            tokens = NEW_TOKENS if report["random_weights"] else 768
-            with step(f"{kind} reads {processor.num_points} points and writes a program"):
-                written = generate_programs(network, processor, processor(meshes=target), 1, max_new_tokens=tokens)
-            programs += written
-            report["models"][kind] = {"model": str(source), "program": written[0]}
-            print(f"{kind} wrote: {written[0][:70]!r} …")
-        if report["random_weights"]:
-            print(
-                "(random weights: these programs mean nothing; the solid below is of a program that was not generated)"
-            )
-            programs.append(PROGRAM)
-        candidates = judge_programs(programs, sandbox, target)
-    best = best_candidate(candidates)
-    report["candidates"] = [{"code": c.code, "message": c.execution.message, "chamfer": c.chamfer} for c in candidates]
-    for candidate in candidates:
-        print(f"   {candidate.code}: {candidate.execution.message or f'chamfer x1000 {1000 * candidate.chamfer:.4f}'}")
-    note = "solid of a given program, not generated" if report["random_weights"] else "solid of the best program"
-    picture = folder / "part.png"
-    solid = None if best is None else normalize_prediction(candidates[best].mesh)
-    part_sheet(target, solid, "A part and its solid", (note,)).save(picture)
+            source, kind, stand_in, figures = _chosen(model, kind)
+            program, value, true, solid = rebuild(source, kind, sample, sandbox, LONGEST[stand_in is not None])
+            programs[kind] = program
+            report["models"][kind] = {**facts(source, stand_in), "program": program, "iou": value}
+            outcome = "gives no valid solid" if value is None else f"gives a solid with an IoU of {value:.3f}"
+            said.append(Text(f"{kind} wrote a program of {len(program.splitlines())} lines, which {outcome}."))
+            if figures:
+                said.append(
+                    Text(
+                        f"On {figures['count']} fresh parts: {figures['valid']:.0%} valid, "
+                        f"median IoU {figures['median_iou']:.2f}."
+                    )
+                )
+            if not row:
+                sheet = part_sheet(true, solid, "A part and what the program makes", (sample.text,))
+                sheet.save(folder / "part.png")
+                row.append(("the part", view(true, INPUT_COLOR)))
+                about = stand_in.remark if stand_in else source
+                code = [Text(line, size=14) for line in program.splitlines()]
+            row.append((f"{kind}'s solid", view(solid, RESULT_COLOR)))
     (folder / "programs.json").write_text(json.dumps(programs, indent=2) + "\n", encoding="utf-8")
-    say("Rejected programs never ran; the others ran without files, network or further processes.")
-    print(f"   {picture}")
-    return report | {"picture": picture.name, "note": note}
+    for line in (*code, *said):
+        print(f"   {line.text}")
+    say("Programs run without files, network or further processes.")
+    print(f"   {folder / 'part.png'}")
+    return report | {"picture": "part.png"}, Panel(TITLE, about, [row], [said[0], *code, *said[1:]])
+
+
+def _chosen(model: str | None, kind: str | None):
+    """Source, model type, what stands in, and figures."""
+    if kind is None:
+        from transformers import AutoConfig
+
+        return str(model), AutoConfig.from_pretrained(model).model_type, None, None
+    source, stand_in = choose(None, kind)
+    return source, kind, stand_in, measured(kind, stand_in, "valid", "median_iou")
+
+
+def rebuild(source: str, kind: str, sample, sandbox, max_new_tokens: int):
+    """(program, IoU of its solid with the part or None, the part's mesh and the solid's, both in the unit cube)."""
+    from modeling_dsr.cad_solids import TriangleMesh
+
+    from ..cad.metrics import normalize_prediction
+    from ..evaluation.world_cad import Judge, write_programs
+    from ..loading import load
+
+    network, processor = load(source, kind)
+    with step(f"{kind} reads {processor.num_points} points and writes a program"):
+        ((program,),) = write_programs(network, processor, [sample], "points", max_new_tokens=max_new_tokens)
+    judge = Judge(sandbox)
+    (value,) = judge.ious([program], sample)
+    true, found = (judge.executions[one] for one in (sample.program.strip(), program))
+    meshes = [normalize_prediction(TriangleMesh(one.vertices, one.faces)) if one.ok else None for one in (true, found)]
+    return program, value, *meshes
+
+
+def view(mesh, color):
+    """A solid from the front right corner above; white where there is none."""
+    from PIL import Image
+
+    from modeling_dsr.cad_solids import TriangleMesh
+    from modeling_dsr.cad_views import render_mesh
+
+    from ..cad.pictures import PAPER, VIEW, _upright
+
+    if mesh is None:
+        return Image.new("RGB", (VIEW, VIEW), PAPER)
+    upright = TriangleMesh(_upright(mesh.vertices), mesh.faces)
+    return Image.fromarray(render_mesh(upright, (-1.0, 1.0, 1.0), VIEW, color, smooth=False, oversampling=2))

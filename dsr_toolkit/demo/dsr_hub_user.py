@@ -48,6 +48,7 @@ per_token = processor.post_process_geometry_attentions(attentions, target_sizes=
 np.savez(
     output,
     frames=frames,
+    numbers=metadata.frames_indices,
     heat=heat.cpu().numpy(),
     per_token=per_token[:, :, 0, 0].cpu().numpy(),
     logits=outputs.logits[0, -1].float().cpu().numpy(),

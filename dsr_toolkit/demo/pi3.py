@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from .geometry import show
+from .page import Panel
 
-TITLE = "π³: cameras and points of a video"
+TITLE = "π³: cameras, depth and points of a video"
 
 
-def run(folder: Path, model: str | None = None) -> dict:
-    return show("pi3", folder, model)
+def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
+    return show("pi3", TITLE, folder, model)

@@ -16,7 +16,7 @@ from PIL import Image
 from dsr_toolkit.cli import main
 from dsr_toolkit.commands.ask import answer, heat_of, read_media
 from dsr_toolkit.demo.clip import CLIP, render
-from dsr_toolkit.loading import load
+from dsr_toolkit.loading import load, resolve
 from dsr_toolkit.pictures import attention_sheet
 
 SAMPLES = sorted((Path(__file__).parents[3] / "shared" / "samples" / "video").glob("*.mp4"))
@@ -98,7 +98,7 @@ def test_ask_prints_the_answer_and_writes_picture_and_report(tiny_dsr, tmp_path,
     arguments = ["--frames", "8", "--max-new-tokens", "4", "--device", "cpu", "-o", str(tmp_path)]
     assert main(["ask", "--model", str(tiny_dsr), "--video", str(CLIP), QUESTIONS[0], *arguments]) == 0
     report = json.loads((tmp_path / "answer.json").read_text())
-    assert not report["random_weights"] and len(report["media"][0]["frames"]) == 8
+    assert report["stand_in"] is None and len(report["media"][0]["frames"]) == 8
     (entry,) = report["answers"]
     assert entry["question"] == QUESTIONS[0] and len(entry["next_tokens"]) == 5
     assert f"A: {entry['answer']}" in capsys.readouterr().out
@@ -131,13 +131,13 @@ def test_ask_about_an_image_alone_draws_nothing(tiny_dsr, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["answer.json"]
 
 
-def test_ask_without_a_model_says_that_the_weights_are_random(tmp_path, monkeypatch, capsys):
+def test_ask_without_a_model_says_what_stands_in(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
     options = ["--frames", "2", "--max-new-tokens", "2", "-o", str(tmp_path / "out")]
     assert main(["ask", "--video", str(CLIP), QUESTIONS[0], *options]) == 0
-    said = capsys.readouterr()
-    assert "RANDOM WEIGHTS" in said.err and "random weights" in said.out
-    assert json.loads((tmp_path / "out" / "answer.json").read_text())["random_weights"]
+    said, stand_in = capsys.readouterr(), resolve(None, "dsr")[1]
+    assert stand_in.notice in said.err and stand_in.remark in said.out
+    assert json.loads((tmp_path / "out" / "answer.json").read_text())["stand_in"] == stand_in.remark
 
 
 @pytest.mark.parametrize("model", ["nobody/nothing", "models/typo", "nobody/nothing/pi3"])
@@ -158,7 +158,7 @@ def test_a_model_that_is_not_there_is_an_error(command, model, tmp_path, monkeyp
     (tmp_path / "part.stl").write_bytes(box_stl())
     assert main([*command, "--model", model]) == 2
     said = capsys.readouterr().err
-    assert repr(model) in said and "there is no such folder" in said and "RANDOM WEIGHTS" not in said
+    assert repr(model) in said and "there is no such folder" in said and "No --model" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.stl"]
 
 
@@ -207,24 +207,29 @@ def test_ask_explains_a_model_that_does_not_fit(tiny_dsr, tmp_path, capsys, mode
     assert message in capsys.readouterr().err
 
 
-def test_demo_uses_the_code_of_the_converted_folder(tmp_path, capsys):
+def test_demo_shows_what_is_found_beside_what_is_true(tmp_path, capsys):
     folder = tmp_path / "demo"
     assert main(["demo", "-o", str(folder)]) == 0
-    report = json.loads((folder / "demo.json").read_text())["dsr"]
-    assert report["random_weights"] and report["model_class"].startswith("transformers_modules.hub.")
-    assert f"A: {report['answer']}" in capsys.readouterr().out
-    assert Image.open(folder / "dsr" / report["picture"]).size[0] > 1000
+    report, said = json.loads((folder / "demo.json").read_text()), capsys.readouterr().out
+    asked = report["dsr"]
+    assert asked["model_class"].startswith("transformers_modules.")  # of the model's folder, not of this library
+    assert asked["answer"] in said and asked["true_answer"] in said
+    for section in ("pi3", "page4d"):
+        assert report[section]["random_weights"] or report[section]["clip"]["abs_rel"] < 0.15
+    assert all(0 <= phrase["iou"] <= 1 for phrase in report["frozen_qwen_sam"]["phrases"])
+    assert len(report["scene_qformer"]["answers"]) == 12
+    page = Image.open(folder / "overview.png")
+    assert page.width == 1640 and page.convert("RGB").getcolors(1 << 12) is None  # many colours
 
 
 @pytest.mark.slow
 def test_demo_with_a_model_over_an_earlier_demo(tiny_dsr, tmp_path):
     reports = []
-    for arguments in ([], ["--model", str(tiny_dsr)]):
+    for arguments in (["dsr"], ["--model", str(tiny_dsr)]):
         assert main(["demo", *arguments, "-o", str(tmp_path), "--overwrite"]) == 0
         reports.append(json.loads((tmp_path / "demo.json").read_text())["dsr"])
-    assert reports[0]["answer"] == reports[1]["answer"]
-    assert reports[1]["model"] == str(tiny_dsr) and not reports[1]["random_weights"]
-    assert [path.name for path in (tmp_path / "dsr").iterdir()] == ["attention.png"]  # the earlier model is gone
+    assert reports[0]["model"] != reports[1]["model"] == str(tiny_dsr) and reports[1]["stand_in"] is None
+    assert [path.name for path in (tmp_path / "dsr").iterdir()] == ["attention.png"]
 
 
 def test_demo_leaves_a_folder_of_somebody_else_alone(tmp_path, capsys):

@@ -133,6 +133,8 @@ def test_segment_shows_the_mask_of_the_phrase_that_is_clicked(space, picture):
     ).first.click()
     space.set_input_files("#segment-image input[type=file]", picture)
     space.wait_for_selector("#segment-image img")
+    space.fill("#segment-question textarea", "What is in the picture?")
+    space.fill("#segment-phrases textarea", "")
     space.click("#segment-run")
     space.wait_for_selector("#segment-note >> text=No phrase", timeout=WAIT)  # random weights list no noun phrases
     words = [
@@ -179,7 +181,8 @@ def test_cad(space, tmp_path):
 def test_scene(space, tmp_path):
     choose(space, "Scene")
     picture = str(tmp_path / "front.png")  # of the size that the example's calibration is for
-    Path(picture).write_bytes(samples.picture(5, (320, 240)))
+    Path(picture).write_bytes(samples.picture(5, (112, 64)))
+    space.fill("#scene-question textarea", "")
     space.click("#scene-run")
     width, height = size_of(space, "#scene-picture img")
     before = space.input_value("#scene-answer textarea")
