@@ -184,7 +184,7 @@ def test_masks_scores_boxes_and_picture(processor, image):
         processor.post_process_masks(SimpleNamespace(sam_pred_masks=None))
 
 
-REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "frozen_qwen_sam"
+REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "frozen_qwen_sam"
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the reference cases are not beside the package")
