@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from dsr_toolkit.cad import Sandbox, SandboxLimits  # noqa: E402
 
-LIMITS = SandboxLimits(seconds=5)  # enough for any of the programs that end, on a busy machine too
+LIMITS = SandboxLimits(seconds=4)  # enough for any of the programs that end, on a busy machine too
 BOX = "import cadquery as cq\nr = cq.Workplane('XY').box(2, 3, 4)"
 VALID_R = "\nimport cadquery as cq\nr = cq.Workplane('XY').box(1, 1, 1)"
 # Takes hold of the channel of its own process, which full Python can, and says something else there.
