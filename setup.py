@@ -31,12 +31,13 @@ EXTRAS = {
     "scene": ["timm>=1.0", "scipy"],
     "serve": ["fastapi", "uvicorn", "prometheus_client", "gradio>=5"],
     "train": ["trl>=1.0", "matplotlib>=3.8"],
+    "scale": ["ray[data,serve]>=2.50"],
 }
 EXTRAS["test"] = sorted(
     {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy", "ruff==0.17.6", "mypy==2.4.1"}
     | {
         requirement
-        for name in ("cad", "geometry", "scene", "segment", "serve", "train", "view")
+        for name in ("cad", "geometry", "scale", "scene", "segment", "serve", "train", "view")
         for requirement in EXTRAS[name]
     }
 )

@@ -14,7 +14,7 @@ import sys
 from .console import say
 from .extras import needs
 
-COMMANDS = ("demo", "ask", "reconstruct", "segment", "cad", "scene", "train", "eval", "convert", "serve")
+COMMANDS = ("demo", "ask", "reconstruct", "segment", "cad", "scene", "batch", "train", "eval", "convert", "serve")
 
 
 def main(argv: list[str] | None = None) -> int:

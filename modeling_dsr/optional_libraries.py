@@ -12,6 +12,7 @@ EXTRAS = {
     "scene": ("scipy", "timm"),
     "serve": ("fastapi", "prometheus_client", "uvicorn"),
     "train": ("matplotlib",),
+    "scale": ("ray",),
 }
 
 

@@ -11,7 +11,7 @@ from .files_in import Files
 from .files_out import as_png
 from .generation import generate_rows, pad_rows
 from .request import Field
-from .task import MODEL, SEED, TEMPERATURE, TOP_P, Job, Task, new_tokens_field
+from .task import MODEL, SEED, TEMPERATURE, TOP_P, Job, Task, new_tokens_field, once
 
 
 class Ask(Task):
@@ -64,11 +64,56 @@ class Ask(Task):
         self.check_prompt(encoded)
         return Job(self.NAME, model, (self.NAME, model, self.pace(parameters)), dict(encoded), parameters, media)
 
+    @staticmethod
+    def can_share(job: Job) -> bool:
+        """Whether [`another`] can ask more about the media of a job: about a video, as its frames need not be kept."""
+        return "indices" in job.media
+
+    def another(self, job: Job, question: str | None) -> Job:
+        """A further question about the video of a job: the file is not read again, and [`run`] encodes it once."""
+        processor = self.endpoint.processor(job.model)
+        question = self.question({"question": self.INPUTS["question"].read("inputs.question", question, self.limits)})
+        self.check_words(processor, question)
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        grids = {name: job.inputs[name] for name in ("video_grid_thw", "second_per_grid_ts") if name in job.inputs}
+        with self.endpoint.processing(job.model):
+            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            encoded = processor(text=[prompt], **grids, return_tensors="pt")
+        self.check_prompt(encoded)
+        inputs = {**job.inputs, **encoded}
+        return Job(self.NAME, job.model, job.key, inputs, job.parameters, job.media, job.cost, job.shared)
+
     def run(self, jobs):
         model = self.endpoint.model(jobs[0].model)
-        inputs = self.collate([job.inputs for job in jobs], model.device)
+        inputs = self.inputs_of(model, jobs)
         answers = generate_rows(model, inputs, [self.sampling(job.parameters) for job in jobs])
         return [(answer, self.look(model, job)) for answer, job in zip(answers, jobs)]
+
+    def inputs_of(self, model, jobs: list[Job]) -> dict:
+        """Of the model. What several jobs show is encoded once, and kept for those of later batches."""
+        rows, device = [job.inputs for job in jobs], model.device
+        if len(once(jobs)[1]) == len(jobs) and not any(job.shared for job in jobs):
+            return self.collate(rows, device)
+        features = {}
+        for name in PIXELS:
+            if some := [job for job in jobs if name in job.inputs]:
+                features[PIXELS[name][0]] = self.encoded(model, name, some)
+        rows = [{name: value for name, value in row.items() if name not in PIXELS} for row in rows]
+        return self.collate(rows, device) | {"mm_encoder_outputs": features}
+
+    @torch.inference_mode()
+    def encoded(self, model, name: str, jobs: list[Job]):
+        """The features of what each job shows, one behind the other."""
+        kind, grid = PIXELS[name]
+        if new := [job for job in once(jobs)[1] if kind not in job.shared]:
+            pixels, grids = (torch.cat([torch.as_tensor(job.inputs[part]) for job in new]) for part in (name, grid))
+            encode = model.get_image_features if kind == "image" else model.get_video_features
+            found, start = encode(pixels.to(model.device), grids.to(model.device)), 0
+            for job in new:
+                job.shared[kind] = found.select(range(start, start := start + len(job.inputs[grid])))
+        every = [job.shared[kind] for job in jobs]
+        joined = {part: tuple(one for each in every for one in getattr(each, part) or ()) or None for part in MEDIA_LISTS}
+        return type(every[0])(**joined, grid_thw=torch.cat([one.grid_thw for one in every]))
 
     @staticmethod
     def collate(several: list[dict], device) -> dict:
@@ -112,6 +157,9 @@ class Ask(Task):
         return answer
 
 
+# Pixels of what is shown: its kind, and the grids that belong to them.
+PIXELS = {"pixel_values": ("image", "image_grid_thw"), "pixel_values_videos": ("video", "video_grid_thw")}
+MEDIA_LISTS = ("pooler_output", "geometry_features")  # of a model's features, with an entry per medium
 SHOWN_SIDE = 320  # of pictures of attention, in pixels
 
 

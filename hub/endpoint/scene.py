@@ -8,7 +8,9 @@ from .files_in import Files
 from .files_out import as_npy, as_png
 from .generation import generate_rows, pad_rows
 from .request import Field, RequestError, read_fields
-from .task import MODEL, SEED, TEMPERATURE, TOP_P, Job, Task, new_tokens_field
+from .task import MODEL, SEED, TEMPERATURE, TOP_P, Job, Task, new_tokens_field, once
+
+TEXT = ("input_ids", "attention_mask")
 
 
 class Scene(Task):
@@ -83,23 +85,21 @@ class Scene(Task):
 
     def run(self, jobs):
         model = self.endpoint.model(jobs[0].model)
-        inputs = self.collate([job.inputs for job in jobs], model.device)
-        text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask") if name in inputs}
+        order, distinct = once(jobs)
+        scenes = [{name: value for name, value in job.inputs.items() if name not in TEXT} for job in distinct]
+        images = self.collate(scenes, model.device)
+        texts = [{name: value for name, value in job.inputs.items() if name in TEXT} for job in jobs]
+        text = self.collate(texts, model.device)
         with torch.inference_mode():
-            output = getattr(model, "scene_qformer", model)(**inputs, output_attentions=True)
+            output = getattr(model, "scene_qformer", model)(**images, output_attentions=True)
+        tokens, attentions = output.scene_tokens[order], output.attentions[-1]
         answers = [None] * len(jobs)
         if text:
-            answers = generate_rows(
-                model, text | {"scene_tokens": output.scene_tokens}, [self.sampling(job.parameters) for job in jobs]
-            )
-        attentions = output.attentions[-1]
+            sampling = [self.sampling(job.parameters) for job in jobs]
+            answers = generate_rows(model, text | {"scene_tokens": tokens}, sampling)
         return [
-            {
-                "tokens": output.scene_tokens[number],
-                "attentions": attentions[number : number + 1],
-                "answer": answers[number],
-            }
-            for number in range(len(jobs))
+            {"tokens": tokens[number], "attentions": attentions[place : place + 1], "answer": answers[number]}
+            for number, place in enumerate(order)
         ]
 
     @staticmethod

@@ -18,6 +18,7 @@ class Job:
         inputs: of the model, for this request alone. parameters: as the request gave them, with defaults.
         media: what is needed once the model has run.
         cost: rows that it adds to a batch.
+        shared: what `run` computes of its media; jobs about the same media hold the same dict.
     """
 
     task: str
@@ -27,6 +28,14 @@ class Job:
     parameters: dict
     media: dict = field(default_factory=dict)
     cost: int = 1
+    shared: dict = field(default_factory=dict)
+
+
+def once(jobs: list[Job]) -> tuple[list[int], list[Job]]:
+    """Jobs about the same media, one of each: for each job which of these it goes with, and these."""
+    places: dict[int, int] = {}
+    order = [places.setdefault(id(job.shared), len(places)) for job in jobs]
+    return order, [jobs[order.index(place)] for place in range(len(places))]
 
 
 SEED = Field("integer", "of the random numbers; the same request with the same seed gets the same answer", 0, 0, 2**53)

@@ -1,0 +1,181 @@
+"""Where items come from: a file, a folder, a glob, a manifest (JSONL, CSV, parquet) or a data set of `datasets`."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .columns import BY_SUFFIX, CALIBRATION, CAMERA_FILE, COLUMNS, IMAGES, ItemError, column_of, inputs_of
+
+MANIFESTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
+
+class Source:
+    """
+    Items in a fixed order.
+
+    `items()` yields dicts, which JSON takes: `id`, and either `inputs` and `parameters`, or `row`, the number of a row
+    of a table that a worker reads itself (it may hold whole files), or `error` where a row says nothing.
+
+    Args:
+        task: one of `COLUMNS`. name: as the user gave it. split: of a data set.
+    """
+
+    def __init__(self, task: str, name: str, split: str = "train"):
+        self.task, self.name, self.split = task, name, split
+        self.left_out: list[str] = []  # columns and files that mean nothing to the task
+
+    def items(self) -> Iterator[dict]:
+        raise NotImplementedError
+
+    def item(self, number: int, row: dict, folder: Path | None) -> dict:
+        """An item of a row that names its files."""
+        item = {"id": id_of(row, number)}
+        try:
+            return item | {"inputs": inputs_of(self.task, row, folder), "parameters": self.parameters(row)}
+        except ItemError as error:
+            return item | {"error": [error.code, error.message]}
+
+    def parameters(self, row: dict) -> dict:
+        """A column `parameters`, an object, holds what is asked for of this row alone."""
+        given = row.get("parameters") or {}
+        if not isinstance(given, dict):
+            raise ItemError("bad_request", "`parameters` must be an object.")
+        return {name: value for name, value in given.items() if value is not None}
+
+    def note_columns(self, names) -> None:
+        known = ("id", "parameters")
+        self.left_out = sorted({name for name in names if name not in known and column_of(self.task, name) is None})
+
+
+def id_of(row: dict, number: int) -> str:
+    """What the row calls itself; its number, from 0, where it does not."""
+    given = row.get("id")
+    return str(number) if given is None or given == "" else writable(str(given))
+
+
+def writable(text: str) -> str:
+    """Text that every file takes: halves of characters, as broken names of files hold them, are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def open_source(task: str, name: str, split: str = "train") -> Source:
+    """
+    The source that `name` means.
+
+    Raises:
+        ValueError: it means none, or there is nothing in it.
+    """
+    from .tables import Table
+
+    path = Path(name)
+    if path.is_file() and path.suffix.lower() in MANIFESTS:
+        return Table(task, name, split) if path.suffix.lower() == ".parquet" else Lines(task, name, split)
+    if path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()):
+        return Table(task, name, split)
+    if path.exists() or glob.has_magic(name):
+        return Media(task, name, split)
+    if name.count("/") <= 1 and not path.suffix and not name.startswith((".", "/", "~")):
+        return Table(task, name, split)
+    raise ValueError(f"there is no file or folder at {name!r}, and it is no name of a data set (OWNER/NAME).")
+
+
+class Lines(Source):
+    """A manifest of text: JSON lines, or CSV (TSV) whose lists and objects are JSON in their cells."""
+
+    def items(self) -> Iterator[dict]:
+        path, names = Path(self.name), set()
+        folder = path.resolve().parent
+        rows = self._csv(path) if path.suffix.lower() in (".csv", ".tsv") else self._json(path)
+        for number, row in enumerate(rows):
+            if isinstance(row, str):
+                yield {"id": f"row-{number}", "error": ["bad_request", row]}
+                continue
+            names |= row.keys()
+            yield self.item(number, row, folder)
+        self.note_columns(names)
+
+    @staticmethod
+    def _json(path: Path) -> Iterator[dict | str]:
+        """Rows, or what is wrong with a line."""
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except (ValueError, RecursionError) as error:
+                    yield f"line {number} of {path.name} is not JSON ({error})."
+                else:
+                    yield row if isinstance(row, dict) else f"line {number} of {path.name} is no JSON object."
+
+    @staticmethod
+    def _csv(path: Path) -> Iterator[dict | str]:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            for row in reader:
+                if None in row or any(value is None for value in row.values()):
+                    yield f"line {reader.line_num} of {path.name} has another number of cells than the first line."
+                else:
+                    yield {name: _cell(value) for name, value in row.items()}
+
+
+def _cell(text: str):
+    """A list or an object where a cell holds one; else its text."""
+    if text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+class Media(Source):
+    """Files and folders: each file that the task reads, each folder of images that make one scene."""
+
+    def items(self) -> Iterator[dict]:
+        path = Path(self.name)
+        if path.is_dir():
+            root, found = path.resolve(), [path.resolve()]
+        elif path.exists():
+            root, found = path.resolve().parent, [path.resolve()]
+        else:
+            found = [Path(name).resolve() for name in sorted(glob.glob(self.name, recursive=True))]
+            if not found:
+                raise ValueError(f"nothing matches {self.name!r}.")
+            root = Path(os.path.commonpath([str(one.parent) for one in found]))
+        for one in found:
+            for inside, inputs in self._inside(one):
+                name = inside.relative_to(root).as_posix() if inside != root else root.name
+                yield {"id": writable(name), "inputs": inputs, "parameters": {}}
+
+    def _inside(self, path: Path) -> Iterator[tuple[Path, dict]]:
+        """Places and inputs of what a file or a folder holds, in the order of names."""
+        if path.is_file():
+            column = BY_SUFFIX[self.task].get(path.suffix.lower())
+            if column is None:
+                self.left_out.append(path.name)
+            else:
+                yield path, {column: [str(path)] if COLUMNS[self.task][column] == "files" else str(path)}
+            return
+        files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+        images = [one for one in files if one.is_file() and one.suffix.lower() in IMAGES]
+        if self.task == "scene" and any(one.name.startswith(CAMERA_FILE) for one in images):
+            yield path, self._scene(path, images)
+            return
+        if self.task == "reconstruct" and images:
+            yield path, {"images": [str(image) for image in images]}
+        for one in files:
+            if one.is_dir() or not (self.task == "reconstruct" and one in images):
+                yield from self._inside(one)
+
+    @staticmethod
+    def _scene(folder: Path, images: list[Path]) -> dict:
+        inputs = {"images": {one.stem: str(one) for one in images if one.name.startswith(CAMERA_FILE)}}
+        if (folder / CALIBRATION).is_file():
+            inputs["calibration"] = str(folder / CALIBRATION)  # read by the worker
+        return inputs
