@@ -221,6 +221,12 @@ def commands() -> dict:
             "segment", "picture.png", "--ask", "What is it?", "--max-new-tokens", 4, "-o", "answer",
             files=("answer/segment.json",),
         ),
+        "batch": works(
+            "batch", "ask", CLIP, "--question", "Does it move?", "--set", "max_new_tokens=4", "-o", "many",
+            files=("many/results.parquet",),
+        ),
+        "batch ray": names("scale", "batch", "ask", CLIP, "--engine", "ray", "-o", "ray"),
+        "batch cad": names("cad", "batch", "cad", "cloud.npy", "-o", "solids"),
         "scene": works("scene", street, "-o", "tokens", files=("tokens/attention.png",)),
         "cad points": names("cad", "cad", "cloud.npy", "-o", "part.step"),
         "cad text": names("cad", "cad", "--text", "A plate", "-o", "part.step"),

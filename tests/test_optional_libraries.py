@@ -69,7 +69,12 @@ assert "torch" not in sys.modules, "work was done before"
 sys.exit(status)
 """
 NEED = {
-    "cad": [["cad", "part.stl"], ["cad", "--text", "A plate"], ["eval", "cad", "programs", "meshes"]],
+    "cad": [
+        ["cad", "part.stl"],
+        ["cad", "--text", "A plate"],
+        ["batch", "cad", "part.stl"],
+        ["eval", "cad", "programs", "meshes"],
+    ],
     "geometry": [
         ["eval", "relpose", "folder"],
         ["eval", "points", "folder"],
@@ -78,6 +83,7 @@ NEED = {
     "serve": [["serve"]],
     "view": [["reconstruct", str(CLIP), "--format", "rrd"]],
     "train": [["train", "--recipe", "tiny/pi3", "-o", "out"]],
+    "scale": [["batch", "ask", str(CLIP), "--engine", "ray", "-o", "out"]],
 }
 
 

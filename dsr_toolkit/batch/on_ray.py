@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ..extras import needs
 from .attempts import Attempts
@@ -57,10 +57,18 @@ class RayWorker:
         self.get(self.attempts.item.remote(chunk, item))
 
 
-def chunks_schema():
-    import pyarrow as pa
+class InTurn(Sequence):
+    """What Ray takes for a list and goes through once: chunks, which are read when they are asked for."""
 
-    return pa.schema({"number": pa.int64(), "lines": pa.list_(pa.large_binary())})
+    def __init__(self, chunks: Iterator[Chunk], count: int):
+        self.chunks, self.count = chunks, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: int) -> dict:
+        chunk = next(self.chunks)
+        return {"number": chunk.number, "lines": chunk.lines}
 
 
 def answers_schema():
@@ -82,14 +90,14 @@ def check_ray() -> None:
 
 
 def run_ray(
-    settings: dict, chunks: Iterator[Chunk], workers: int, gpus: float, address: str | None = None
+    settings: dict, chunks: Iterator[Chunk], count: int, workers: int, gpus: float, address: str | None = None
 ) -> Iterator[Finished]:
     """
     Answers of chunks, as they are finished. A worker that ends is started again by Ray, and its chunk tried again.
 
     Args:
-        gpus: of each worker, or a part of one. address: of a cluster that runs; default: one of this machine, for as
-            long as this takes.
+        count: of the chunks. gpus: of each worker, or a part of one.
+        address: of a cluster that runs; default: one of this machine, for as long as this takes.
 
     Raises:
         WorkerFailed: the settings are wrong, or the cluster is too small for the workers.
@@ -103,7 +111,7 @@ def run_ray(
         ray.init(address=address or "local", **options)
     try:
         _check_size(ray.cluster_resources(), workers, gpus)
-        yield from _answers(settings, chunks, workers, gpus)
+        yield from _answers(settings, chunks, count, workers, gpus)
     finally:
         if ours:
             ray.shutdown()
@@ -118,8 +126,7 @@ def _check_size(there: dict, workers: int, gpus: float) -> None:
             )
 
 
-def _answers(settings: dict, chunks: Iterator[Chunk], workers: int, gpus: float) -> Iterator[Finished]:
-    import pyarrow as pa
+def _answers(settings: dict, chunks: Iterator[Chunk], count: int, workers: int, gpus: float) -> Iterator[Finished]:
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -129,10 +136,8 @@ def _answers(settings: dict, chunks: Iterator[Chunk], workers: int, gpus: float)
     name = f"dsr-batch-{uuid.uuid4().hex}"
     attempts = ray.remote(Attempts).options(num_cpus=0, name=name).remote()
     ray.get(attempts.done.remote(-1))  # it is there
-    # A block per chunk; they lie in Ray's object store, not in this process.
-    schema = chunks_schema()
-    blocks = [ray.put(pa.table({"number": [one.number], "lines": [one.lines]}, schema=schema)) for one in chunks]
-    answers = ray.data.from_arrow_refs(blocks).map_batches(
+    # A block per chunk: they lie in Ray's object store, not in this process.
+    answers = ray.data.from_items(InTurn(chunks, count), override_num_blocks=count).map_batches(
         RayWorker,
         fn_constructor_kwargs={"settings": settings, "attempts": name},
         batch_size=None,

@@ -130,7 +130,7 @@ def _answer(batch: Batch, store: Store, source: Source) -> None:
     if batch.engine == "ray":
         from .on_ray import run_ray
 
-        answers = run_ray(settings, store.left(), batch.workers, batch.gpus, batch.address)
+        answers = run_ray(settings, store.left(), store.num_left, batch.workers, batch.gpus, batch.address)
     else:
         from .local import run_local
 

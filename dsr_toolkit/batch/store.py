@@ -161,6 +161,10 @@ class Store:
     def num_chunks(self) -> int:
         return -(-self.report["items"] // self.chunk_size)
 
+    @property
+    def num_left(self) -> int:
+        return sum(not self.is_done(number) for number in range(self.num_chunks))
+
     def is_done(self, number: int) -> bool:
         return (self.parts / f"{number:08d}").is_dir()
 

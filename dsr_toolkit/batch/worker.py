@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .columns import COLUMNS, ItemError
@@ -76,7 +76,7 @@ class Worker:
             source = snapshot_download(source)
         allowed = settings["allow_missing"]
         self.handler = self.endpoint.EndpointHandler(
-            source, None, settings["device"], settings["dtype"], "all" if "all" in allowed else tuple(allowed)
+            source, self._limits(), settings["device"], settings["dtype"], "all" if "all" in allowed else tuple(allowed)
         )
         self.task = self._check(source)
         self.model = settings["parameters"].get("model") or self.handler.describe()[self.task_name]["models"][0]
@@ -84,6 +84,11 @@ class Worker:
         self.revision = revision_of(Path(source), self.model)
         self.table = open_source(self.task_name, settings["source"], settings["split"]) if settings["source"] else None
         self.pool = ThreadPoolExecutor(settings["readers"], thread_name_prefix="readers")
+
+    def _limits(self):
+        """The requests of a chunk are all prepared before the first one runs: what they hold together has no limit."""
+        limits = self.endpoint.Limits.from_environment()
+        return replace(limits, **{"in_flight": 2**62} if hasattr(limits, "in_flight") else {})
 
     def _check(self, source):
         task = self.handler.tasks.get(self.task_name)
@@ -303,6 +308,8 @@ def content(name: str, value: str | bytes) -> bytes:
     if isinstance(value, bytes):
         return value
     try:
+        if Path(value).exists() and not Path(value).is_file():  # a pipe would be waited for
+            raise ItemError("unreadable_media", f"`{name}` is no file: {value}")
         return Path(value).read_bytes()
     except OSError as error:
         raise ItemError("unreadable_media", f"`{name}`: {error.strerror or error}: {value}") from error

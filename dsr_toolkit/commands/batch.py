@@ -1,8 +1,8 @@
 """Answer many items at once: a table with a row for each, and a folder for each that has pictures, clouds or solids.
 
 INPUT is a file, a folder, a glob in quotes, a manifest (.jsonl, .csv, .parquet) or the name of a data set; what a row
-may say stands in docs/batch.md. An item that cannot be answered is a row with an error. What was interrupted goes on with
---resume.
+may say stands in docs/batch.md. An item that cannot be answered is a row with an error. What was interrupted goes on
+with --resume.
 """
 
 import json
@@ -53,17 +53,18 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..batch.run import Batch, run_batch
     from ..extras import needs
-    from ..outputs import free_folder
 
     if args.resume and not args.output:
         raise ValueError("--resume goes with -o, the folder of the run that goes on.")
     parameters = read_parameters(args.parameters)
-    if args.what == "cad":
-        parameters.setdefault("execute", True)
-        if parameters["execute"]:
-            needs("cad", "dsr batch cad (--set execute=false writes programs alone)")
+    if args.what == "cad" and parameters.setdefault("execute", True):
+        needs("cad", "dsr batch cad (without --set execute=false)")
+    if args.engine == "ray":
+        needs("scale", "dsr batch --engine ray")
+    from ..batch.run import Batch, run_batch
+    from ..outputs import free_folder
+
     if args.model is None:
         say(RANDOM_WEIGHTS_NOTICE)
     batch = Batch(

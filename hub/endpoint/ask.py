@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from PIL import Image
@@ -80,8 +82,7 @@ class Ask(Task):
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
             encoded = processor(text=[prompt], **grids, return_tensors="pt")
         self.check_prompt(encoded)
-        inputs = {**job.inputs, **encoded}
-        return Job(self.NAME, job.model, job.key, inputs, job.parameters, job.media, job.cost, job.shared)
+        return replace(job, inputs={**job.inputs, **encoded})
 
     def run(self, jobs):
         model = self.endpoint.model(jobs[0].model)
@@ -112,7 +113,9 @@ class Ask(Task):
             for job in new:
                 job.shared[kind] = found.select(range(start, start := start + len(job.inputs[grid])))
         every = [job.shared[kind] for job in jobs]
-        joined = {part: tuple(one for each in every for one in getattr(each, part) or ()) or None for part in MEDIA_LISTS}
+        joined = {
+            part: tuple(one for each in every for one in getattr(each, part) or ()) or None for part in MEDIA_LISTS
+        }
         return type(every[0])(**joined, grid_thw=torch.cat([one.grid_thw for one in every]))
 
     @staticmethod
