@@ -33,9 +33,9 @@ def items(folder: Path, videos: int) -> list[dict]:
 
 def settings() -> dict:
     return {
-        "task": "ask", "model": str(hub_folder("dsr")), "device": str(device()), "dtype": "auto", "allow_missing": [],
-        "parameters": {"max_new_tokens": TOKENS, "num_frames": FRAMES}, "defaults": {}, "max_batch": 16, "readers": 4,
-        "source": None, "split": "train",
+        "task": "ask", "model": str(hub_folder("dsr")), "device": str(device()), "gpus": 0, "dtype": "auto",
+        "parameters": {"max_new_tokens": TOKENS, "num_frames": FRAMES}, "defaults": {}, "allow_missing": [],
+        "max_batch": 16, "readers": 4, "source": None, "split": "train",
     }  # fmt: skip
 
 

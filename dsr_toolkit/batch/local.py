@@ -109,7 +109,7 @@ def _start(settings: dict, number: int, workers: int, gpus: float) -> Process:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environment.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", CODE, str(theirs.fileno()), str(alive)],
-        pass_fds=(theirs.fileno(), alive), env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr,
+        pass_fds=(theirs.fileno(), alive), env=environment, stdin=subprocess.DEVNULL, stdout=2,
     )  # fmt: skip
     theirs.close()
     os.close(alive)

@@ -24,7 +24,7 @@ class Batch:
     Args:
         task: ask, reconstruct, segment, cad or scene. input: a file, folder, glob, manifest or data set.
         output: a folder.
-        model: repository or folder; None: tiny random ones. split: of a data set.
+        model: repository or folder; None: tiny ones. split: of a data set.
         parameters: of the endpoint's task, for every item. defaults: inputs of items that do not bring their own.
         chunk_size: items that a worker takes at a time. max_batch: rows of a batch.
         engine: "local" or "ray". workers, gpus: processes, and GPUs of each. address: of a Ray cluster.
@@ -68,7 +68,7 @@ class Batch:
 
     def worker_settings(self, source: Source) -> dict:
         """Of a `Worker`: plain values."""
-        names = ("task", "model", "parameters", "defaults", "device", "dtype", "max_batch", "readers", "split")
+        names = ("task", "model", "parameters", "defaults", "device", "gpus", "dtype", "max_batch", "readers", "split")
         model = self.model if self.model is None or not Path(self.model).exists() else str(Path(self.model).resolve())
         settings = {name: getattr(self, name) for name in names} | {"model": model}
         name = source.name
@@ -126,15 +126,15 @@ def _answer(batch: Batch, store: Store, source: Source) -> None:
     progress = Progress(store.report["items"], store.done_items())
     if progress.done:
         say(f"{progress.done} of {progress.total} items are answered already.")
-    settings = batch.worker_settings(source)
+    settings, workers = batch.worker_settings(source), max(1, min(batch.workers, store.num_left))
     if batch.engine == "ray":
         from .on_ray import run_ray
 
-        answers = run_ray(settings, store.left(), store.num_left, batch.workers, batch.gpus, batch.address)
+        answers = run_ray(settings, store.left(), store.num_left, workers, batch.gpus, batch.address)
     else:
         from .local import run_local
 
-        answers = run_local(settings, store.left(), batch.workers, batch.gpus)
+        answers = run_local(settings, store.left(), workers, batch.gpus)
     try:
         with closing(answers):
             if progress.done < progress.total:

@@ -50,15 +50,16 @@ class Item:
 class Worker:
     """
     Args:
-        settings: plain values: `task`; `model`, `device`, `dtype`, `allow_missing` of the handler; `parameters` and
-            `defaults` (inputs) of every item; `max_batch` rows of a batch and `readers` threads; `source` and `split`
-            of a table.
+        settings: plain values: `task`; `model`, `device`, `gpus`, `dtype`, `allow_missing` of the handler; `parameters`
+            and `defaults` (inputs) of every item; `max_batch` rows of a batch and `readers` threads; `source` and
+            `split` of a table.
 
     Raises:
         ValueError: settings that no item can be answered with.
     """
 
     def __init__(self, settings: dict):
+        import torch
         from transformers.utils import logging
 
         from ..loading import DTYPES, REPOSITORY, resolve
@@ -68,15 +69,19 @@ class Worker:
         self.settings, self.task_name = settings, settings["task"]
         if settings["dtype"] not in DTYPES:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {settings['dtype']!r}.")
-        self.endpoint = handler_module()
-        source, self.is_random = resolve(settings["model"], REPOSITORY)
+        self.endpoint, device = handler_module(), settings["device"]
+        if settings["gpus"] and not torch.cuda.is_available():
+            raise ValueError(f"--gpus-per-worker {settings['gpus']:g}: there is no GPU here.")
+        if settings["gpus"] > 1 and device is None:
+            device = "auto"  # the model is spread over them
+        source, _ = resolve(settings["model"], REPOSITORY)
         if not Path(source).is_dir():
             from huggingface_hub import snapshot_download
 
             source = snapshot_download(source)
         allowed = settings["allow_missing"]
         self.handler = self.endpoint.EndpointHandler(
-            source, self._limits(), settings["device"], settings["dtype"], "all" if "all" in allowed else tuple(allowed)
+            source, self._limits(), device, settings["dtype"], "all" if "all" in allowed else tuple(allowed)
         )
         self.task = self._check(source)
         self.model = settings["parameters"].get("model") or self.handler.describe()[self.task_name]["models"][0]
@@ -106,6 +111,10 @@ class Worker:
                 )
         except self.endpoint.RequestError as error:
             raise ValueError(error.message) from error
+        if self.task_name == "ask" and parameters.get("candidates", 1) > 1:
+            raise ValueError(
+                "--set candidates: a question has one answer here; ask it several times, with other seeds."
+            )
         if parameters.get("execute"):
             try:
                 self.handler.sandbox()  # says now if there is none
@@ -203,12 +212,8 @@ class Worker:
                     one.job = self.handler.prepare(self._with_files(one.request))
                     share(one.job, first)
                 first = first or one.job
-            except ItemError as error:
-                one.error = (error.code, error.message)
-            except self.endpoint.RequestError as error:
-                one.error = (error.code, error.message)
             except Exception as error:
-                one.error = ("internal", f"{type(error).__name__}: {error}")
+                self._failed(one, error)
             one.seconds += time.perf_counter() - start
 
     def _with_files(self, request: dict) -> dict:
@@ -255,19 +260,26 @@ class Worker:
                 batch[0].seconds += time.perf_counter() - start
             return
         each, rows = time.perf_counter() - start, _rows(batch)
-        for one, result in zip(batch, results):
+        for one in batch:
             one.seconds += each * one.job.cost / rows
-            start = time.perf_counter()
-            try:
-                one.answer = self.handler.finish(one.job, result)
-            except Exception as error:
-                self._failed(one, error)
-            one.job = None  # its media are needed no longer
-            one.seconds += time.perf_counter() - start
+        list(self.pool.map(self._finish, batch, results))
+
+    def _finish(self, one: Asked, result) -> None:
+        start = time.perf_counter()
+        try:
+            one.answer = self.handler.finish(one.job, result)
+        except Exception as error:
+            self._failed(one, error)
+        one.job = None  # its media are needed no longer
+        one.seconds += time.perf_counter() - start
 
     def _failed(self, one: Asked, error: Exception) -> None:
-        known = isinstance(error, self.endpoint.RequestError)
-        one.error = (error.code, error.message) if known else ("internal", f"{type(error).__name__}: {error}")
+        if isinstance(error, (ItemError, self.endpoint.RequestError)):
+            one.error = (error.code, error.message)
+        elif isinstance(error, ValueError) and one.job is None:  # the processors' own checks
+            one.error = ("invalid_input", str(error))
+        else:
+            one.error = ("internal", f"{type(error).__name__}: {error}")
 
     def _finished(self, item: Item) -> Answered:
         error = item.error

@@ -7,7 +7,7 @@ with --resume.
 
 import json
 
-from ..console import RANDOM_WEIGHTS_NOTICE, say
+from ..console import say
 
 HELP = "answer a folder, a manifest or a data set"
 TASKS = ("ask", "reconstruct", "segment", "cad", "scene")
@@ -20,7 +20,7 @@ def add_arguments(parser) -> None:
         "-o", "--output", metavar="DIR", help="a new folder (default: dsr-batch, or the next free dsr-batch-N)"
     )
     parser.add_argument("--resume", action="store_true", help="go on where a run into -o stopped")
-    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a repository of models; default: tiny random ones")
+    parser.add_argument("--model", metavar="REPO_OR_DIR", help="a repository of models; default: tiny ones")
     parser.add_argument("--split", default="train", help="of a data set (default: train)")
     parser.add_argument(
         "--question", action="append", metavar="TEXT", help="ask this of items without a question; may be repeated"
@@ -66,7 +66,7 @@ def run(args) -> int:
     from ..outputs import free_folder
 
     if args.model is None:
-        say(RANDOM_WEIGHTS_NOTICE)
+        say("No --model, so the tiny models answer that are carried along. Use --model REPO_OR_DIR for others.")
     batch = Batch(
         task=args.what, input=args.input, output=args.output or free_folder("dsr-batch"), model=args.model,
         split=args.split, parameters=parameters, defaults=read_defaults(args), device=args.device, dtype=args.dtype,

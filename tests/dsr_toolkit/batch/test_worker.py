@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsr_toolkit.batch.worker import Worker, revision_of
@@ -17,7 +18,7 @@ ASKED = {"max_new_tokens": 5, "num_frames": 4}
 
 def settings(task: str, repository, **changes) -> dict:
     return {
-        "task": task, "model": str(repository), "device": "cpu", "dtype": "auto", "allow_missing": ["all"],
+        "task": task, "model": str(repository), "device": "cpu", "gpus": 0, "dtype": "auto", "allow_missing": ["all"],
         "parameters": {}, "defaults": {}, "max_batch": 16, "readers": 2, "source": None, "split": "train", **changes,
     }  # fmt: skip
 
@@ -163,6 +164,10 @@ def test_questions_of_the_command_line_are_for_items_without_any(repository, med
         ("ask", {"parameters": {"max_new_tokens": "many"}}, "max_new_tokens"),
         ("ask", {"parameters": {"model": "pi3"}}, "model must be one of dsr"),
         ("ask", {"dtype": "float8"}, "--dtype"),
+        ("ask", {"parameters": {"candidates": 2, "temperature": 1.0}}, "candidates"),
+        pytest.param(
+            "ask", {"gpus": 1}, "no GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+        ),
     ],
 )
 def test_settings_that_no_item_can_be_answered_with_are_refused(repository, task, changes, says):
