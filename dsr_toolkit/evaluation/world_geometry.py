@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -98,7 +100,8 @@ def evaluate(
 
     Returns:
         `{"model_type", "seed", "count", "metrics"}`; metrics: those of [`measure_clips`], `by_frames`, {number: the
-        same}, and of a PAGE-4D that keeps its cameras from what moves `mask_off`, the same without it.
+        same}, and of a PAGE-4D that keeps its cameras from what moves `mask_off`, the same without it; of two streams
+        `mask_off` and `dual_stream_off`, see [`without_mask`] and [`without_dual_stream`].
     """
     views = 2 if getattr(model.config, "is_multiview", False) else 1
     usual = 4 if views > 1 else 8
@@ -113,7 +116,39 @@ def evaluate(
     metrics["by_frames"] = {usual: dict(metrics)} | {number: run(number) for number in frames if number != usual}
     if views == 1 and getattr(model.config, "mask_alpha", 0) > 0:
         metrics["mask_off"] = run(usual, mask_alpha=0.0)
+    if views > 1 and model.config.enable_dual_stream:
+        for name, changed in (("mask_off", without_mask), ("dual_stream_off", without_dual_stream)):
+            with changed(model):
+                metrics[name] = run(usual)
     return {"model_type": model.config.model_type, "seed": seed, "count": count, "metrics": metrics}
+
+
+@contextmanager
+def without_mask(model):
+    """Two streams that are not told what moves: the strengths with which the mask draws and repels are zero."""
+    strengths = [value for name, value in model.multiview.named_parameters() if name.startswith("lambda_")]
+    kept = [value.detach().clone() for value in strengths]
+    with torch.no_grad():
+        for value in strengths:
+            value.zero_()
+        try:
+            yield
+        finally:
+            for value, number in zip(strengths, kept):
+                value.copy_(number)
+
+
+@contextmanager
+def without_dual_stream(model):
+    """One stream, that of the cameras, which the depth is read from too; a mask has nothing to bias there."""
+    parts = model.multiview
+    kept = parts.geo_time_blocks, parts.geo_view_blocks
+    parts.geo_time_blocks, parts.geo_view_blocks = parts.pose_time_blocks, parts.pose_view_blocks
+    try:
+        with without_mask(model):
+            yield
+    finally:
+        parts.geo_time_blocks, parts.geo_view_blocks = kept
 
 
 def measure_clips(model, processor, world, count: int, **options) -> dict[str, float]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from transformers import set_seed
 
 from modeling_dsr.configuration_page4d import Page4DConfig
 from modeling_dsr.configuration_pi3 import Pi3Config
@@ -18,6 +21,7 @@ from ..evaluation.world_geometry import clip_errors, prediction_of
 from ..pictures import heat_colours
 from ..worlds.space import SpaceWorld
 from ..worlds.space.render import render
+from ..worlds.space.scene import DIFFICULTIES
 
 MOMENTS = 8  # of a clip, of which a row takes some
 
@@ -33,6 +37,7 @@ class GeometryClips:
         seed, difficulty, views: see [`SpaceWorld`].
         size: sides of the pictures in pixels.
         oversampling: pictures are made so many times as large and shrunk, as a processor would.
+        scenes: fields of `SceneSettings` that differ from those of `difficulty`, as in {"orbit": [40, 160]}.
         moments: least and largest number of moments of a row, of eight over the clip.
         group: rows that have the same number; a multiple of the batch size.
     """
@@ -46,8 +51,11 @@ class GeometryClips:
         views: int = 1,
         difficulty: str = "easy",
         oversampling: int = 1,
+        scenes: dict | None = None,
     ):
-        self.world = SpaceWorld(seed, views=views, difficulty=difficulty, questions=0)
+        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in (scenes or {}).items()}
+        settings = replace(DIFFICULTIES[difficulty], **changed)
+        self.world = SpaceWorld(seed, views=views, difficulty=settings, questions=0)
         self.size, self.moments, self.group, self.oversampling = size, tuple(moments), group, oversampling
 
     def __getitem__(self, index: int) -> dict:
@@ -127,16 +135,17 @@ def build_pi3(
     return model, GeometryProcessor(pixel_limit=picture_size * picture_size)
 
 
-def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, **settings) -> None:
+def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, seed: int = 0, **settings) -> None:
     """
     Write a tiny PAGE-4D whose encoder and trunk start as π³'s, into the folder `output`: the step `make` of a recipe.
 
     π³'s blocks, by turns inside frames and over all, are PAGE-4D's frame and global blocks. A layer is added at the
-    end, which begins as nearly nothing; camera, depth and mask heads begin at random.
+    end; it and the heads for cameras, depth and mask begin at random, with [`begin_to_compare_frames`].
 
     Args:
         folders: of models by name. pi3: the name of π³'s. settings: of `Page4DConfig`.
     """
+    set_seed(seed)
     source = Pi3Model.from_pretrained(folders[pi3])
     width, layers = source.config.hidden_size, source.config.num_decoder_layers // 2
     config = Page4DConfig(
@@ -160,17 +169,37 @@ def page4d_from_pi3(folders, output, pi3: str = "tiny/pi3", size: int = 56, **se
     with torch.no_grad():
         trunk.camera_token.copy_(source.register_token[:, :, :1])
         trunk.register_token.copy_(source.register_token[:, :, 1:])
+    begin_to_compare_frames(model)
     model.save_pretrained(output)
     GeometryProcessor(resize_rule="page4d", image_size=size).save_pretrained(output)
 
 
-def multiview_from_page4d(folders, output, page4d: str = "tiny/page4d", **settings) -> None:
+@torch.no_grad()
+def begin_to_compare_frames(model: Page4DModel) -> None:
+    """
+    Let cameras begin to learn at once. π³'s trunk has no first frame, and its registers say next to nothing of theirs.
+
+    So the first frame's tokens get a difference from the others'; the last layer and the camera head, which carry
+    what the registers do not, add with full weight; and fields of view begin where they are positive, since the
+    rectifier that they pass has no gradient below.
+    """
+    trunk, head = model.aggregator, model.camera_head
+    for token in (trunk.camera_token, trunk.register_token):
+        token[:, 0].add_(torch.randn_like(token[:, 0]), alpha=0.5)
+    for block in (trunk.frame_blocks[-1], trunk.global_blocks[-1], *head.trunk):
+        nn.init.ones_(block.ls1.gamma)
+        nn.init.ones_(block.ls2.gamma)
+    nn.init.constant_(head.pose_branch.fc2.bias[-2:], 1.0 / head.num_iterations)
+
+
+def multiview_from_page4d(folders, output, page4d: str = "tiny/page4d", seed: int = 0, **settings) -> None:
     """
     Write a multi-view PAGE-4D that starts from one for videos, each stream's blocks as copies of the trunk's.
 
     Args:
         folders, page4d: as above. settings: of `Page4DConfig`, what is new.
     """
+    set_seed(seed)
     source = Page4DModel.from_pretrained(folders[page4d])
     kept = {k: v for k, v in source.config.to_dict().items() if k not in ("enable_dynamic_mask", "dynamic_mask_layer")}
     config = Page4DConfig(**{**kept, "spatial_mask_variant": None, "mask_alpha": 0.0, **settings})
