@@ -17,13 +17,14 @@ from modeling_dsr.modeling_pi3 import Pi3Model
 from modeling_dsr.pose import invert_rigid
 from modeling_dsr.processing_geometry import GeometryProcessor
 
-from ..evaluation.world_geometry import clip_errors, prediction_of
+from ..evaluation.world_geometry import MOVING_SHARE, clip_errors, prediction_of
 from ..pictures import heat_colours
 from ..worlds.space import SpaceWorld
 from ..worlds.space.render import render
 from ..worlds.space.scene import DIFFICULTIES
 
 MOMENTS = 8  # of a clip, of which a row takes some
+PATCH = 14  # pixels
 
 
 class GeometryClips:
@@ -252,12 +253,14 @@ def _pi3_batch(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 def _page4d_batch(rows: list[dict]) -> dict[str, torch.Tensor]:
     batch = _stacked(rows)
+    cells = batch["dynamic"].float().unflatten(-1, (-1, PATCH)).unflatten(-3, (-1, PATCH))
     return {
         "pixel_values": _pixels(batch["images"]),
         "depths": batch["depths"],
         "extrinsics": invert_rigid(batch["poses"])[..., :3, :],
         "intrinsics": batch["intrinsics"],
-        "mask_labels": batch["dynamic"].float(),
+        # A patch moves or not: as shares of pixels, a mask that is not sure of a thing would lose its edge.
+        "mask_labels": (cells.mean((-3, -1)) >= MOVING_SHARE).float().flatten(-2),
     }
 
 

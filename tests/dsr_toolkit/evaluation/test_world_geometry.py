@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from dsr_toolkit.evaluation.world_geometry import best_scale, clip_errors, evaluate
-from dsr_toolkit.training.geometry import build_pi3, page4d_from_pi3
+from dsr_toolkit.evaluation.world_geometry import (
+    best_scale,
+    clip_errors,
+    evaluate,
+    without_dual_stream,
+    without_mask,
+)
+from dsr_toolkit.training.geometry import build_pi3, multiview_from_page4d, page4d_from_pi3
 from dsr_toolkit.training.recipes.tiny.page4d import SETTINGS
 from dsr_toolkit.worlds import make_world
 from modeling_dsr.modeling_page4d import Page4DModel
@@ -117,3 +123,31 @@ def test_models_are_measured_at_their_size(build, tmp_path):
     metrics = evaluate(model.eval(), processor, seed=1, count=2, frames=(2,))["metrics"]
     assert 0.3 < metrics["abs_rel_ratio"] < 1.5 and set(metrics["by_frames"]) == {2, 8}
     assert ("mask_iou" in metrics) == ("mask_off" in metrics) == (build == "page4d")
+
+
+def test_streams_are_measured_without_the_mask_and_without_the_second_one(tmp_path):
+    torch.manual_seed(0)
+    model, _ = build_pi3(32, 1, 6, 2, 32, size=28, picture_size=28)
+    model.save_pretrained(tmp_path / "pi3")
+    page4d_from_pi3({"tiny/pi3": tmp_path / "pi3"}, tmp_path / "page4d", size=28, **SETTINGS)
+    streams = {"enable_dual_stream": True, "dual_stream_layers": [2], "lambda_pose": 4.0, "lambda_geo_t": 2.0}
+    multiview_from_page4d({"tiny/page4d": tmp_path / "page4d"}, tmp_path / "views", **streams)
+    model = Page4DModel.from_pretrained(tmp_path / "views").eval()
+    images = torch.rand(1, 2, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.multiview.geo_view_blocks[0].mlp.fc1.weight.mul_(3)  # until now both streams are copies of one trunk
+        whole = model(images)
+        with without_mask(model):
+            unmasked = model(images)
+        with without_dual_stream(model):
+            alone = model(images)
+        after = model(images)
+        model.multiview.geo_view_blocks[0].mlp.fc1.weight.div_(3)
+        with without_mask(model):
+            copies = model(images)
+    assert torch.equal(after.depth, whole.depth) and torch.equal(after.pose_enc, whole.pose_enc)
+    assert not torch.equal(unmasked.pose_enc, whole.pose_enc) and torch.equal(unmasked.pose_enc, alone.pose_enc)
+    assert not torch.equal(unmasked.depth, alone.depth) and torch.allclose(alone.depth, copies.depth, atol=1e-6)
+    processor = GeometryProcessor.from_pretrained(tmp_path / "views")
+    metrics = evaluate(model, processor, seed=1, count=1, frames=(2,))["metrics"]
+    assert {"mask_off", "dual_stream_off", "mask_iou"} <= set(metrics) and set(metrics["by_frames"]) == {2, 4}

@@ -67,6 +67,16 @@ def test_shrunk_pictures_keep_their_geometry():
     assert abs(row["images"].mean() - large["images"].mean()) < 1
 
 
+def test_scenes_may_differ_from_the_difficulty():
+    orbits = [
+        np.degrees([abs(2 * rows.world.scene(i).cameras[0].orbit) for i in range(20)])
+        for rows in (GeometryClips(5), GeometryClips(5, scenes={"orbit": [90, 120], "still_camera": 0.0}))
+    ]
+    assert orbits[0].max() < 60 and orbits[1].min() > 89
+    with pytest.raises(TypeError, match="orbits"):
+        GeometryClips(5, scenes={"orbits": [90, 120]})
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A tiny π³, the PAGE-4D that starts from it, and the multi-view one that starts from that."""
@@ -88,6 +98,8 @@ def test_page4d_begins_with_the_encoder_and_trunk_of_pi3(folders):
     images = torch.rand(1, 3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     pi3 = folders["pi3"].eval()
     with torch.no_grad():
+        for token in (model.aggregator.camera_token, model.aggregator.register_token):
+            token[:, 0] = token[:, 1]  # π³ has no first frame
         assert torch.equal(model.encode_frames(images).flatten(0, 1), pi3.encode(images))
         recorded = []
         pi3.decode(pi3.encode(images), 3, (2, 2), recorded=recorded)
@@ -96,6 +108,19 @@ def test_page4d_begins_with_the_encoder_and_trunk_of_pi3(folders):
             inside, across = found[layer].chunk(2, -1)
             assert torch.allclose(inside, recorded[2 * layer + 1], atol=1e-4)
             assert torch.allclose(across, recorded[2 * layer + 2], atol=1e-4)
+
+
+def test_page4d_begins_to_learn_cameras_at_once(folders, tmp_path):
+    """The first frame is told from the others, fields of view have a gradient, and a seed gives the same weights."""
+    model = Page4DModel.from_pretrained(folders["tiny/page4d"])
+    first, others = model.aggregator.camera_token.detach()[0]
+    assert (first - others).norm() > 1
+    outputs = model(**page4d_inputs(None)([GeometryClips(1, size=28, moments=(3, 3))[0]]))
+    outputs.losses["camera_fov"].backward()
+    assert model.camera_head.pose_branch.fc2.weight.grad[7:].abs().sum(1).min() > 0
+    page4d_from_pi3(folders, tmp_path / "again", size=28, **SETTINGS)
+    again, model = Page4DModel.from_pretrained(tmp_path / "again").state_dict(), model.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.items())
 
 
 def test_models_train_on_their_inputs_and_are_measured(folders):
