@@ -6,24 +6,34 @@ GEOMETRY = "dsr_toolkit.training.geometry"
 
 
 def video_stage(
-    name: str, model: dict, size: int, batch: int, steps: int, rate: float, seed: int, every: int, scenes=None
+    name: str,
+    model: dict,
+    size: int,
+    batch: int,
+    steps: int,
+    rate: float,
+    seed: int,
+    every: int,
+    moments: tuple[int, int] = (2, 4),
+    old_rate: float = 0.5,
+    scenes: dict | None = None,
 ) -> Stage:
     """
     A training on videos of the easy space world.
 
     Args:
-        scenes: what is different there, see [`GeometryClips`].
+        moments: least and largest number of frames. scenes: what is different there, see [`GeometryClips`].
+        old_rate: learning rate of what came from π³, as a share of `rate`.
     """
     rows = f"{GEOMETRY}:GeometryClips"
-    options = {"size": size, "moments": [2, 4], "group": batch, "scenes": scenes}
+    options = {"size": size, "moments": list(moments), "group": batch, "scenes": scenes}
     return Stage(
         name=name,
         model=model,
         data={"rows": rows, "seed": seed, "options": options},
         evaluation={"rows": rows, "seed": 900_001, "count": 32, "options": {"size": size, "moments": [8, 8]}},
         collator=f"{GEOMETRY}:page4d_inputs",
-        # The heads are new and learn faster than what came from π³.
-        learning_rates={r"^(encoder|aggregator\.(frame|global)_blocks\.[012])\b": rate / 2},
+        learning_rates={r"^(encoder|aggregator\.(frame|global)_blocks\.[012])\b": rate * old_rate},
         arguments={
             "max_steps": steps,
             "per_device_train_batch_size": batch,
@@ -70,10 +80,11 @@ RECIPE = Recipe(
     requires=["tiny/pi3"],
     stages=[
         Stage(name="start", make=f"{GEOMETRY}:page4d_from_pi3", options={"size": 112, **SETTINGS}),
-        # Cameras that go far around the room: between frames that differ by 10° rotations are not learned from nothing.
+        # Cameras that go far around the room: between frames that differ by 10° rotations are not learned from nothing,
+        # nor while what is new disturbs the features of π³ in which they can be read.
         video_stage(
-            "cameras", {"stage": "start"},
-            size=56, batch=8, steps=600, rate=1e-3, seed=110, every=300, scenes={"orbit": [40.0, 160.0]},
+            "cameras", {"stage": "start"}, size=56, batch=8, steps=700, rate=1e-3, seed=110, every=350,
+            moments=(4, 4), old_rate=0.05, scenes={"orbit": [40.0, 160.0]},
         ),
         video_stage("train", {"stage": "cameras"}, size=112, batch=4, steps=800, rate=8e-4, seed=111, every=400),
     ],
