@@ -27,7 +27,6 @@ COLOURS = {
 CHECKED = np.linspace(-1, 1, 9)
 MIDDLE = np.zeros(1)
 TRIES = 12  # places, or ways, that are tried for a thing
-MOTIONS = 200  # that are tried for a scene before another is drawn
 NEAREST = 1.6  # metres from a camera to the centre of a thing
 UP = np.array([0.0, 0.0, 1.0])
 GAP = 0.12  # metres between things
@@ -53,6 +52,8 @@ class SceneSettings:
         view_spacing: degrees between neighbouring cameras of several views.
         compass: the four walls have one colour each in all rooms, so that a single frame tells where the camera looks.
             Otherwise their colours are any.
+        tries: motions that are drawn for a scene before another is drawn instead. Scenes in which an answer is hard to
+            come by would be rarer with that answer; so it should be many where things are in each other's way.
     """
 
     things: tuple[int, int] = (2, 4)
@@ -69,6 +70,7 @@ class SceneSettings:
     still_camera: float = 0.1
     view_spacing: tuple[float, float] = (25.0, 45.0)
     compass: bool = False
+    tries: int = 200
 
 
 # "easy" is for learning in minutes: fewer and larger things, all on the floor, on straight paths, and walls that are a
@@ -79,7 +81,7 @@ DIFFICULTIES = {
     ),
     "normal": SceneSettings(),
     "hard": SceneSettings(
-        things=(3, 6), moving=0.75, hovering=0.3, arcs=0.5, orbit=(20.0, 80.0), approach=1.0, pan=0.8
+        things=(3, 5), moving=0.75, hovering=0.3, arcs=0.5, orbit=(20.0, 80.0), approach=1.0, pan=0.8, tries=1000
     ),
 }
 
@@ -281,7 +283,7 @@ def draw_scene(
         wanted = wishes(scene) if wishes else lambda scene: True
         if wanted is None:
             continue
-        for _ in range(MOTIONS):
+        for _ in range(settings.tries):
             if _set_in_motion(generator, settings, scene) and wanted(scene):
                 return scene
 

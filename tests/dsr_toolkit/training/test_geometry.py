@@ -138,6 +138,7 @@ def test_models_train_on_their_inputs_and_are_measured(folders):
         assert len(found["rotation_error_median"]) == len(found["still_camera_median"]) == 2 * pairs
 
 
+@pytest.mark.slow
 def test_miniature_recipe_lowers_its_loss_and_beats_a_constant(tmp_path):
     """Half a minute of `tiny/pi3` on small pictures: depth is better than the best constant."""
     small = {
