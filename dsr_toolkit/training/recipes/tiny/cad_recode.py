@@ -11,7 +11,7 @@ ROWS = {
         "options": {"num_points": 1024, "families": list(TRAINING_FAMILIES)},
     },
     "evaluation": {
-        "rows": "dsr_toolkit.training.parts_rows:PartRows", "seed": 2000, "count": 128, "options": {"num_points": 1024}
+        "rows": "dsr_toolkit.training.parts_rows:PartRows", "seed": 2000, "count": 64, "options": {"num_points": 1024}
     },
     "collator_options": {"normalization": "program", "noise_std": 0.0},
     "measure": "dsr_toolkit.training.parts_rows:measure",
@@ -25,7 +25,7 @@ ARGUMENTS = {
     "adam_beta2": 0.98,
     "optim": "adamw_torch_fused",
     "bf16": True,
-    "eval_steps": 1000,
+    "eval_steps": 500,
     "save_steps": 500,
     "dataloader_num_workers": 1,
 }
@@ -40,7 +40,7 @@ RECIPE = Recipe(
             **ROWS,
             arguments={
                 **ARGUMENTS,
-                "max_steps": 3000,
+                "max_steps": 2500,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "cosine_with_min_lr",
                 "lr_scheduler_kwargs": {"min_lr": 5e-4},
@@ -55,7 +55,7 @@ RECIPE = Recipe(
             name="fine",
             model={"stage": "finer", "attention": "eager"},
             **ROWS,
-            arguments={**ARGUMENTS, "max_steps": 2000, "learning_rate": 8e-4, "lr_scheduler_type": "cosine"},
+            arguments={**ARGUMENTS, "max_steps": 1500, "learning_rate": 8e-4, "lr_scheduler_type": "cosine"},
         ),
     ],
 )
