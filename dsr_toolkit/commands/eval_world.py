@@ -29,6 +29,12 @@ def add_arguments(parser) -> None:
     parser.add_argument("--count", type=int, default=64, metavar="K", help="samples (default: 64)")
     parser.add_argument("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="float32", help="auto, float32, bfloat16 or float16 (default: float32)")
+    parser.add_argument(
+        "--allow-missing",
+        nargs="+",
+        metavar="NAME",
+        help='cadrille, cad_recode: confinements of programs that this machine may lack, or "all"',
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE, if this command wrote it")
 
@@ -39,6 +45,11 @@ def run(args) -> None:
     if args.json is not None:
         _check_target(args.json, args.overwrite)
     module, auto_class, extra = EVALUATIONS[args.kind]
+    options = {}
+    if args.allow_missing is not None:
+        if extra != "cad":
+            raise ValueError(f"--allow-missing is for models that write programs, {args.kind} writes none.")
+        options["allow_missing"] = "all" if "all" in args.allow_missing else args.allow_missing
     if extra is not None:
         needs(extra, f"dsr eval world {args.kind}")
     from ..loading import load, resolve
@@ -47,7 +58,7 @@ def run(args) -> None:
     source, _ = resolve(args.model, args.kind if args.model is None else model_type)
     model, processor = load(source, model_type, args.dtype, args.device, auto_class=auto_class)
     evaluation = importlib.import_module(f"..evaluation.{module}", __package__)
-    found = evaluation.evaluate(model, processor, args.seed, args.count)
+    found = evaluation.evaluate(model, processor, args.seed, args.count, **options)
     print(table(found))
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

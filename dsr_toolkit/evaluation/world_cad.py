@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from modeling_dsr.cad_solids import TriangleMesh
 
 from ..cad.metrics import intersection_over_union, normalize_prediction
-from ..cad.sandbox import Execution, Sandbox
+from ..cad.sandbox import Execution, Sandbox, SandboxLimits
 from ..worlds.parts import PartSample, PartsWorld
 
 CANDIDATES = (1, 4, 16)
 PARTS_AT_ONCE = 16
+SECONDS = 60  # of a program, which takes a tenth of one: how busy the machine is must not count
 INPUTS = {"cad_recode": ("points",), "cadrille": ("points", "views", "text")}
 
 
@@ -29,6 +30,7 @@ def evaluate(
     temperature: float = 0.7,
     max_new_tokens: int = 96,
     progress: Callable[[], None] = lambda: None,
+    allow_missing: Iterable[str] | str = (),
 ) -> dict:
     """
     The first `count` parts of a world, from every kind of input that the model reads.
@@ -42,7 +44,7 @@ def evaluate(
         model: a `CADRecodeForCausalLM` or `CadrilleForConditionalGeneration`.
         seed: of the world, one that the model was not trained on.
         candidates: the n of "best of n", ascending.
-        sandbox: to run programs in; else one of its own. Needs the extra `[cad]`.
+        sandbox: to run programs in; else one of its own, with `allow_missing`. Needs the extra `[cad]`.
         progress: called after every part and kind of input.
 
     Returns:
@@ -53,7 +55,7 @@ def evaluate(
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
     if sandbox is None:
-        with Sandbox() as own:
+        with Sandbox(limits=SandboxLimits(seconds=SECONDS), allow_missing=allow_missing) as own:
             return evaluate(model, processor, seed, count, candidates, own, temperature, max_new_tokens, progress)
     kinds = INPUTS[model.config.model_type]
     world = PartsWorld(seed)
@@ -118,7 +120,7 @@ class Judge:
 
     def ious(self, programs: list[str], sample: PartSample) -> list[float | None]:
         """IoU of each program's solid with the sample's, None for programs that leave no valid one."""
-        true = sample.program.strip()
+        true, programs = sample.program.strip(), [program.strip() for program in programs]
         new = [p for p in dict.fromkeys([true, *programs]) if p not in self.executions]
         self.executions.update(zip(new, self.sandbox.map(new)))
         pairs = [(true, p) for p in dict.fromkeys(programs) if (true, p) not in self.found]
@@ -132,6 +134,8 @@ class Judge:
             raise RuntimeError(f"A true program gave no solid ({true.code}: {true.message}):\n{pair[0]}")
         if not program.ok:
             return None
+        if pair[0] == pair[1]:
+            return 1.0
         try:
             return intersection_over_union(
                 normalize_prediction(TriangleMesh(true.vertices, true.faces)),

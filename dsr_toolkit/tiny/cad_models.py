@@ -81,8 +81,6 @@ def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **
         num_views: of a part; the first two look from opposite corners and see every face.
         vision: fields of its vision configuration that differ from `VISION`.
     """
-    from transformers import Qwen2VLImageProcessor
-
     from modeling_dsr.modeling_cadrille import CadrilleForConditionalGeneration
 
     text, tokenizer = recode.config, copy.deepcopy(processor.tokenizer)
@@ -120,14 +118,14 @@ def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **
     )
     model.model.point_encoder.load_state_dict(recode.model.point_encoder.state_dict())
     model.generation_config.update(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
-    return model, CadrilleProcessor(
-        Qwen2VLImageProcessor(),
-        tokenizer,
-        num_points=processor.num_points,
-        num_surface_samples=processor.num_surface_samples,
-        num_views=num_views,
-        view_pixels=VIEW_PIXELS,
-    )
+    sampling = {"num_points": processor.num_points, "num_surface_samples": processor.num_surface_samples}
+    return model, cadrille_processor(tokenizer, num_views=num_views, **sampling)
+
+
+def cadrille_processor(tokenizer, **options) -> CadrilleProcessor:
+    from transformers import Qwen2VLImageProcessor
+
+    return CadrilleProcessor(Qwen2VLImageProcessor(), tokenizer, view_pixels=VIEW_PIXELS, **options)
 
 
 def with_more_points(folders: dict, output: Path, stage: str, num_points: int) -> None:
@@ -138,11 +136,16 @@ def with_more_points(folders: dict, output: Path, stage: str, num_points: int) -
 
 
 def cadrille_of_cad_recode(
-    folders: dict, output: Path, recipe: str = "tiny/cad_recode", seed: int = 0, **options
+    folders: dict, output: Path, recipe: str = "tiny/cad_recode", sight: str | None = None, seed: int = 0, **options
 ) -> None:
-    """`make` of a recipe: see `build_cadrille`."""
+    """`make` of a recipe: see `build_cadrille`. `sight`: the stage that trained the vision tower (`cad_sight`)."""
     torch.manual_seed(seed)
-    _save(*build_cadrille(*_load(folders[recipe]), **options), output)
+    model, processor = build_cadrille(*_load(folders[recipe]), **options)
+    if sight is not None:
+        from .cad_sight import PartSight, give_sight
+
+        give_sight(model.model.visual, PartSight.from_pretrained(folders[sight]), model.model.point_encoder.projection)
+    _save(model, processor, output)
 
 
 def _load(folder: Path):

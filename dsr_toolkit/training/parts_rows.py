@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..worlds.parts import PartsWorld
 from ..worlds.parts_families import FAMILIES
+from ..worlds.parts_solid import CIRCLE_SEGMENTS
+
+BLOCK = 2048  # parts that are kept while they are repeated
 
 # Of a training: what is hard to write comes more often.
 TRAINING_FAMILIES = (
@@ -18,28 +22,59 @@ class PartRows:
     Rows of an endless parts world: "program", and the part as "cloud" (in the program's frame), "views" or "text".
 
     Args:
-        shown: row i shows its part by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is
-            a multiple of the list's length always has the same mixture.
-        num_points: of a cloud. families: see [`PartsWorld`]. num_views, oversampling: see [`PartSample.views`].
+        shown: part i is shown by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is a
+            multiple of the list's length always has the same mixture.
+        num_points: of a cloud. families: see [`PartsWorld`]. num_views, oversampling, segments: see
+            [`PartSample.views`].
+        seen: rows with views also have "seen", see [`PartSample.seen`].
+        repeats: every part comes so often, drawn once: the first `BLOCK` parts, in another order each time, then the
+            next. Views take longer to draw than to learn from.
     """
 
     def __init__(
-        self, seed: int, shown=("points",), num_points=2048, families=tuple(FAMILIES), num_views=2, oversampling=4
+        self,
+        seed: int,
+        shown=("points",),
+        num_points=2048,
+        families=tuple(FAMILIES),
+        num_views=2,
+        oversampling=4,
+        segments=CIRCLE_SEGMENTS,
+        seen=False,
+        repeats=1,
     ):
         unknown = sorted(set(shown) - {"points", "views", "text"})
         if unknown or not shown:
             raise ValueError(f'`shown` must name "points", "views" or "text", got {list(shown)}.')
         self.world = PartsWorld(seed, num_points if "points" in shown else 0, families)
-        self.shown, self.num_views, self.oversampling = tuple(shown), num_views, oversampling
+        self.shown, self.num_views, self.seen, self.repeats = tuple(shown), num_views, seen, repeats
+        self.drawing = {"oversampling": oversampling, "segments": segments}
+        self.kept: tuple[int, dict[int, dict]] = (0, {})  # of a block
 
     def __getitem__(self, index: int) -> dict:
-        sample, kind = self.world[index], self.shown[index % len(self.shown)]
+        if self.repeats == 1:
+            return self._row(index)
+        length = BLOCK // len(self.shown) * len(self.shown)
+        turn, place = divmod(index, length)
+        block = turn // self.repeats
+        group, kind = divmod(place, len(self.shown))
+        order = np.random.default_rng([self.world.seed, turn]).permutation(length // len(self.shown))
+        part = block * length + int(order[group]) * len(self.shown) + kind
+        if self.kept[0] != block:
+            self.kept = (block, {})
+        if part not in self.kept[1]:
+            self.kept[1][part] = self._row(part)
+        return self.kept[1][part]
+
+    def _row(self, part: int) -> dict:
+        sample, kind = self.world[part], self.shown[part % len(self.shown)]
         row = {"program": sample.program}
         if kind == "points":
             return row | {"cloud": sample.points}
-        return row | (
-            {"views": sample.views(self.num_views, self.oversampling)} if kind == "views" else {"text": sample.text}
-        )
+        if kind == "text":
+            return row | {"text": sample.text}
+        row |= {"views": sample.views(self.num_views, **self.drawing)}
+        return row | ({"seen": sample.seen(self.num_views, self.drawing["segments"])} if self.seen else {})
 
 
 def measure(model, processor, rows, inputs, outputs) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .parts_families import FAMILIES, draw_part
 from .parts_program import write_program
-from .parts_solid import Solid
+from .parts_solid import CIRCLE_SEGMENTS, Solid
 from .world import World
 
 
@@ -39,22 +39,41 @@ class PartSample:
     points: np.ndarray
     normals: np.ndarray
 
-    def mesh(self) -> tuple[np.ndarray, np.ndarray]:
-        """Vertices `[V, 3]` and faces `[F, 3]` of a closed mesh in the program's coordinates."""
-        return self.solid.mesh()
+    def mesh(self, segments: int = CIRCLE_SEGMENTS) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices `[V, 3]` and faces `[F, 3]` of a closed mesh in the program's coordinates; see `Solid.mesh`."""
+        return self.solid.mesh(segments)
 
-    def views(self, count: int = 4, oversampling: int = 4):
+    def views(self, count: int = 4, oversampling: int = 4, segments: int = CIRCLE_SEGMENTS):
         """
         The published views as one PIL picture, as `CadrilleProcessor.render_views` makes it of the mesh.
 
         Args:
-            oversampling: rays per pixel along either side; fewer than the processor's 4 are quicker and coarser.
+            oversampling: rays per pixel along either side; fewer than the processor's 4 are quicker and coarser, as are
+            fewer `segments` of a circle.
         """
         from modeling_dsr.cad_solids import TriangleMesh
         from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, render_mesh
 
-        mesh = TriangleMesh(*self.mesh()).moved(1 / 200, 0.5)
-        return compose_views([render_mesh(mesh, front, oversampling=oversampling) for front in VIEW_DIRECTIONS[:count]])
+        mesh = TriangleMesh(*self.mesh(segments)).moved(1 / 200, 0.5)
+        options = {"oversampling": oversampling, "closed": True}
+        return compose_views([render_mesh(mesh, front, **options) for front in VIEW_DIRECTIONS[:count]])
+
+    def seen(self, count: int = 4, segments: int = CIRCLE_SEGMENTS) -> np.ndarray:
+        """
+        The point of the surface that each pixel of [`views`] sees, `[H, W, 3]` in the program's coordinates, NaN where
+        it sees paper or the border. `count` is 1 or 2.
+        """
+        from modeling_dsr.cad_solids import TriangleMesh
+        from modeling_dsr.cad_views import VIEW_BORDER, VIEW_DIRECTIONS, VIEW_PIXELS, cast_rays
+
+        mesh, pictures = TriangleMesh(*self.mesh(segments)).moved(1 / 200, 0.5), []
+        for front in VIEW_DIRECTIONS[:count]:
+            pixels, faces, weights = cast_rays(mesh, front, VIEW_PIXELS, closed=True)
+            points = np.full((VIEW_PIXELS**2, 3), np.nan, np.float32)
+            points[pixels] = np.einsum("pc,pcd->pd", weights, mesh.vertices[mesh.faces[faces]]) * 200 - 100
+            frame = ((VIEW_BORDER, VIEW_BORDER), (VIEW_BORDER, VIEW_BORDER), (0, 0))
+            pictures.append(np.pad(points.reshape(VIEW_PIXELS, -1, 3), frame, constant_values=np.nan))
+        return np.concatenate(pictures, 1)
 
 
 class PartsWorld(World):

@@ -14,7 +14,7 @@ import numpy as np
 
 from .parts_triangles import triangulate
 
-CIRCLE_SEGMENTS = 48  # of a mesh; a multiple of 4, so that its bounding box is the circle's
+CIRCLE_SEGMENTS = 48  # of a mesh
 PROBE = 1e-3  # how far beside an outline its two sides are asked, in program units
 # Columns of a plane's axes u, v, w in x, y, z: CadQuery's own, all of them right-handed.
 PLANES = {"XY": (0, 1, 2), "YZ": (1, 2, 0), "ZX": (2, 0, 1)}
@@ -29,9 +29,9 @@ class Circle:
         """`[P]` bool of points `[P, 2]`."""
         return np.square(points - self.center).sum(-1) < self.radius**2
 
-    def outline(self) -> np.ndarray:
+    def outline(self, segments: int = CIRCLE_SEGMENTS) -> np.ndarray:
         """Corners `[n, 2]`, counter-clockwise."""
-        angle = np.arange(CIRCLE_SEGMENTS) * (2 * np.pi / CIRCLE_SEGMENTS)
+        angle = np.arange(segments) * (2 * np.pi / segments)
         return self.center + self.radius * np.stack([np.cos(angle), np.sin(angle)], 1)
 
     def edge_points(self, fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ class Polygon:
         at = start[:, 0] + (v - start[:, 1]) / rise * (end[:, 0] - start[:, 0])
         return (crosses & (u < at)).sum(1) % 2 == 1
 
-    def outline(self) -> np.ndarray:
+    def outline(self, segments: int = 0) -> np.ndarray:
         return np.asarray(self.corners, float)
 
     def edge_points(self, fraction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,9 +253,10 @@ class Solid:
         order = generator.permutation(count)
         return self._to_world(np.concatenate(points)[order]), self._to_world(np.concatenate(normals)[order])
 
-    def mesh(self) -> tuple[np.ndarray, np.ndarray]:
+    def mesh(self, segments: int = CIRCLE_SEGMENTS) -> tuple[np.ndarray, np.ndarray]:
         """
-        A closed mesh: vertices `[V, 3]` float64 and faces `[F, 3]` int64, counter-clockwise from outside.
+        A closed mesh: vertices `[V, 3]` float64 and faces `[F, 3]` int64, counter-clockwise from outside. A circle has
+        `segments` corners, a multiple of 4, so that the bounding box is the true one.
 
         As a CAD kernel's, each flat face has vertices of its own and round ones share theirs, so that vertex normals
         keep the edges sharp. Equal corners are bit-equal.
@@ -271,7 +272,7 @@ class Solid:
 
         for section, low, high in walls:
             for shape, side in section.outlines:
-                outline = shape.outline()
+                outline = shape.outline(segments)
                 count = len(outline)
                 start = np.arange(count)
                 end = (start + 1) % count
@@ -287,7 +288,7 @@ class Solid:
                 add(points, np.concatenate([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]]), side < 0)
         for section, level, _, up in caps:
             for outer, holes in _nested(section):
-                points, triangles = triangulate(outer.outline(), [hole.outline() for hole in holes])
+                points, triangles = triangulate(outer.outline(segments), [hole.outline(segments) for hole in holes])
                 add(np.insert(points, 2, level, axis=1), triangles, up < 0)
         return self._to_world(np.concatenate(vertices)), np.concatenate(faces)
 

@@ -52,6 +52,8 @@ def test_a_model_is_measured_on_a_seed(small_pi3, tmp_path, capsys):
 
 
 def test_numbers_are_checked_before_work(tmp_path, capsys):
+    assert main(["eval", "world", "pi3", "--seed", "1", "--allow-missing", "all"]) == 2
+    assert "pi3 writes none" in capsys.readouterr().err
     assert main(["eval", "world", "pi3", "--seed", "-1"]) == 2
     assert main(["eval", "world", "pi3", "--seed", "1", "--count", "0"]) == 2
     assert "--count at least 1" in capsys.readouterr().err

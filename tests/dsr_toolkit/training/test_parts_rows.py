@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dsr_toolkit.tiny.cad_models import build_cad_recode, build_cadrille, cad_tokenizer, with_more_points
+from dsr_toolkit.tiny.cad_sight import build_sight, extreme_points, give_sight
 from dsr_toolkit.tiny.cad_tokens import NUMBERS
 from dsr_toolkit.training.parts_rows import TRAINING_FAMILIES, PartRows, measure, show
 from dsr_toolkit.training.recipe import load_recipe
@@ -104,6 +105,21 @@ def test_hard_families_come_more_often_in_training():
     assert 3 / 14 - 0.06 < brackets < 3 / 14 + 0.06
 
 
+def test_parts_are_repeated_in_another_order_and_drawn_once(monkeypatch):
+    monkeypatch.setattr("dsr_toolkit.training.parts_rows.BLOCK", 9)
+    plain, shown = PartRows(5, shown=["text", "text", "points", "points"], num_points=8), 4
+    rows = PartRows(5, shown=plain.shown, num_points=8, repeats=3)
+    length = 9 // shown * shown
+    blocks = [[rows[index] for index in range(start, start + length)] for start in range(0, 4 * length, length)]
+    for kinds in zip(*(["cloud" in row for row in block] for block in blocks)):
+        assert len(set(kinds)) == 1  # a batch has the same mixture as ever
+    programs = [[row["program"] for row in block] for block in blocks]
+    first = [plain[index]["program"] for index in range(length)]
+    assert all(sorted(block) == sorted(first) for block in programs[:3]) and programs[0] != programs[1]
+    assert sorted(programs[3]) == sorted(plain[index]["program"] for index in range(length, 2 * length))
+    assert all(any(row is known for known in blocks[0]) for row in blocks[2])
+
+
 def test_a_model_may_read_more_points_later(recode, tmp_path):
     from modeling_dsr.modeling_cad_recode import CADRecodeForCausalLM
     from processing_dsr import CADRecodeProcessor
@@ -122,6 +138,41 @@ def test_recipes_hold_out_their_evaluation(name):
     for stage in load_recipe(f"tiny/{name}").stages:
         if not stage.make:
             assert stage.data["seed"] != stage.evaluation["seed"] and "families" not in stage.evaluation["options"]
+
+
+def test_cadrille_may_begin_with_a_tower_that_says_points(recode):
+    model, processor = build_cadrille(*recode, embed_dim=32)
+    torch.manual_seed(1)
+    sight, _ = build_sight(SMALL["hidden_size"], embed_dim=32)
+    pixels, grid = torch.randn(200, 1176), torch.tensor([[1, 10, 20]])
+    projection = model.model.point_encoder.projection
+    give_sight(model.model.visual, sight, projection)
+    with torch.no_grad():
+        said = sight.head(sight.visual(pixels, grid_thw=grid).pooler_output)
+        found = model.model.visual(pixels, grid_thw=grid).pooler_output
+    assert torch.allclose(found, projection(said), atol=1e-5)
+
+
+def test_a_token_says_the_outermost_point_that_it_shows():
+    seen = np.full((4, 6, 3), np.nan, np.float32)
+    seen[0, 0], seen[1, 1], seen[3, 5] = (1, 2, 3), (-4, 5, 6), (7, 0, 0)
+    points = extreme_points(seen, 2, 3)
+    assert points[0].tolist() == [-4, 5, 6] and points[5].tolist() == [7, 0, 0] and np.isnan(points[1:5]).all()
+
+
+@pytest.mark.slow
+def test_a_tower_learns_to_see(tmp_path):
+    pytest.importorskip("matplotlib")
+    from dsr_toolkit.training.run import train
+
+    settings = {"max_steps": 40, "warmup_steps": 5, "eval_steps": 40, "evaluation.count": 16, "save_steps": 40}
+    settings |= {"dataloader_num_workers": 0, "learning_rate": 4e-3, "per_device_train_batch_size": 8}
+    recipe = load_recipe("tiny/cadrille").changed({key: str(value) for key, value in settings.items()})
+    recipe.stages, recipe.requires = recipe.stages[:1], []
+    recipe.stages[0].model["options"] = {"hidden_size": 64, "embed_dim": 64}
+    metrics = train(recipe, tmp_path / "run").metrics
+    # Without sight the mean of all points is the best answer; it lies about 100 away.
+    assert metrics["distance_median"] < 70
 
 
 @pytest.mark.slow

@@ -150,6 +150,37 @@ def test_views_are_the_processors(samples):
     assert picture.size == (268, 268) and picture.tobytes() == sample.views().tobytes()
 
 
+def test_what_a_pixel_sees_lies_on_the_part_and_in_its_direction(samples):
+    from modeling_dsr.cad_views import VIEW_BORDER, VIEW_DIRECTIONS, VIEW_PIXELS, project_points
+
+    side = VIEW_PIXELS + 2 * VIEW_BORDER
+    for sample in samples[::4]:
+        seen = sample.seen(2)
+        picture = np.asarray(sample.views(2))
+        assert seen.shape == (side, 2 * side, 3)
+        shown = np.isfinite(seen).all(-1)
+        assert (picture[shown] < 255).any(-1).all() and shown.any()
+        for view, direction in enumerate(VIEW_DIRECTIONS[:2]):
+            rows, columns = np.nonzero(shown[:, view * side : (view + 1) * side])
+            points = seen[rows, columns + view * side]
+            pixels = project_points(points / 200 + 0.5, direction, VIEW_PIXELS)[1]
+            assert np.abs(pixels + VIEW_BORDER - np.stack([columns, rows], 1)).max() < 1e-3
+            # A step towards the camera leaves the part, a step away from it does not (but where it grazes an edge).
+            ahead = np.asarray(direction) / np.sqrt(3)
+            assert not sample.solid.contains(points - 2 * ahead).mean() > 0.02
+            assert sample.solid.contains(points + 2 * ahead).mean() > 0.9
+
+
+def test_coarser_circles_leave_mesh_closed_and_its_box_the_true_one(samples):
+    for sample in samples:
+        (coarse, faces), fine = sample.mesh(segments=12), sample.mesh()[0]
+        directed = Counter(
+            (tuple(coarse[a]), tuple(coarse[b])) for face in faces for a, b in zip(face, np.roll(face, -1))
+        )
+        assert all(directed[b, a] == count for (a, b), count in directed.items())
+        assert np.allclose([coarse.min(0), coarse.max(0)], [fine.min(0), fine.max(0)])
+
+
 def test_the_text_tells_parts_apart():
     """Two parts of one text are one part: what the program says can be read from the text."""
     world, programs = make_world("parts", SEED, num_points=0), {}

@@ -55,7 +55,7 @@ RECIPE = Recipe(
             name="fine",
             model={"stage": "finer", "attention": "eager"},
             **ROWS,
-            arguments={**ARGUMENTS, "max_steps": 1500, "learning_rate": 8e-4, "lr_scheduler_type": "cosine"},
+            arguments={**ARGUMENTS, "max_steps": 600, "learning_rate": 8e-4, "lr_scheduler_type": "cosine"},
         ),
     ],
 )
