@@ -195,13 +195,17 @@ def resize_to_multiple(
 
 
 def encode_views(
-    picture: Image.Image, image_processor, pixel_limits: tuple[int, int] = VIEW_PIXEL_LIMITS
+    picture: Image.Image,
+    image_processor,
+    pixel_limits: tuple[int, int] = VIEW_PIXEL_LIMITS,
+    coordinates: bool = False,
 ) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """
     A picture of views as Cadrille reads it: a video of two equal frames, resized twice with Pillow, as published.
 
     Args:
         pixel_limits: smallest and largest area that the vision tower gets.
+        coordinates: not published: the second frame shows [`coordinate_picture`] instead.
 
     Returns:
         Patches `[L, 1176]` and grid (time, rows, columns): 1 × 32 × 32 for the published 268 × 268 pixels.
@@ -209,7 +213,19 @@ def encode_views(
     multiple = image_processor.patch_size * image_processor.merge_size
     picture = resize_to_multiple(resize_to_multiple(picture, multiple), multiple, *pixel_limits)
     encoded = image_processor(images=[picture], do_resize=False, return_tensors="pt")
+    if coordinates:
+        shown = image_processor(images=[coordinate_picture(picture.size)], do_resize=False, return_tensors="pt")
+        layout = (-1, 3, image_processor.temporal_patch_size, image_processor.patch_size**2)
+        encoded["pixel_values"].view(layout)[:, :, 1] = shown["pixel_values"].view(layout)[:, :, 1]
     return encoded["pixel_values"], tuple(encoded["image_grid_thw"][0].tolist())
+
+
+def coordinate_picture(size: tuple[int, int]) -> Image.Image:
+    """Where each pixel lies: red grows from left to right, green from top to bottom, both from 0 to 255."""
+    columns, rows = (np.linspace(0, 255, side) for side in size)
+    picture = np.full((size[1], size[0], 3), 128, np.uint8)
+    picture[..., 0], picture[..., 1] = columns.round(), rows.round()[:, None]
+    return Image.fromarray(picture)
 
 
 def stack_views(views: list) -> tuple[torch.Tensor, torch.Tensor]:

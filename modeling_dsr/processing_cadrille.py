@@ -55,6 +55,9 @@ class CadrilleProcessor(SolidProcessor):
         program_range (`float`, *optional*, defaults to 100): Half the range of a program's coordinates.
         view_pixels (`int`, *optional*, defaults to 200704): Smallest area of a picture of views as the vision tower
             gets it; the largest is five times that.
+        view_coordinates (`bool`, *optional*, defaults to `False`): Let the second of the two frames, which is otherwise
+            the first again, show where each pixel lies. Not published: the vision tower has no positions but
+            relative ones, and a small one that is trained from nothing finds the absolute ones slowly.
     """
 
     point_channels = 3
@@ -71,6 +74,7 @@ class CadrilleProcessor(SolidProcessor):
         prompt: str = "Generate cadquery code",
         program_range: float = 100.0,
         view_pixels: int = VIEW_PIXEL_LIMITS[0],
+        view_coordinates: bool = False,
         **kwargs,
     ):
         if num_views not in (1, 2, 4):
@@ -85,6 +89,7 @@ class CadrilleProcessor(SolidProcessor):
         self.prompt = prompt
         self.program_range = program_range
         self.view_pixels = view_pixels
+        self.view_coordinates = view_coordinates
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         self.point_token, self.video_token = "<|endoftext|>", "<|video_pad|>"
 
@@ -256,7 +261,8 @@ class CadrilleProcessor(SolidProcessor):
 
     def _encode_views(self, pictures: list) -> list:
         limits = (self.view_pixels, 5 * self.view_pixels)
-        return [None if p is None else encode_views(p, self.image_processor, limits) for p in pictures]
+        options = (self.image_processor, limits, self.view_coordinates)
+        return [None if picture is None else encode_views(picture, *options) for picture in pictures]
 
     def training_collator(self, **options) -> CADCollator:
         """A `data_collator` for `Trainer`: rows to inputs with labels; see [`CADCollator`] for rows and options."""

@@ -16,7 +16,15 @@ from .tokenizer import write_tokenizer
 
 VOCABULARY_MULTIPLE = 64
 VIEW_PIXELS = 112**2  # at least: two views are read as they are, 280 × 140 pixels, 50 tokens
-VISION = {"depth": 2, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 2, "patch_size": 14, "in_channels": 3}
+VISION = {
+    "depth": 2,
+    "embed_dim": 128,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+    "patch_size": 14,
+    "in_channels": 3,
+    "initializer_range": 0.06,
+}
 TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act",
@@ -125,7 +133,8 @@ def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **
 def cadrille_processor(tokenizer, **options) -> CadrilleProcessor:
     from transformers import Qwen2VLImageProcessor
 
-    return CadrilleProcessor(Qwen2VLImageProcessor(), tokenizer, view_pixels=VIEW_PIXELS, **options)
+    options = {"view_pixels": VIEW_PIXELS, "view_coordinates": True, **options}
+    return CadrilleProcessor(Qwen2VLImageProcessor(), tokenizer, **options)
 
 
 def with_more_points(folders: dict, output: Path, stage: str, num_points: int) -> None:

@@ -54,8 +54,14 @@ class PartSight(PreTrainedModel):
         shows = points.isfinite().all(-1)
         features = self.embedder(points.nan_to_num()) * shows[..., None]
         weights = torch.where(shows, 1.0, LOST)
-        loss = ((said - features).square().mean(-1) * weights).sum() / weights.sum()
+        loss = ((said - features).square() @ self.feature_weights() * weights).sum() / weights.sum()
         return SightOutput(loss=loss, logits=said)
+
+    def feature_weights(self) -> torch.Tensor:
+        """Of coordinates, sines and cosines, with sum 1: half as much for each octave, pixels being coarse."""
+        octaves = 0.5 ** torch.arange(self.embedder.num_freqs, device=self.device)
+        weights = torch.cat([octaves.new_full((3,), 2.0), octaves.repeat(6)])
+        return weights / weights.sum()
 
 
 def build_sight(hidden_size: int = 256, attention: str = "eager", **vision):
@@ -83,31 +89,12 @@ class SightCollator:
 
     def __call__(self, rows: list[dict]) -> dict:
         inputs = self.processor(images=[row["views"] for row in rows])
-        grids = inputs["video_grid_thw"]
-        size = self.processor.image_processor.merge_size
-        points = [extreme_points(row["seen"], *(grid[1:] // size).tolist()) for row, grid in zip(rows, grids)]
+        points = np.stack([row["seen"] for row in rows])
         return {
             "pixel_values": inputs["pixel_values_videos"],
-            "grid_thw": grids,
-            "points": torch.from_numpy(np.stack(points)) / self.processor.program_range,
+            "grid_thw": inputs["video_grid_thw"],
+            "points": torch.from_numpy(points) / self.processor.program_range,
         }
-
-
-def extreme_points(seen: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """
-    Of the surface points `[H, W, 3]` that the pixels see, the one in each cell of a grid that lies farthest from the
-    centre of the part: at an edge or a corner, if the cell shows one. `[rows * columns, 3]`, NaN for empty cells.
-    """
-    height, width, _ = seen.shape
-    row = ((np.arange(height) + 0.5) * rows / height).astype(int)
-    column = ((np.arange(width) + 0.5) * columns / width).astype(int)
-    cell = (row[:, None] * columns + column).ravel()
-    flat = seen.reshape(-1, 3)
-    found = np.flatnonzero(np.isfinite(flat[:, 0]))
-    found = found[np.square(flat[found]).sum(1).argsort(kind="stable")]
-    points = np.full((rows * columns, 3), np.nan, np.float32)
-    points[cell[found]] = flat[found]  # the last one written is the farthest
-    return points
 
 
 def measure(model, processor, rows, inputs, outputs) -> dict:

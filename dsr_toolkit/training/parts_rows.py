@@ -26,7 +26,7 @@ class PartRows:
             multiple of the list's length always has the same mixture.
         num_points: of a cloud. families: see [`PartsWorld`]. num_views, oversampling, segments: see
             [`PartSample.views`].
-        seen: rows with views also have "seen", see [`PartSample.seen`].
+        seen: (rows, columns): rows with views also have "seen", the [`outermost_points`] of a grid over their picture.
         repeats: every part comes so often, drawn once: the first `BLOCK` parts, in another order each time, then the
             next. Views take longer to draw than to learn from.
     """
@@ -40,7 +40,7 @@ class PartRows:
         num_views=2,
         oversampling=4,
         segments=CIRCLE_SEGMENTS,
-        seen=False,
+        seen=None,
         repeats=1,
     ):
         unknown = sorted(set(shown) - {"points", "views", "text"})
@@ -74,7 +74,26 @@ class PartRows:
         if kind == "text":
             return row | {"text": sample.text}
         row |= {"views": sample.views(self.num_views, **self.drawing)}
-        return row | ({"seen": sample.seen(self.num_views, self.drawing["segments"])} if self.seen else {})
+        if self.seen is not None:
+            row["seen"] = outermost_points(sample.seen(self.num_views, self.drawing["segments"]), *self.seen)
+        return row
+
+
+def outermost_points(seen: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """
+    Of the surface points `[H, W, 3]` that the pixels see, the one in each cell of a grid that lies farthest from the
+    centre of the part: at an edge or a corner, if the cell shows one. `[rows * columns, 3]`, NaN for empty cells.
+    """
+    height, width, _ = seen.shape
+    row = ((np.arange(height) + 0.5) * rows / height).astype(int)
+    column = ((np.arange(width) + 0.5) * columns / width).astype(int)
+    cell = (row[:, None] * columns + column).ravel()
+    flat = seen.reshape(-1, 3)
+    found = np.flatnonzero(np.isfinite(flat[:, 0]))
+    found = found[np.square(flat[found]).sum(1).argsort(kind="stable")]
+    points = np.full((rows * columns, 3), np.nan, np.float32)
+    points[cell[found]] = flat[found]  # the last one written is the farthest
+    return points
 
 
 def measure(model, processor, rows, inputs, outputs) -> dict:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from dsr_toolkit.tiny.cad_models import build_cad_recode, build_cadrille, cad_tokenizer, with_more_points
-from dsr_toolkit.tiny.cad_sight import build_sight, extreme_points, give_sight
+from dsr_toolkit.tiny.cad_sight import build_sight, give_sight
 from dsr_toolkit.tiny.cad_tokens import NUMBERS
-from dsr_toolkit.training.parts_rows import TRAINING_FAMILIES, PartRows, measure, show
+from dsr_toolkit.training.parts_rows import TRAINING_FAMILIES, PartRows, measure, outermost_points, show
 from dsr_toolkit.training.recipe import load_recipe
 from dsr_toolkit.worlds.parts import PartsWorld
 
@@ -156,7 +156,7 @@ def test_cadrille_may_begin_with_a_tower_that_says_points(recode):
 def test_a_token_says_the_outermost_point_that_it_shows():
     seen = np.full((4, 6, 3), np.nan, np.float32)
     seen[0, 0], seen[1, 1], seen[3, 5] = (1, 2, 3), (-4, 5, 6), (7, 0, 0)
-    points = extreme_points(seen, 2, 3)
+    points = outermost_points(seen, 2, 3)
     assert points[0].tolist() == [-4, 5, 6] and points[5].tolist() == [7, 0, 0] and np.isnan(points[1:5]).all()
 
 

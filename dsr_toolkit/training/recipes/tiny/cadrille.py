@@ -12,6 +12,7 @@ BATCH = 16
 SHOWN = ["views", "text", "views", "points"]
 # Views take longer to draw than to learn from: they are drawn coarsely, and come four times.
 DRAWING = {"families": list(TRAINING_FAMILIES), "oversampling": 2, "segments": 24, "repeats": 4}
+SEEN = (5, 10)  # tokens of a picture of two views, rows and columns
 ARGUMENTS = {
     "per_device_eval_batch_size": 32,
     "lr_scheduler_type": "cosine_with_min_lr",
@@ -32,8 +33,8 @@ RECIPE = Recipe(
         Stage(
             name="see",
             model={"build": "dsr_toolkit.tiny.cad_sight:build_sight"},
-            data={"rows": ROWS, "seed": 1002, "options": {"shown": ["views"], "seen": True, **DRAWING}},
-            evaluation={"rows": ROWS, "seed": 2002, "count": 64, "options": {"shown": ["views"], "seen": True}},
+            data={"rows": ROWS, "seed": 1002, "options": {"shown": ["views"], "seen": SEEN, **DRAWING}},
+            evaluation={"rows": ROWS, "seed": 2002, "count": 64, "options": {"shown": ["views"], "seen": SEEN}},
             collator="dsr_toolkit.tiny.cad_sight:SightCollator",
             measure="dsr_toolkit.tiny.cad_sight:measure",
             arguments={
