@@ -9,7 +9,7 @@ from dsr_toolkit.training.recipe import Recipe, Stage
 ROWS = "dsr_toolkit.training.parts_rows:PartRows"
 BATCH = 16
 # Each batch shows its parts in one way: in a mixed one all rows are padded to the length of the longest, 128 points.
-SHOWN = ["views", "text", "views", "points"]
+SHOWN = ["views", "text", "views", "points", "views"]
 # Views take longer to draw than to learn from: they are drawn coarsely, and come four times.
 DRAWING = {"families": list(TRAINING_FAMILIES), "oversampling": 2, "segments": 24, "repeats": 4}
 SEEN = (5, 10)  # tokens of a picture of two views, rows and columns
@@ -68,7 +68,7 @@ RECIPE = Recipe(
             arguments={
                 **ARGUMENTS,
                 "per_device_train_batch_size": BATCH,
-                "max_steps": 6000,
+                "max_steps": 4000,
                 "learning_rate": 6e-4,
                 "warmup_steps": 100,
                 "eval_steps": 1000,
