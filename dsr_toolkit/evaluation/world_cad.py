@@ -16,6 +16,7 @@ from ..worlds.parts import PartSample, PartsWorld
 
 CANDIDATES = (1, 4, 16)
 PARTS_AT_ONCE = 16
+MAX_NEW_TOKENS = 72  # the longest program of the world has fewer than 64
 SECONDS = 60  # of a program, which takes a tenth of one: how busy the machine is must not count
 INPUTS = {"cad_recode": ("points",), "cadrille": ("points", "views", "text")}
 
@@ -28,7 +29,7 @@ def evaluate(
     candidates: tuple[int, ...] = CANDIDATES,
     sandbox: Sandbox | None = None,
     temperature: float = 0.7,
-    max_new_tokens: int = 96,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     progress: Callable[[], None] = lambda: None,
     allow_missing: Iterable[str] | str = (),
 ) -> dict:
@@ -91,7 +92,7 @@ def write_programs(
     kind: str,
     candidates: int = 1,
     temperature: float = 0.7,
-    max_new_tokens: int = 96,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
 ) -> list[list[str]]:
     """For each sample the greedy program, then `candidates` - 1 sampled ones."""

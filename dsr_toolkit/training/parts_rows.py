@@ -125,7 +125,7 @@ def show(model, processor, rows) -> list[dict]:
         given |= {"images": row["views"]} if "views" in row else {}
         given |= {"text": row["text"]} if "text" in row else {}
         inputs = processor(**given)
-        ids = model.generate(**inputs, max_new_tokens=96, do_sample=False)
+        ids = model.generate(**inputs, max_new_tokens=72, do_sample=False)
         (program,) = processor.decode_programs(ids, inputs["input_ids"].shape[1])
         shown.append({"program": program, "true": row["program"]} | ({"text": row["text"]} if "text" in row else {}))
     return shown
