@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from dsr_toolkit.tiny import build
 from modeling_dsr.cad_files import load_mesh
 from modeling_dsr.cad_solids import TriangleMesh, farthest_point_sample, sample_surface
-from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, render_mesh
+from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, encode_views, render_mesh
 from modeling_dsr.processing_cadrille import answer_labels
 
 PROGRAM = "import cadquery as cq\nr = cq.Workplane().box(1, 1, 1)"
@@ -357,6 +357,30 @@ def test_a_hole_is_seen_through():
     faces = [triangle for a, b, c, d in quads for triangle in ((a, b, c), (a, c, d))]
     picture = silhouette(TriangleMesh(np.array(ring), np.array(faces)), (0, 1e-6, 1))
     assert picture[64, 64 + 28] and not picture[64, 64]
+
+
+def test_faces_that_look_away_change_no_picture():
+    part = box(0.5, 0.9, 0.7).moved(1.0, 0.5 - box(0.5, 0.9, 0.7).vertices.mean(0))
+    for direction in VIEW_DIRECTIONS:
+        for smooth in (True, False):
+            whole = render_mesh(part, direction, smooth=smooth, oversampling=1)
+            assert (whole == render_mesh(part, direction, smooth=smooth, oversampling=1, closed=True)).all()
+            assert (whole < 255).any()
+
+
+def test_the_second_frame_may_show_where_a_pixel_lies(cadrille):
+    picture = Image.new("RGB", (280, 140), (200, 100, 50))
+    limits = (28 * 28, 280 * 140)
+    plain, grid = encode_views(picture, cadrille.image_processor, limits)
+    told, same = encode_views(picture, cadrille.image_processor, limits, coordinates=True)
+    assert grid == same == (1, 10, 20)
+    frames = told.view(-1, 3, 2, 14, 14)
+    assert torch.equal(frames[:, :, 0], plain.view(-1, 3, 2, 14, 14)[:, :, 0])
+    # Patches come in the order in which 2 × 2 of them are merged.
+    red, green, blue = (frames[:, channel, 1].mean((1, 2)).view(5, 10, 2, 2) for channel in range(3))
+    assert (red[0, :, 0, 0].diff() > 0).all() and red[:, 0, :, 0].std() < 1e-5
+    assert (green[:, 0, 0, 0].diff() > 0).all() and green[0, :, 0, :].std() < 1e-5
+    assert blue.std() < 1e-5
 
 
 def test_views_are_composed_with_borders():
