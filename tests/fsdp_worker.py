@@ -30,7 +30,9 @@ def main():
     ).eval()  # no dropout: one process repeats it
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     # torch shards no single numbers (the map head has some): they stay whole, and their gradients are averaged by hand.
-    whole = {parameter for parameter in model.parameters() if parameter.ndim == 0}
+    # In the model's order: a set has another one in each process, and would average one number with another.
+    single = [parameter for parameter in model.parameters() if parameter.ndim == 0]
+    whole = set(single)
     for module in model.modules():
         if type(module).__name__ in JOB["layers"]:
             fully_shard(module, mesh=mesh, ignored_params=whole)
@@ -43,7 +45,7 @@ def main():
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=JOB["learning_rate"])
     loss = model(**example).loss
     loss.backward()
-    for parameter in whole:
+    for parameter in single:
         if parameter.grad is not None:
             torch.distributed.all_reduce(parameter.grad)
             parameter.grad /= torch.distributed.get_world_size()

@@ -555,10 +555,16 @@ class ModelChecks:
         loss.backward()
         optimizer.step()
         expected, found = alone.state_dict(), sharded.state_dict()
-        moved = max((expected[name] - before[name]).abs().max().item() for name in expected if before[name].numel())
+        sizes = {name for name, value in before.items() if value.numel()}
+        moved = max((expected[name] - before[name]).abs().max().item() for name in sizes)
         assert moved > 0
-        worst = max((found[name] - expected[name]).abs().max().item() for name in expected if before[name].numel())
-        assert worst < 1e-4 * moved + 1e-6
+        off = {name: (found[name] - expected[name]).abs().max().item() for name in sizes}
+        worst = max(off, key=off.get)
+        step, wanted = ((values[worst] - before[worst]).abs().max().item() for values in (found, expected))
+        assert off[worst] < 1e-4 * moved + 1e-6, (
+            f"{worst} is {off[worst]:.3g} away: its largest step is {step:.6g}, in one process {wanted:.6g}; the "
+            f"largest step of any parameter is {moved:.3g}."
+        )
 
 
 def run_worker(script: str, work: Path, environment: dict[str, str], launcher: list[str] | None = None) -> None:
