@@ -18,6 +18,7 @@ from .configuration_cad_recode import CADRecodeConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
 from .generation_settings import OwnGenerationSettings, prompt_length
+from .idle_towers import reach
 
 
 class CADRecodeParts(FreezePresets):
@@ -87,6 +88,9 @@ class CADRecodeModel(CADRecodeParts, Qwen2Model):
             check_points(point_cloud, point_token_mask, has_points, "point_cloud", self.config.point_channels)
             point_embeds = self.get_point_features(point_cloud.to(inputs_embeds.device))
             inputs_embeds = write_points(inputs_embeds, point_embeds, point_token_mask, has_points)
+        elif self.training:
+            point = inputs_embeds.new_zeros(1, 1, self.config.point_channels)
+            inputs_embeds = reach(inputs_embeds, [self.point_encoder], lambda: self.get_point_features(point))
         if prompt_mask is not None:
             attention_mask = plain_attention_mask(prompt_mask)
         kwargs.pop("return_dict", None)

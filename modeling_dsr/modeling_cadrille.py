@@ -21,6 +21,7 @@ from .configuration_cadrille import CadrilleConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
 from .generation_settings import OwnGenerationSettings, prompt_length
+from .idle_towers import reach
 from .multimodal_rope import count_media, multimodal_positions
 from .packing import packed_samples, separate_samples
 
@@ -138,6 +139,9 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
         pixel_values_videos, video_grid_thw = compact_videos(pixel_values_videos, video_grid_thw, is_img)
         if (pixel_values is not None or pixel_values_videos is not None) and input_ids is None:
             raise ValueError("`input_ids` are needed with images or views: placeholders are found by their ids.")
+        if self.training:
+            shown = pixel_values is not None or pixel_values_videos is not None
+            inputs_embeds = self._reach_idle(inputs_embeds, point_clouds is not None, shown)
         packed = None if _has_past(past_key_values) else packed_samples(position_ids, prompt_mask, cu_seq_lens_q)
         if packed is not None:
             if point_clouds is not None or pixel_values is not None or pixel_values_videos is not None:
@@ -178,6 +182,22 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
         check_points(point_clouds, point_token_mask, has_points, "point_clouds", 3)
         point_embeds = self.get_point_features(point_clouds.to(inputs_embeds.device))
         return write_points(inputs_embeds, point_embeds, point_token_mask, has_points)
+
+    def _reach_idle(self, inputs_embeds, has_points: bool, has_views: bool) -> torch.Tensor:
+        if not has_points:
+            point = inputs_embeds.new_zeros(1, 1, 3)
+            inputs_embeds = reach(inputs_embeds, [self.point_encoder], lambda: self.get_point_features(point))
+        if not has_views:
+            inputs_embeds = reach(inputs_embeds, [self.visual], lambda: self._small_view(inputs_embeds.device))
+        return inputs_embeds
+
+    def _small_view(self, device) -> torch.Tensor:
+        """The vision token of the smallest grey view there is."""
+        vision = self.config.vision_config
+        grid = torch.tensor([[1, vision.spatial_merge_size, vision.spatial_merge_size]], device=device)
+        channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        patches = torch.zeros(int(grid.prod()), channels, device=device)
+        return torch.cat(self.get_video_features(patches, grid, return_dict=True).pooler_output)
 
     def _positions(self, input_ids, inputs_embeds, attention_mask, past_key_values, image_grid_thw, video_grid_thw):
         """Positions of a prefill; after it the index in the cache, moved by what the prefill found."""

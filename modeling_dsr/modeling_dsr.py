@@ -32,6 +32,7 @@ from .dsr_token_layout import (
 from .freezing import FreezePresets
 from .generation_settings import prompt_length
 from .geometry_encoder import GeometryEncoder
+from .idle_towers import reach
 from .multimodal_rope import count_media
 from .packing import packed_samples, separate_samples
 
@@ -423,6 +424,8 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             )
         elif position_ids is None:
             position_ids = self._decoding_positions(attention_mask, past_length, inputs_embeds)
+        if self.training and tokens is None:
+            inputs_embeds = self._reach_idle(inputs_embeds, seen=bool(features))
 
         outputs = self.language_model(
             input_ids=None,
@@ -436,6 +439,35 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
         return DSRModelOutputWithPast(
             **outputs, rope_deltas=self.rope_deltas, geometry_tokens=tokens, geometry_attentions=weights
         )
+
+    def _reach_idle(self, inputs_embeds, seen: bool) -> torch.Tensor:
+        """Rows without geometry, or without anything to see, reach what they have no use for; see [`reach`]."""
+        vision = self.config.vision_config
+        merge, device = vision.spatial_merge_size, inputs_embeds.device
+        grid = torch.tensor([[1, merge, merge]], device=device)
+        channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        patches = torch.zeros(merge**2, channels, device=device)
+        one = torch.ones(1, dtype=torch.long)
+
+        def geometry():
+            return self.geometry_selection(
+                text_states=inputs_embeds[0, :1],
+                text_lengths=one,
+                spatial_states=self.encode_geometry(patches, grid)[0].to(inputs_embeds.dtype),
+                spatial_lengths=one,
+                spatial_position_ids=torch.zeros(3, 1, dtype=torch.long, device=device),
+                group_question=torch.zeros_like(one),
+            )[0]
+
+        if not seen:
+            inputs_embeds = reach(
+                inputs_embeds,
+                [self.visual],
+                lambda: torch.cat(
+                    super(DSRModel, self).get_video_features(patches, grid, return_dict=True).pooler_output
+                ),
+            )
+        return reach(inputs_embeds, [self.geometry_encoder, self.geometry_selection], geometry)
 
     def _check_gradients(self, mm_encoder_outputs) -> None:
         """Refuse to train mergers on features that were computed behind them, without gradients."""

@@ -35,7 +35,9 @@ class Case:
 
 
 def _dsr(numbers):
-    samples = [dsr_samples.sample(i, videos=((2, 4, 4 + 2 * (i % 2)),), words=4 + i, answer=1 + 2 * i) for i in numbers]
+    """Two rows with a video, two of text alone: a process, or a small batch, may see nothing."""
+    videos = {0: ((2, 4, 4),), 1: ((2, 4, 6),)}
+    samples = [dsr_samples.sample(i, videos=videos.get(i, ()), words=4 + i, answer=1 + 2 * i) for i in numbers]
     return dsr_samples.collate(samples, "right", with_labels=True)
 
 
@@ -65,10 +67,16 @@ def _rows(whole: dict, numbers) -> dict:
 
 
 def _cadrille(numbers):
-    whole = cad_samples.cadrille_inputs("pppp", side="right", answer=6)
+    """Two rows of points, two of views: a process, or a small batch, may have one kind alone."""
+    kinds = "ppvv"
+    whole = cad_samples.cadrille_inputs(kinds, side="right", answer=6)
     for i in range(COUNT):
-        whole["labels"][i, -1 - 2 * i :] = -100
-    return _rows(whole, numbers)
+        supervised = (whole["labels"][i] != -100).nonzero().squeeze(1)
+        whole["labels"][i, supervised[len(supervised) - 2 * i :]] = -100
+    shown = {kinds[i] for i in numbers}
+    absent = {"p": {"point_clouds"}, "v": {"pixel_values_videos", "video_grid_thw"}}
+    left_out = set().union(*(absent[kind] for kind in absent.keys() - shown))
+    return _rows({name: value for name, value in whole.items() if name not in left_out}, numbers)
 
 
 def _cad_recode(numbers):

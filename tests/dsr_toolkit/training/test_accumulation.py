@@ -49,7 +49,8 @@ def test_accumulation_equals_batch(name, together, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_two_processes_equal_one(checkpointing, together, tmp_path):
-    """Also with gradient checkpointing, under which DDP refuses parameters that no loss reaches."""
+    """Also with gradient checkpointing, under which DDP averages nothing that comes after a parameter that no loss
+    reaches: one process has points, the other views; one has videos, the other text."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "tests.dsr_toolkit.training.step", str(tmp_path), *["--checkpointing"] * checkpointing, *CASES]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
