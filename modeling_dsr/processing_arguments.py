@@ -3,8 +3,8 @@
 import functools
 import inspect
 
+import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 
 def refuses_unreadable(call):
@@ -53,7 +53,11 @@ def per_sample(value, is_single, count: int | None, name: str) -> list:
 
 def pad_tokens(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
     """int64 `[B, S]` of rows of ids."""
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value, padding_side=side)
+    padded = np.full((len(rows), max(map(len, rows), default=0)), value, np.int64)
+    for target, row in zip(padded, rows):
+        start = padded.shape[1] - len(row) if side == "left" else 0
+        target[start : start + len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def per_row(value, rows: int, batched: bool, name: str) -> list:

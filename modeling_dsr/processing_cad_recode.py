@@ -85,10 +85,8 @@ class CADRecodeProcessor(SolidProcessor):
                     raise ValueError(f"Sample {number} must have either a mesh or a cloud.")
             parts = [cloud if mesh is None else mesh for mesh, cloud in zip(meshes, clouds)]
         programs = per_sample(programs, lambda v: isinstance(v, str), len(parts), "programs")
-        clouds = [
-            self._cloud(part, normalization, generator, noise_std, noise_probability)
-            for part, generator in zip(parts, self._generators(seed, len(parts)))
-        ]
+        generators = self._generators(seed, len(parts))
+        clouds = self._clouds(parts, normalization, generators, noise_std, noise_probability)
 
         ids = self.tokenizer.convert_tokens_to_ids
         rows, labels = [], []

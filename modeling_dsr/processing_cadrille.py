@@ -158,7 +158,7 @@ class CadrilleProcessor(SolidProcessor):
         )
         generators = self._generators(seed, count)
 
-        clouds: list[torch.Tensor | None] = [None] * count
+        parts: list = [None] * count
         pictures: list[Image.Image | None] = [None] * count
         for i in range(count):
             shown = [
@@ -174,14 +174,15 @@ class CadrilleProcessor(SolidProcessor):
             elif meshes[i] is not None and modality == "views":
                 pictures[i] = self.render_views(meshes[i], normalization)
             elif shown:
-                part = meshes[i] if meshes[i] is not None else point_clouds[i]
-                clouds[i] = self._cloud(part, normalization, generators[i], noise_std, noise_probability)
+                parts[i] = meshes[i] if meshes[i] is not None else point_clouds[i]
+        clouds = self._clouds(parts, normalization, generators, noise_std, noise_probability)
 
         data: dict[str, torch.Tensor] = {}
         views = self._encode_views(pictures)
-        rows = [
-            self._tokenize(text[i] or self.prompt, clouds[i] is not None, views[i], programs[i]) for i in range(count)
-        ]
+        prompts = [self._write(text[i] or self.prompt, views[i], programs[i]) for i in range(count)]
+        written = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        points = [self.tokenizer.convert_tokens_to_ids(self.point_token)] * self.num_points
+        rows = [points * (cloud is not None) + ids for cloud, ids in zip(clouds, written)]
         side = padding_side or "left"
         data["input_ids"] = pad_tokens(rows, self.tokenizer.convert_tokens_to_ids(self.point_token), side)
         data["attention_mask"] = pad_tokens([[1] * len(row) for row in rows], 0, side)
@@ -200,18 +201,17 @@ class CadrilleProcessor(SolidProcessor):
             data["labels"] = pad_tokens(labels, -100, side)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _tokenize(self, question: str, has_points: bool, view: tuple | None, program: str | None) -> list[int]:
+    def _write(self, question: str, view: tuple | None, program: str | None) -> str:
+        """The chat of a sample, behind the placeholders of its points."""
         media = ""
         if view is not None:
             pads = int(np.prod(view[1])) // self.image_processor.merge_size**2
             media = "<|vision_start|>" + self.video_token * pads + "<|vision_end|>"
         prompt = (
-            f"{self.point_token * self.num_points if has_points else ''}<|im_start|>system\n{SYSTEM}"
-            f"<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n<|im_start|>assistant\n"
+            f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{media}{question}<|im_end|>\n"
+            "<|im_start|>assistant\n"
         )
-        if program is not None:
-            prompt += f"{program}<|im_end|>\n"
-        return self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return prompt if program is None else f"{prompt}{program}<|im_end|>\n"
 
     def apply_chat_template(self, conversation, *args, tokenize: bool = False, **kwargs):
         """
