@@ -189,7 +189,8 @@ class GeometrySelectionModule(nn.Module):
             Geometry tokens `[G, Q, D]` and, on request, the probabilities of Q-Former 2
             `[G, heads, Q, max(spatial_lengths)]`.
         """
-        queries = self.q_former_queries.to(spatial_states.dtype)
+        queries = self.q_former_queries
+        text_states, spatial_states = text_states.to(queries.dtype), spatial_states.to(queries.dtype)
         text_positions = _positions_in_segments(text_lengths).to(queries.device).expand(3, -1)
         queries, _ = self._read(
             self.q_former_1, queries.expand(len(text_lengths), -1, -1), text_states, text_positions, text_lengths

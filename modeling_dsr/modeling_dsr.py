@@ -29,6 +29,7 @@ from .dsr_token_layout import (
     select_question_tokens,
     spatial_position_ids,
 )
+from .float_modules import for_quantizers
 from .freezing import FreezePresets
 from .generation_settings import prompt_length
 from .geometry_encoder import GeometryEncoder
@@ -109,6 +110,8 @@ class DSRParts(FreezePresets):
         "published": r"(model\.)?(visual\.merger\.|geometry_selection\.|language_model\.)|lm_head\.",
         "geometry": r"(model\.)?geometry_selection\.",
     }
+    # Small, new and trained: quantised, it could not learn. (A float16 load keeps it in float32, too.)
+    _keep_in_fp32_modules = for_quantizers(["geometry_selection"])
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -212,6 +215,7 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
                 grid = (len(chunk), h, w)
                 frames = unflatten_patches(chunk.reshape(-1, patches.shape[-1]), grid, merge, patch)
                 tokens = self.geometry_encoder(renormalize(frames, self.config)).last_hidden_state[:, skip:]
+            tokens = tokens.to(self.geometry_selection.q_former_queries.dtype)
             outputs.append(self.geometry_selection.spatial_merger(regroup_patch_tokens(tokens, grid, merge)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
