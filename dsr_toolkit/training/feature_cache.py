@@ -11,13 +11,17 @@ from safetensors.torch import load, save
 from torch import nn
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, BaseModelOutputWithPooling
 
+from modeling_dsr.frozen_qwen_sam_outputs import FrozenQwenSAMFeatures
+
+from .phrase_rows import PhraseRows
+
 # Per architecture the towers that are frozen in the published training, under a model or its head.
 TOWERS = {
     "dsr": {"visual": "qwen", "geometry_encoder": "tokens"},
     "cadrille": {"visual": "qwen"},
     "pi3": {"encoder": "tokens"},
     "page4d": {"encoder": "tokens"},
-    "frozen_qwen_sam": {"sam.vision_encoder": "tokens"},
+    "frozen_qwen_sam": {"sam.vision_encoder": "tokens", "vlm": "phrases"},
     "scene_qformer": {"backbone": "maps"},
 }
 
@@ -39,7 +43,7 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.total = sum(file.stat().st_size for file in self.folder.glob("*/*.safetensors"))
         self.hits = self.misses = 0
-        self._attached: list[nn.Module] = []
+        self._replaced: list[tuple[nn.Module, str]] = []
 
     # ---- towers --------------------------------------------------------------------------
 
@@ -60,11 +64,11 @@ class FeatureCache:
             if trains:
                 continue
             weights = fingerprint(tower, merger)
-            plain = tower.forward
-            tower.forward = {"tokens": self._tokens, "maps": self._maps, "qwen": self._qwen}[form](
-                tower, plain, weights
-            )
-            self._attached.append(tower)
+            if form == "phrases":
+                self._phrases(model.get_submodule(name.rpartition(".")[0]), weights)
+            else:
+                answer = {"tokens": self._tokens, "maps": self._maps, "qwen": self._qwen}[form]
+                self._replace(tower, "forward", answer(tower, tower.forward, weights))
             found.append(name)
         if not found:
             raise ValueError(
@@ -75,9 +79,13 @@ class FeatureCache:
 
     def detach(self) -> None:
         """Give the towers their own forward back."""
-        for tower in self._attached:
-            del tower.forward
-        self._attached.clear()
+        for module, name in self._replaced:
+            delattr(module, name)
+        self._replaced.clear()
+
+    def _replace(self, module: nn.Module, name: str, method: Callable) -> None:
+        setattr(module, name, method)
+        self._replaced.append((module, name))
 
     def _tokens(self, tower, plain, weights: str):
         def forward(images, *args, **kwargs):
@@ -115,6 +123,34 @@ class FeatureCache:
             return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=merged)
 
         return forward
+
+    def _phrases(self, model, weights: str) -> None:
+        """
+        FrozenQwenSAM's language model: of each image with its captions what is kept of the phrases, attention to the
+        image and hidden states. If an entry of a batch is missing, the whole batch is read.
+        """
+        read_prefix, read_captions = model._read_prefix, model.read_captions
+
+        def remember(layout, input_ids, pixel_values, image_grid_thw):
+            features = FrozenQwenSAMFeatures(input_ids, layout.prefix_lengths, None, ())
+            features.pixels = (pixel_values, image_grid_thw)
+            return features
+
+        def read(layout, input_ids, features, merge):
+            if not hasattr(features, "pixels"):  # given by the caller, who has read the prefix
+                return read_captions(layout, input_ids, features, merge)
+            pixels, grids = features.pixels
+            asked = PhraseRows(layout, input_ids, pixels, grids, merge)
+
+            def compute(missing: list[int]) -> list[torch.Tensor]:
+                states = read_captions(layout, input_ids, read_prefix(layout, input_ids, pixels, grids), merge)
+                rows = asked.split(states)
+                return [rows[i] for i in missing]
+
+            return asked.join(self.rows(weights, asked.keys(), compute), model)
+
+        self._replace(model, "_read_prefix", remember)
+        self._replace(model, "read_captions", read)
 
     # ---- files ---------------------------------------------------------------------------
 

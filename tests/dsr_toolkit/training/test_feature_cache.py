@@ -64,6 +64,20 @@ def test_the_tower_is_not_computed_again(tmp_path):
     assert another.misses == 0
 
 
+def test_the_language_model_of_frozen_qwen_sam_is_not_read_again(tmp_path):
+    """Rows are known again in other batches: of another size, with other padding."""
+    model = build("frozen_qwen_sam")
+    expected = {numbers: gradients("frozen_qwen_sam", model, numbers)[0] for numbers in ((0,), (2, 1), (0, 1, 2, 3))}
+    cache = FeatureCache(tmp_path)
+    cache.attach(model)
+    gradients("frozen_qwen_sam", model, (0, 1, 2, 3))
+    calls = []
+    model.vlm.model.language_model.register_forward_hook(lambda *_: calls.append(1))
+    for numbers, loss in expected.items():
+        assert gradients("frozen_qwen_sam", model, numbers)[0] == pytest.approx(loss, rel=1e-4)
+    assert calls == []
+
+
 def test_other_weights_have_other_features(tmp_path):
     cache = FeatureCache(tmp_path)
     model = build("pi3").freeze("without_encoder")
