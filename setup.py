@@ -85,5 +85,8 @@ setup(
     cmdclass={"build_py": BuildPy},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["dsr=dsr_toolkit.cli:main"]},
+    entry_points={
+        "console_scripts": ["dsr=dsr_toolkit.cli:main"],
+        "lmms_eval.models": ["dsr=dsr_toolkit.evaluation.harnesses.lmms_eval_model:manifest"],
+    },
 )
