@@ -23,6 +23,11 @@ def add_arguments(parser) -> None:
     parser.add_argument("--eval-data", metavar="PATH", help="with ARCH: rows to measure on, in the same format")
     parser.add_argument("--model", metavar="REPO_OR_DIR", help="with ARCH: the converted model to start from")
     parser.add_argument("--lora", metavar="PRESET", help="with ARCH: train a LoRA adapter: attention or linear")
+    parser.add_argument(
+        "--reward",
+        action="store_true",
+        help="with cadrille or cad_recode: sample programs, run them, and make the better ones likelier",
+    )
     parser.add_argument("--check", action="store_true", help="with ARCH: read the data, say what is wrong, and stop")
     parser.add_argument("-o", "--output", metavar="DIR", help="a new folder for everything that comes of it")
     parser.add_argument("--resume", action="store_true", help="go on where the run in --output stopped")
@@ -44,7 +49,7 @@ def run(args) -> int | None:
         raise ValueError("say either what to fine-tune (ARCH --data … --model …) or a --recipe.")
     if args.arch is not None:
         return _fine_tune(args, settings)
-    given = [f"--{name}" for name in ("data", "eval-data", "model", "lora", "check") if _given(args, name)]
+    given = [f"--{name}" for name in ("data", "eval-data", "model", "lora", "reward", "check") if _given(args, name)]
     if given:
         raise ValueError(f"{', '.join(given)} belong to ARCH; a recipe has its own (see --set).")
     _need(args, "output")
@@ -73,7 +78,7 @@ def _fine_tune(args, settings: dict) -> int | None:
     from ..training import fine_tuning, train
 
     model, _ = resolve(args.model, args.arch)
-    recipe = fine_tuning(args.arch, args.data, model, args.lora, args.eval_data).changed(settings)
+    recipe = fine_tuning(args.arch, args.data, model, args.lora, args.eval_data, rewarded=args.reward).changed(settings)
     if args.check:
         return _check(recipe, args.arch, model)
     _need(args, "output")

@@ -1,5 +1,6 @@
 """`dsr train ARCH`: fine-tuning of a converted model on files, with the published freezing, rates and schedules."""
 
+from . import rewards
 from .recipe import Recipe, Stage
 
 ROWS = "dsr_toolkit.datasets.rows:rows"
@@ -44,6 +45,7 @@ PUBLISHED: dict[str, dict] = {
     },
 }
 LORA_RATE = 1e-4
+REWARDED = ("cadrille", "cad_recode")
 
 
 def fine_tuning(
@@ -54,6 +56,7 @@ def fine_tuning(
     evaluation: str | None = None,
     options: dict | None = None,
     subfolder: str | None = None,
+    rewarded: bool = False,
 ) -> Recipe:
     """
     The recipe that fine-tunes a converted model on files.
@@ -63,6 +66,8 @@ def fine_tuning(
             first 100 rows are measured. model: a folder or OWNER/NAME. lora: a preset of
                 [`dsr_toolkit.training.adapters`];
             None: the parameters of the published preset in full. options: of the reader.
+        rewarded: of the CAD models: programs are sampled and judged by `dsr_toolkit.cad.reward` against the meshes of
+            the data (TRL's GRPO).
     """
     if architecture not in PUBLISHED:
         raise ValueError(f"`architecture` must be one of {', '.join(PUBLISHED)}, got {architecture!r}.")
@@ -70,6 +75,10 @@ def fine_tuning(
     arguments = {**COMMON, **published["arguments"]}
     if lora is not None:
         arguments["learning_rate"] = LORA_RATE
+    if rewarded:
+        if architecture not in REWARDED or evaluation is not None:
+            raise ValueError(f"Rewards are for {' and '.join(REWARDED)}, and take no evaluation data.")
+        arguments = rewards.PUBLISHED
     source = {"rows": ROWS, "options": {"kind": architecture, "path": data, **(options or {})}}
     held_out = None
     if evaluation is not None:
@@ -86,5 +95,6 @@ def fine_tuning(
         lora=None if lora is None else {"preset": lora},
         learning_rates={} if lora else published["learning_rates"],
         arguments=arguments,
+        reward="dsr_toolkit.training.rewards:cad_reward" if rewarded else None,
     )
     return Recipe(name=f"{architecture} fine-tuning", description=f"Fine-tuned on {data}.", stages=[stage])

@@ -4,12 +4,13 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from transformers import TrainerCallback
 
 from ..console import say
 
-LOG, CURVES, SAMPLES = "log.jsonl", "curves.png", "samples"
+LOG, CURVES, REWARDS, SAMPLES = "log.jsonl", "curves.png", "rewards.png", "samples"
 HIDDEN = ("flos", "runtime", "per_second", "epoch", "step", "grad_norm", "learning_rate", "minutes")
 
 
@@ -111,3 +112,24 @@ def draw_curves(folder: Path) -> Path | None:
     path = Path(folder) / CURVES
     figure.savefig(path, dpi=110)
     return path
+
+
+def draw_rewards(folder: Path) -> dict[str, float]:
+    """`rewards.png` of a log: the mean reward of each step, and smoothed; and its mean in the first and last tenth."""
+    points = [(entry["step"], entry["reward"]) for entry in read_log(folder) if "reward" in entry]
+    if not points:
+        return {}
+    from matplotlib.figure import Figure
+
+    steps, values = map(list, zip(*points))
+    window = max(1, len(values) // 10)
+    smooth = np.convolve(values, np.full(window, 1 / window), "valid")
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, values, alpha=0.3)
+    axes.plot(steps[window - 1 :], smooth)
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean reward")
+    axes.grid(alpha=0.3)
+    figure.savefig(Path(folder) / REWARDS, dpi=110)
+    return {"reward_first_tenth": float(smooth[0]), "reward_last_tenth": float(smooth[-1])}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from modeling_dsr.cad_solids import TriangleMesh
+
 from ..worlds.parts import PartsWorld
 from ..worlds.parts_families import FAMILIES
 from ..worlds.parts_solid import CIRCLE_SEGMENTS
@@ -19,7 +21,8 @@ TRAINING_FAMILIES = (
 
 class PartRows:
     """
-    Rows of an endless parts world: "program", and the part as "cloud" (in the program's frame), "views" or "text".
+    Rows of an endless parts world: "program", and the part as "cloud" (in the program's frame), "views" or "text"; with
+    `part=True` also its mesh as "part", for rewards.
 
     Args:
         shown: part i is shown by `shown[i % len(shown)]`, one of "points", "views", "text". A batch whose size is a
@@ -42,6 +45,7 @@ class PartRows:
         segments=CIRCLE_SEGMENTS,
         seen=None,
         repeats=1,
+        part=False,
     ):
         unknown = sorted(set(shown) - {"points", "views", "text"})
         if unknown or not shown:
@@ -50,6 +54,7 @@ class PartRows:
         self.shown, self.num_views, self.seen, self.repeats = tuple(shown), num_views, seen, repeats
         self.drawing = {"oversampling": oversampling, "segments": segments}
         self.kept: tuple[int, dict[int, dict]] = (0, {})  # of a block
+        self.part = part
 
     def __getitem__(self, index: int) -> dict:
         if self.repeats == 1:
@@ -69,6 +74,8 @@ class PartRows:
     def _row(self, part: int) -> dict:
         sample, kind = self.world[part], self.shown[part % len(self.shown)]
         row = {"program": sample.program}
+        if self.part:
+            row["part"] = TriangleMesh(*sample.mesh())
         if kind == "points":
             return row | {"cloud": sample.points}
         if kind == "text":

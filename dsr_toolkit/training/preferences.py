@@ -1,13 +1,10 @@
 """Preference pairs and rewards: the processors' collators for TRL's DPO, and TRL's GRPO for models that read points."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
-ANSWERS = {"cadrille": "program", "cad_recode": "program"}
+IMPOSSIBLE = -1e4  # a logit whose probability is 0 in float32
 
 
 class PreferenceCollator:
@@ -66,6 +63,7 @@ def parts_grpo_trainer(
     reward: Callable[[list[str], list[dict]], list[float]],
     arguments,
     show: str = "points",
+    options: dict | None = None,
     **kwargs,
 ):
     """
@@ -81,11 +79,12 @@ def parts_grpo_trainer(
             `lambda programs, rows: dsr_toolkit.cad.reward(programs, [row["mesh"] for row in rows]).values`.
         arguments: of TRL's `GRPOConfig`; its `max_completion_length`, `temperature`, `top_p`, `top_k` count.
         show: "points" or "views": how Cadrille is shown a mesh.
+        options: of the processor's `__call__`, such as `{"normalization": "program"}`.
     """
     from datasets import Dataset
     from trl import GRPOTrainer
 
-    make = _Parts(processor, rows, show)
+    make = _Parts(processor, rows, show, options or {})
 
     def judged(prompts, completions, completion_ids, **_):
         programs = processor.decode_programs(torch.tensor(_padded(completion_ids, make.padding)))
@@ -112,11 +111,12 @@ def parts_grpo_trainer(
                         input_ids=input_ids[part], attention_mask=attention_mask[part], use_cache=False, **media
                     ).logits
                 logits = logits[:, -logits_to_keep - 1 : -1].float() / self.temperature
-                logits[..., make.never(self.eos_token_ids)] = -torch.inf
+                # Finite: what comes after the end is padding, one of these, and the loss multiplies it with zero.
+                logits[..., make.never(self.eos_token_ids)] = IMPOSSIBLE
                 chosen = input_ids[part][:, -logits_to_keep:]
                 log_probs = logits.log_softmax(-1)
                 logps.append(log_probs.gather(-1, chosen[..., None]).squeeze(-1))
-                entropies.append(-(log_probs.exp() * log_probs.clamp_min(-1e4)).sum(-1).detach())
+                entropies.append(-(log_probs.exp() * log_probs).sum(-1).detach())
             return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def rollout(prompts, trainer):
@@ -163,19 +163,27 @@ class _Parts:
 
     names = ("point_cloud", "point_clouds", "is_pc", "is_img", "pixel_values_videos", "video_grid_thw")
 
-    def __init__(self, processor, rows, show: str):
-        self.processor, self.rows, self.show = processor, rows, show
+    def __init__(self, processor, rows, show: str, options: dict):
+        self.processor, self.rows, self.show, self.options = processor, rows, show, options
         self.views = hasattr(processor, "render_views")
         self.padding = processor.tokenizer.pad_token_id
+        self.last: tuple[list[int], dict] = ([], {})
 
     def prompts(self, numbers: list[int], device) -> dict[str, torch.Tensor]:
-        rows = [self.rows[number] for number in numbers]
+        """Each part is read and drawn once, however often it stands in `numbers`."""
+        parts = sorted(set(numbers))
+        if self.last[0] != parts:
+            self.last = (parts, self._inputs([self.rows[number] for number in parts]))
+        index = torch.tensor([parts.index(number) for number in numbers])
+        return {name: value[index].to(device) for name, value in self.last[1].items()}
+
+    def _inputs(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         given = {"cloud": "point_clouds", "mesh": "meshes", "views": "images"}
         arguments = {to: [row.get(name) for row in rows] for name, to in given.items() if any(name in r for r in rows)}
         if self.views:
             arguments |= {"text": [row.get("text") for row in rows], "modality": self.show}
-        inputs = self.processor(**arguments, seed=[int(row.get("seed", 0)) for row in rows])
-        return {name: value.to(device) for name, value in inputs.items()}
+        seeds = [int(row.get("seed", 0)) for row in rows]
+        return dict(self.processor(**arguments, seed=seeds, return_tensors="pt", **self.options))
 
     def never(self, ends) -> list[int]:
         """
@@ -199,24 +207,3 @@ def _until(row: list[int], ends) -> list[int]:
 def _padded(rows: list[list[int]], value: int) -> list[list[int]]:
     length = max(map(len, rows))
     return [list(row) + [value] * (length - len(row)) for row in rows]
-
-
-def reward_curve(log_history: list[dict], folder: str | Path) -> Path:
-    """`rewards.json` and `rewards.png` of a trainer's `state.log_history`."""
-    from matplotlib.figure import Figure
-
-    points = [(entry["step"], entry["reward"]) for entry in log_history if "reward" in entry]
-    folder = Path(folder)
-    (folder / "rewards.json").write_text(json.dumps(points), encoding="utf-8")
-    figure = Figure(figsize=(5, 3), layout="constrained")
-    axes = figure.add_subplot()
-    if points:
-        steps, values = zip(*points)
-        window = max(1, len(values) // 10)
-        smooth = F.avg_pool1d(torch.tensor(values)[None, None], window, 1).flatten().tolist()
-        axes.plot(steps, values, alpha=0.3)
-        axes.plot(steps[window - 1 :], smooth)
-    axes.set_xlabel("step")
-    axes.set_ylabel("mean reward")
-    figure.savefig(folder / "rewards.png", dpi=110)
-    return folder / "rewards.png"

@@ -31,7 +31,8 @@ class Stage:
         data: the rows that train: `{"rows": FUNCTION, "seed": 0, "count": None, "options": {…}}`. `FUNCTION(seed=…,
             **options)` returns anything that can be indexed, as worlds are. `count` None of a source without a length:
             it has no end, and sample number i of the training is row i. With a count, or a length: that many rows,
-            shuffled anew each epoch.
+            shuffled anew each epoch. `"stream": True`: they are read in turn, as a stream of `datasets` that processes
+            and workers share out (see [`stream`]); needs `max_steps`.
         evaluation: likewise, of rows that were never trained on; `count` is needed here.
         collator: `collator(processor, **collator_options)` makes a function from a list of rows to the model's inputs,
             labels included. None: `processor.training_collator(**collator_options)`.
@@ -41,6 +42,11 @@ class Stage:
         learning_rates: {regular expression: rate} for parameters whose name it finds (`re.search`); the first that does
             counts, the others get `arguments["learning_rate"]`.
         arguments: of transformers' `TrainingArguments`.
+        reward: `reward(programs, rows)` returns a number each, larger is better, such as
+            "dsr_toolkit.training.rewards:cad_reward": TRL's GRPO of Cadrille and CAD-Recode. Programs are sampled for
+            the parts of `data` (which needs an end), and nothing is copied. `arguments` are then of TRL's `GRPOConfig`,
+            `collator_options` of the processor, and `modality` among them; there is no `evaluation`, `measure`, `show`
+            and no `learning_rates`.
         feature_cache: a folder in which the features of frozen towers are kept, see [`FeatureCache`].
         measure: `measure(model, processor, rows, inputs, outputs)`, called on each batch of `evaluation`, returns
             {name: a list of one number per sample, or a pair (numerator, denominator)}. Over all samples and processes
@@ -61,6 +67,7 @@ class Stage:
     lora: dict | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
+    reward: str | None = None
     feature_cache: str | None = None
     measure: str | None = None
     show: str | None = None
@@ -69,8 +76,12 @@ class Stage:
     def __post_init__(self):
         if self.make is None and not (self.model and self.data):
             raise ValueError(f"stage {self.name!r} needs `model` and `data` (or `make`).")
+        if self.reward is not None and (self.evaluation or self.measure or self.show or self.learning_rates):
+            raise ValueError(
+                f"stage {self.name!r} has a reward: it takes no `evaluation`, `measure`, `show` or `learning_rates`."
+            )
         unknown = sorted(set(self.arguments) - ARGUMENTS)
-        if unknown:
+        if unknown and self.reward is None:
             raise ValueError(f"`arguments` of stage {self.name!r} has what TrainingArguments has not: {unknown}.")
         if self.lora is not None and "build" in self.model:
             raise ValueError(

@@ -20,15 +20,18 @@ from transformers.trainer_callback import PrinterCallback
 import modeling_dsr  # noqa: F401  registers this library's classes: the code inside a model's folder is never run
 
 from ..console import say, step
+from ..datasets.streaming import stream
 from ..extras import needs
 from .adapters import add_adapter, auto_class, is_adapter, load_adapter, save_adapter
 from .card import write_card
 from .feature_cache import FeatureCache
 from .journal import Journal, draw_curves
 from .recipe import Recipe, Stage, find
+from .rewards import finish, reward_arguments, reward_trainer
 from .rows import Rows
 from .trainer import SpatialTrainer
 
+STREAM_BUFFER = 1000  # rows that wait to be shuffled
 RECIPE, MODEL, METRICS, DONE = "recipe.json", "model", "metrics.json", "done.json"
 # What a recipe need not say again.
 DEFAULTS = {
@@ -74,8 +77,9 @@ def train(
     output = Path(output)
     _begin(recipe, output, resume)
     folders = dict(finished or {})
+    used = {stage.model.get("recipe") for stage in recipe.stages}
     for name in recipe.requires:
-        if name not in folders:
+        if name not in folders and (name in used or any(stage.make for stage in recipe.stages)):
             folder = output / "requires" / name.split("/")[-1]
             say(f"Recipe {recipe.name} needs {name}:")
             folders[name] = train(load_recipe(name), folder, resume=folder.exists(), finished=folders).model
@@ -136,7 +140,10 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
     if stage.feature_cache is not None:
         towers = FeatureCache(stage.feature_cache).attach(model)
         say(f"Features of {', '.join(towers)} are kept in {stage.feature_cache}.")
-    trainer = make_trainer(stage, model, processor, arguments, folder)
+    if stage.reward is None:
+        trainer = make_trainer(stage, model, processor, arguments, folder)
+    else:
+        trainer = reward_trainer(stage, model, processor, make_rows(stage.data), arguments, folder)
     checkpoint = last_whole_checkpoint(arguments.output_dir) if resume else None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
@@ -149,6 +156,8 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
     if stage.evaluation is not None:
         metrics = {k.removeprefix("eval_"): v for k, v in trainer.evaluate().items() if k.startswith("eval_")}
     trainer.save_model(str(folder / MODEL))
+    if _is_main() and stage.reward is not None:
+        metrics = finish(trainer, processor, folder)
     if _is_main() and stage.lora is not None:
         save_adapter(model, folder / MODEL, _source(stage.model, folders), stage.model.get("subfolder"))
     if _is_main():
@@ -165,9 +174,14 @@ def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
     settings = {**DEFAULTS, **stage.arguments}
     if not torch.accelerator.is_available():
         settings.setdefault("use_cpu", True)  # or bf16 is refused
+    if stage.data.get("stream"):
+        settings.setdefault("accelerator_config", {"dispatch_batches": False})
     if settings.get("eval_strategy") is None and stage.evaluation is not None and settings.get("eval_steps"):
         settings["eval_strategy"] = "steps"
-    arguments = TrainingArguments(output_dir=str(output_dir), **settings)
+    if stage.reward is None:
+        arguments = TrainingArguments(output_dir=str(output_dir), **settings)
+    else:
+        arguments = reward_arguments(output_dir, settings)
     if arguments.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # contended threads cost up to ten times
     return arguments
@@ -175,8 +189,14 @@ def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
 
 def make_trainer(stage: Stage, model, processor, arguments: TrainingArguments, folder: Path) -> SpatialTrainer:
     rows = make_rows(stage.data)
-    if rows.endless and arguments.max_steps <= 0:
-        raise ValueError(f"stage {stage.name!r}: its rows have no end, so `max_steps` is needed.")
+    streamed = bool(stage.data.get("stream"))
+    if (rows.endless or streamed) and arguments.max_steps <= 0:
+        reason = "have no end" if rows.endless else "are a stream"
+        raise ValueError(f"stage {stage.name!r}: its rows {reason}, so `max_steps` is needed.")
+    if rows.endless and streamed:
+        raise ValueError(f"stage {stage.name!r}: a stream needs rows with an end, so a `count`.")
+    if streamed:
+        rows = stream(rows).shuffle(seed=arguments.seed, buffer_size=STREAM_BUFFER)
     journal = Journal(folder)
     collator = make_collator(stage, processor)
     trainer = SpatialTrainer(
@@ -205,9 +225,11 @@ def make_collator(stage: Stage, processor):
 
 def make_rows(data: dict) -> Rows:
     """The rows that `data` of a [`Stage`] describes."""
-    unknown = sorted(set(data) - {"rows", "seed", "count", "options"})
+    unknown = sorted(set(data) - {"rows", "seed", "count", "options", "stream"})
     if unknown or "rows" not in data:
-        raise ValueError(f"`data` must have `rows` and may have `seed`, `count`, `options`, got {sorted(data)}.")
+        raise ValueError(
+            f"`data` must have `rows` and may have `seed`, `count`, `options`, `stream`, got {sorted(data)}."
+        )
     seed = data.get("seed", 0)
     return Rows(find(data["rows"])(seed=seed, **data.get("options", {})), seed, data.get("count"))
 

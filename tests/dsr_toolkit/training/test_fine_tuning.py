@@ -1,6 +1,8 @@
 """`dsr train ARCH`: published formats in, a model or an adapter out; and `--check`, which says what is wrong first."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +128,36 @@ def test_check_is_content_with_good_rows(files, capsys):
 def test_what_does_not_go_together_is_refused(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def documented() -> list[str]:
+    text = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [line.split("#")[0].strip() for line in lines if line.startswith("dsr ")]
+    return [command for command in commands if not command.endswith("--recipe tiny --output out")]  # all, for hours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", documented())
+def test_commands_of_the_documentation_run(command, files, tmp_path):
+    """As they stand, with files and models that are here, and one step."""
+    names = {"DSR-Train/train.json": files["dsr"], "room": files["pi3"], "parts": files["cad_recode"]}
+    names |= {"features": tmp_path / "features", "out": tmp_path / "out"}
+    names |= {f"OWNER/{kind}": hub_folder(kind) for kind in ("dsr", "pi3", "cad_recode", "cadrille")}
+    words = [str(names.get(word, word)) for word in command.split()[1:]]
+    words = [word.replace("feature_cache=features", f"feature_cache={names['features']}") for word in words]
+    settings = ["max_steps=1", "use_cpu=true"]
+    if "--recipe" in words:
+        settings += ["per_device_train_batch_size=2"]
+        settings += (
+            ["evaluation.count=2"] if "tiny/pi3" in words else [f'model={{"path": "{hub_folder("cad_recode")}"}}']
+        )
+    if "--reward" in words or "grpo/cad_recode" in words:
+        settings += ["per_device_train_batch_size=2", "arguments.num_generations=2"]
+        settings += ["arguments.max_completion_length=4"]
+    words += [word for setting in settings for word in ("--set", setting)]
+    if "--resume" in words:
+        assert main([word for word in words if word != "--resume"]) in (0, None)
+    assert main(words) in (0, None)
+    if "--check" not in words:
+        assert (names["out"] / "model" / "README.md").is_file()

@@ -1,13 +1,18 @@
 """TRL on these models: SFT with video, DPO on DSR, GRPO on CAD-Recode and Cadrille with points and views."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dsr_toolkit.cli import main
 from dsr_toolkit.tiny import hub_folder
 from dsr_toolkit.training import make_model
-from dsr_toolkit.training.preferences import PreferenceCollator, numbered, parts_grpo_trainer, reward_curve
+from dsr_toolkit.training.preferences import PreferenceCollator, numbered, parts_grpo_trainer
+from dsr_toolkit.worlds.parts import PartsWorld
+from dsr_toolkit.worlds.parts_export import write_cad_recode
 from tests.modeling_dsr.test_training_collators import box, frames, rows_of
 
 trl = pytest.importorskip("trl")
@@ -97,7 +102,23 @@ def test_grpo_raises_the_mean_reward(kind, field, tmp_path):
     rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
     assert len(rewards) == 30
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05
-    assert reward_curve(trainer.state.log_history, tmp_path).stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", [(), ("--set", "collator_options.modality=views")])
+def test_a_command_rewards_programs_that_come_close_to_their_part(shown, tmp_path):
+    """Untrained models write no solid: every program has the lowest reward, which is told, and the run is whole."""
+    kind = "cadrille" if shown else "cad_recode"
+    write_cad_recode(PartsWorld(5), tmp_path / "data", {"train": 2, "val": 1})
+    command = ["train", kind, "--reward", "--data", str(tmp_path / "data"), "--model", str(hub_folder(kind))]
+    for setting in ("max_steps=2", "per_device_train_batch_size=4", "arguments.num_generations=2",
+                    "arguments.max_completion_length=8"):  # fmt: skip
+        command += ["--set", setting]
+    assert main([*command, *shown, "--output", str(tmp_path / "out")]) in (0, None)
+    metrics = json.loads((tmp_path / "out" / "train" / "metrics.json").read_text())
+    assert metrics == {"reward_first_tenth": -10, "reward_last_tenth": -10}
+    assert (tmp_path / "out" / "train" / "rewards.png").stat().st_size > 1000
+    make_model({"path": str(tmp_path / "out" / "model")}, {})
 
 
 def test_grpo_scores_what_was_sampled_with_its_own_points(tmp_path):
@@ -113,4 +134,16 @@ def test_grpo_scores_what_was_sampled_with_its_own_points(tmp_path):
     scored = trainer._generate_and_score_completions([{"prompt": str(i)} for i in (0, 0, 1, 1)])
     clouds = processor(meshes=[rows[0]["mesh"], rows[0]["mesh"], rows[1]["mesh"], rows[1]["mesh"]], seed=[0] * 4)
     assert torch.equal(scored["point_cloud"], clouds["point_cloud"])
+    ids = torch.cat([scored["prompt_ids"], scored["completion_ids"]], 1)
+    ids[0, -2:] = processor.tokenizer.pad_token_id  # after the end of a shorter program
+    trainer.media = {"point_cloud": scored["point_cloud"]}
+    logps, entropies, _ = trainer._get_per_token_logps_and_entropies(
+        model, ids, torch.ones_like(ids), logits_to_keep=2, compute_entropy=True
+    )
+    assert logps.isfinite().all() and entropies.isfinite().all()
+    expected = model(input_ids=ids, point_cloud=clouds["point_cloud"]).logits[1:, -3:-1]
+    media = ["<|image_pad|>", "<|video_pad|>", "<|endoftext|>", "<|im_end|>"]
+    never = set(processor.tokenizer.convert_tokens_to_ids(media)) - set(trainer.eos_token_ids)
+    expected[..., sorted(never)] = -torch.inf
+    torch.testing.assert_close(logps[1:], expected.log_softmax(-1).gather(-1, ids[1:, -2:, None])[..., 0])
     assert not torch.equal(scored["point_cloud"][0], scored["point_cloud"][2])

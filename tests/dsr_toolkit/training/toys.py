@@ -35,6 +35,15 @@ def collator(processor):
     return collate
 
 
+def seedless_collator(processor):
+    """Of rows that have no seed: noise of their own number."""
+    return collate_numbered
+
+
+def collate_numbered(rows: list[dict]) -> dict:
+    return collate([{**row, "seed": row["row_number"]} for row in rows])
+
+
 def collate(rows: list[dict]) -> dict:
     line = torch.linspace(-0.5, 0.5, SIDE)
     rays = torch.stack([*torch.meshgrid(line, line, indexing="xy"), torch.ones(SIDE, SIDE)], -1)

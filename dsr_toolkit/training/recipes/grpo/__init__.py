@@ -1,0 +1,3 @@
+"""Models of the tiny group that learn on by rewards."""
+
+ORDER = ("cad_recode",)
