@@ -145,8 +145,8 @@ def _farthest_in_numpy(clouds: np.ndarray, num_points: int, dropping: bool = Tru
     squares, others = np.empty_like(nearest), np.empty_like(nearest)
     chosen = np.zeros((len(clouds), num_points), np.int64)
     rows, last = np.arange(len(clouds)), chosen[:, 0]
-    names = farthest = None  # names: indices of the points that are left
-    bound = np.zeros(len(clouds), x.dtype)
+    names: np.ndarray | None = None  # indices of the points that are left
+    farthest = bound = np.zeros(len(clouds), x.dtype)
     for index in range(1, num_points):
         place = clouds[rows, last]
         np.subtract(x, place[:, :1], squares)
@@ -166,7 +166,7 @@ def _farthest_in_numpy(clouds: np.ndarray, num_points: int, dropping: bool = Tru
             names = left if names is None else np.take_along_axis(names, left, 1)
             x, y, z, nearest = (np.take_along_axis(values, left, 1) for values in (x, y, z, nearest))
             squares, others = np.empty_like(nearest), np.empty_like(nearest)
-    if farthest is not None and (farthest < bound).any():
+    if (farthest < bound).any():
         return _farthest_in_numpy(clouds, num_points, dropping=False)
     return chosen
 
