@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
 
 from .frozen_qwen_sam_outputs import FrozenQwenSAMAnswer, FrozenQwenSAMFeatures, FrozenQwenSAMOutput
 
@@ -21,6 +22,14 @@ class GroundedAnswer:
     phrases: list[str]
     state: FrozenQwenSAMAnswer
     output: FrozenQwenSAMOutput | None
+
+
+def _part_of_cache(cache: DynamicCache, row: int, start: int, stop: int) -> DynamicCache:
+    """Keys and values of one row from token `start` up to `stop`."""
+    part = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        part.update(layer.keys[row : row + 1, :, start:stop], layer.values[row : row + 1, :, start:stop], number)
+    return part
 
 
 class FrozenQwenSAMAnswers:
@@ -45,11 +54,37 @@ class FrozenQwenSAMAnswers:
 
         Args: the processor's output for one prompt that ends with the answer's header, and options of `generate`.
         """
-        if input_ids.shape[0] != 1 or len(image_grid_thw) != 1:
-            raise ValueError(
-                f"`answer` takes one prompt with one image, got {input_ids.shape[0]} prompts and {len(image_grid_thw)} "
-                "images."
-            )
+        if input_ids.shape[0] != 1:
+            raise ValueError(f"`answer` takes one prompt with one image, got {input_ids.shape[0]} prompts.")
+        (state,) = self.answers(
+            input_ids, pixel_values, image_grid_thw, mm_token_type_ids, attention_mask, sam_pixel_values,
+            original_sizes, reshaped_input_sizes, meta_data, **generate_kwargs,
+        )  # fmt: skip
+        return state
+
+    @torch.no_grad()
+    def answers(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.FloatTensor,
+        image_grid_thw: torch.LongTensor,
+        mm_token_type_ids: torch.IntTensor,
+        attention_mask: torch.Tensor | None = None,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
+        meta_data: list[dict] | None = None,
+        **generate_kwargs,
+    ) -> list[FrozenQwenSAMAnswer]:
+        """
+        As `answer`, of several prompts `[B, S]` with one image each, which share one call of `generate`.
+
+        Args: prompts padded on the left, where `attention_mask` is 0; images and sizes in their order.
+        """
+        count, length = input_ids.shape
+        if len(image_grid_thw) != count:
+            raise ValueError(f"Each prompt has one image, got {count} prompts and {len(image_grid_thw)} images.")
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         vision_tokens = []
         hook = self.vlm.model.visual.register_forward_hook(
             lambda module, args, output: vision_tokens.append(output.pooler_output)
@@ -57,7 +92,7 @@ class FrozenQwenSAMAnswers:
         try:
             generated = self.vlm.generate(
                 input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+                attention_mask=attention_mask,
                 pixel_values=pixel_values,
                 image_grid_thw=image_grid_thw,
                 mm_token_type_ids=mm_token_type_ids,
@@ -67,23 +102,24 @@ class FrozenQwenSAMAnswers:
             )
         finally:
             hook.remove()
-        ids = self._until_end(generated.sequences[0, input_ids.shape[1] :])
-        cache, prefix = generated.past_key_values, input_ids[:, :-1]
-        cache.crop(prefix.shape[1] - cache.get_seq_length())
-        features = FrozenQwenSAMFeatures(
-            prefix_ids=prefix,
-            prefix_lengths=torch.tensor([prefix.shape[1]]),
-            past_key_values=cache,
-            vision_tokens=(vision_tokens[0],),
-            image_embeddings=None if sam_pixel_values is None else self.get_image_embeddings(sam_pixel_values),
-        )
-        inputs = {
-            "image_grid_thw": image_grid_thw,
-            "original_sizes": original_sizes,
-            "reshaped_input_sizes": reshaped_input_sizes,
-            "meta_data": meta_data,
-        }
-        return FrozenQwenSAMAnswer(ids, torch.cat([input_ids, ids[None]], dim=1), features, inputs)
+        merge = self.config.vlm_config.vision_config.spatial_merge_size
+        seen = vision_tokens[0].split((image_grid_thw.prod(1) // merge**2).tolist())
+        embeddings = None if sam_pixel_values is None else self.get_image_embeddings(sam_pixel_values)
+        states = []
+        for row, padding in enumerate((length - attention_mask.sum(1)).tolist()):
+            ids, prompt = self._until_end(generated.sequences[row, length:]), input_ids[row : row + 1, padding:]
+            features = FrozenQwenSAMFeatures(
+                prefix_ids=prompt[:, :-1],
+                prefix_lengths=torch.tensor([length - padding - 1]),
+                past_key_values=_part_of_cache(generated.past_key_values, row, padding, length - 1),
+                vision_tokens=(seen[row],),
+                image_embeddings=None if embeddings is None else embeddings[row : row + 1],
+            )
+            images = {"image_grid_thw": image_grid_thw, "original_sizes": original_sizes,
+                      "reshaped_input_sizes": reshaped_input_sizes, "meta_data": meta_data}  # fmt: skip
+            inputs = {name: None if value is None else value[row : row + 1] for name, value in images.items()}
+            states.append(FrozenQwenSAMAnswer(ids, torch.cat([prompt, ids[None]], dim=1), features, inputs))
+        return states
 
     @torch.no_grad()
     def given_answer(
@@ -179,32 +215,74 @@ class FrozenQwenSAMAnswers:
         Raises:
             ValueError: the answer does not hold one of the given phrases.
         """
-        state = self.answer(**inputs, **generate_kwargs)
-        text = processor.tokenizer.decode(
-            state.output_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        if phrases is None:
-            phrases = self.list_phrases(processor, text, **generate_kwargs)
-        phrases = list(phrases)[:max_phrases]
-        output = None
-        if phrases:
-            with torch.no_grad():
-                output = self.ground(state, processor.token_spans(state.output_ids, phrases))
-        return GroundedAnswer(text, phrases, state, output)
+        (grounded,) = self.answers_and_ground(processor, inputs, [phrases], max_phrases, **generate_kwargs)
+        if isinstance(grounded, ValueError):
+            raise grounded
+        return grounded
 
-    @torch.no_grad()
+    def answers_and_ground(
+        self,
+        processor,
+        inputs: dict,
+        phrases: list[list[str] | None],
+        max_phrases: int | None = None,
+        list_kwargs: dict | None = None,
+        **generate_kwargs,
+    ) -> list[GroundedAnswer | ValueError]:
+        """
+        As `answer_and_ground`, of several prompts: see `answers` for `inputs`.
+
+        Args:
+            phrases: of each prompt. list_kwargs: options of the list's `generate`, over those of the answer's.
+
+        Returns:
+            per prompt what was found, or why its phrases cannot be marked.
+        """
+        states = self.answers(**inputs, **generate_kwargs)
+        texts = [
+            processor.tokenizer.decode(state.output_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for state in states
+        ]
+        unlisted = [number for number, given in enumerate(phrases) if given is None]
+        options = {**generate_kwargs, **(list_kwargs or {})}
+        listed = dict(zip(unlisted, self.phrase_lists(processor, [texts[number] for number in unlisted], **options)))
+        grounded = []
+        for number, (state, text) in enumerate(zip(states, texts)):
+            chosen = list(listed[number] if number in listed else phrases[number])[:max_phrases]
+            try:
+                output = None
+                if chosen:
+                    with torch.no_grad():
+                        output = self.ground(state, processor.token_spans(state.output_ids, chosen))
+                grounded.append(GroundedAnswer(text, chosen, state, output))
+            except ValueError as error:
+                grounded.append(error)
+        return grounded
+
     def list_phrases(self, processor, text: str, **generate_kwargs) -> list[str]:
         """
         The noun phrases of a text, in its own words: the language model lists them.
 
         What it lists and the text does not hold is left out, as is what lies within a longer phrase.
         """
-        if not text.strip():
-            return []
-        prompt = processor.noun_phrase_prompt(text).to(self.device)
+        return self.phrase_lists(processor, [text], **generate_kwargs)[0]
+
+    @torch.no_grad()
+    def phrase_lists(self, processor, texts: list[str], **generate_kwargs) -> list[list[str]]:
+        """`list_phrases` of several texts, which share one call of `generate`."""
+        if not any(text.strip() for text in texts):
+            return [[] for _ in texts]
+        prompts = [processor.noun_phrase_prompt(text)["input_ids"][0] for text in texts]
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids = pad(prompts, batch_first=True, padding_value=processor.tokenizer.pad_token_id or 0, padding_side="left")
+        known = pad([torch.ones_like(one) for one in prompts], batch_first=True, padding_side="left")
         options = {"max_new_tokens": 128, **generate_kwargs, "do_sample": False}
-        reply = self.vlm.generate(**prompt, **options)[0, prompt["input_ids"].shape[1] :]
-        return processor.noun_phrases(processor.tokenizer.decode(reply, skip_special_tokens=True), text)
+        replies = self.vlm.generate(input_ids=ids.to(self.device), attention_mask=known.to(self.device), **options)
+        lists = []
+        for text, reply in zip(texts, replies[:, ids.shape[1] :]):
+            spoken = processor.tokenizer.decode(self._until_end(reply), skip_special_tokens=True)
+            lists.append(processor.noun_phrases(spoken, text) if text.strip() else [])
+        return lists
 
     @torch.no_grad()
     def token_maps(self, answer: FrozenQwenSAMAnswer, aligned: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,7 @@ Used by processors, commands, endpoint and page alike; an endpoint passes limits
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +32,14 @@ class VideoLimits:
     Args:
         pixels: of a frame. frames: in the file. threads: that decode, None: as many as FFmpeg likes.
         options: of the demuxer, such as a list of formats.
+        check: called between packets and between frames; what it raises ends the reading.
     """
 
     pixels: int | None = None
     frames: int | None = None
     threads: int | None = None
     options: dict | None = None
+    check: Callable[[], None] = lambda: None
 
 
 class Video:
@@ -108,6 +110,7 @@ class Video:
             stamps, early, hidden, corrupt, decodable, clock = [], [], 0, False, False, _Clock()
             keys, stamped = [], True
             for packet in container.demux(stream):
+                self.limits.check()
                 if packet.size == 0:
                     continue
                 corrupt = packet.is_corrupt  # of the last one: a packet that the end of the file cuts
@@ -207,6 +210,7 @@ class Video:
                     container.seek(int(key), stream=stream)
                     decoder, jumped = container.decode(stream), True
                 for frame in decoder:
+                    self.limits.check()
                     if frame.pts is None or (jumped and not frame.key_frame):
                         return
                     jumped = False
@@ -226,6 +230,7 @@ class Video:
         with self._open() as container:
             stream = self._stream(container)
             for frame in container.decode(stream):
+                self.limits.check()
                 if index < 0 and None not in (self._begin, frame.pts) and frame.pts < self._begin:
                     continue
                 index += 1

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from .files_in import Files
+from .conversation import Conversation
 from .files_out import as_png
-from .generation import generate_rows, pad_rows
-from .request import Field
-from .task import MODEL, SEED, TEMPERATURE, TOP_P, Job, Task, new_tokens_field, once
+from .generation import Row, pad_rows
+from .request import Field, RequestError
+from .task import MODEL, SEED, STOP, TEMPERATURE, TOP_P, Job, Task, new_tokens_field, once
 
 
 class Ask(Task):
@@ -24,47 +24,80 @@ class Ask(Task):
         "question": Field("text", "what to ask"),
         "video": Field("file", "a video file"),
         "images": Field("files", "image files, in the order in which the question speaks of them"),
+        "messages": Field(
+            "turns",
+            "in place of the rest a conversation: turns of role (system, user, assistant) and content, a text or "
+            'a list of {"type": "text", "text"}, {"type": "image", "image"} and {"type": "video", "video"}',
+            high="turns",
+        ),
     }
     PARAMETERS = {
         "max_new_tokens": new_tokens_field(128),
         "num_frames": Field("integer", "frames taken of the video; default: the model's", None, 1, "frames"),
         "attention": Field("flag", "also return where the geometry tokens looked, a grey picture per frame", False),
-        "temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED, "model": MODEL,
+        "candidates": Field("integer", "answers; more than one are sampled, with a temperature", 1, 1, "candidates"),
+        "stop": STOP, "temperature": TEMPERATURE, "top_p": TOP_P, "seed": SEED, "model": MODEL,
     }  # fmt: skip
 
     def prepare(self, model, inputs, parameters) -> Job:
-        question, processor = self.question(inputs), self.endpoint.processor(model)
-        files = Files(self.limits, processor.media)
-        kind = self.one_of(inputs, ("video", "images"))
-        media = {}
-        if kind == "video":
+        processor = self.endpoint.processor(model)
+        self.check_stop(parameters)
+        if parameters["candidates"] > 1 and not parameters["temperature"]:
+            raise RequestError(
+                "bad_request",
+                "`parameters.candidates` above 1 needs `parameters.temperature`: without it all are the same.",
+            )
+        files, talk = self.files(processor), self.conversation(inputs)
+        self.check_words(processor, *talk.texts)
+        arguments, media = {}, {"sizes": [], "frames": []}
+        if talk.video is not None:
+            name, video = talk.video
             wanted = min(parameters["num_frames"] or processor.num_frames, self.limits.frames)
             choose = processor.sample_frame_indices
-            frames, facts = files.video("inputs.video", inputs["video"], lambda total: choose(total, wanted))
+            frames, facts = files.video(name, video, lambda total: choose(total, wanted))
             metadata = VideoMetadata(
                 total_num_frames=facts["total"], fps=facts["fps"], duration=facts["total"] / facts["fps"],
                 height=frames.shape[1],
                 width=frames.shape[2], video_backend="pyav", frames_indices=np.array(facts["indices"]),
             )  # fmt: skip
             arguments = {"videos": [frames], "video_metadata": [metadata]}
-            content = [{"type": "video"}]
             media = {"sizes": [frames.shape[1:3]], "frames": [len(frames)], "indices": facts["indices"]}
-        else:
-            arguments = {"images": files.images_of("inputs.images", inputs["images"])}
-            content = [{"type": "image"} for _ in arguments["images"]]
-            media = {"sizes": [image.size[::-1] for image in arguments["images"]], "frames": [1] * len(content)}
+        elif talk.images:
+            arguments = {"images": list(files.named_images(talk.images).values())}
+            media = {"sizes": [one.size[::-1] for one in arguments["images"]], "frames": [1] * len(talk.images)}
         if parameters["attention"]:
-            shown = (
-                [Image.fromarray(frame) for frame in arguments["videos"][0]] if kind == "video" else arguments["images"]
-            )
+            shown = arguments.get("images") or [Image.fromarray(frame) for frame in arguments.get("videos", [[]])[0]]
             media["shown"] = [image.resize(_shrunk(image.size, SHOWN_SIDE)) for image in shown]
-        content.append({"type": "text", "text": question})
-        self.check_words(processor, question)
         with self.endpoint.processing(model):
-            prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            prompt = processor.apply_chat_template(talk.turns, add_generation_prompt=True)
             encoded = processor(text=[prompt], **arguments, return_tensors="pt")
         self.check_prompt(encoded)
-        return Job(self.NAME, model, (self.NAME, model, self.pace(parameters)), dict(encoded), parameters, media)
+        key = (self.NAME, model, self.pace(parameters))
+        return Job(
+            self.NAME,
+            model,
+            key,
+            dict(encoded),
+            parameters,
+            media,
+            parameters["candidates"],
+            parameters["max_new_tokens"],
+        )
+
+    def conversation(self, inputs: dict) -> Conversation:
+        """What is asked, as turns; one question about one video or some images is a conversation of one turn."""
+        if inputs["messages"] is not None:
+            if others := [name for name in ("question", "video", "images") if inputs[name] is not None]:
+                raise RequestError(
+                    "bad_request", f"`inputs.messages` stands for `inputs.{others[0]}`; send one of them."
+                )
+            return Conversation.read("inputs.messages", inputs["messages"], self.limits)
+        question = self.question(inputs)
+        if self.one_of(inputs, ("video", "images")) == "video":
+            return Conversation.question(question, ("inputs.video", inputs["video"]), [])
+        if not inputs["images"]:
+            raise RequestError("bad_request", "`inputs.images` holds no image.")
+        return Conversation.question(question, None, inputs["images"])
 
     @staticmethod
     def can_share(job: Job) -> bool:
@@ -86,9 +119,14 @@ class Ask(Task):
 
     def run(self, jobs):
         model = self.endpoint.model(jobs[0].model)
-        inputs = self.inputs_of(model, jobs)
-        answers = generate_rows(model, inputs, [self.sampling(job.parameters) for job in jobs])
-        return [(answer, self.look(model, job)) for answer, job in zip(answers, jobs)]
+        inputs = self.inputs_of(model, [job for job in jobs for _ in range(job.cost)])
+        rows = [
+            Row(self.sampling(job.parameters, number), job.listener, number)
+            for job in jobs
+            for number in range(job.cost)
+        ]
+        answers = iter(self.write(model, jobs[0].model, inputs, rows))
+        return [([next(answers) for _ in range(job.cost)], self.look(model, job)) for job in jobs]
 
     def inputs_of(self, model, jobs: list[Job]) -> dict:
         """Of the model. What several jobs show is encoded once, and kept for those of later batches."""
@@ -132,7 +170,7 @@ class Ask(Task):
 
     def look(self, model, job: Job):
         """Geometry attentions of the prompt, where they are wanted and there are any."""
-        if not job.parameters["attention"]:
+        if not job.parameters["attention"] or not job.media["frames"]:
             return None
         with torch.inference_mode():
             output = model(
@@ -144,11 +182,19 @@ class Ask(Task):
         return output.geometry_attentions
 
     def finish(self, job, result):
-        (tokens, finished), attentions = result
+        written, attentions = result
         processor = self.endpoint.processor(job.model)
         with self.endpoint.processing(job.model):
-            answer = {"answer": processor.decode(tokens, skip_special_tokens=True).strip()}
-        answer |= {"tokens": tokens, "finished": finished, "prompt_tokens": job.inputs["input_ids"].shape[1]}
+            texts = [processor.decode(tokens, skip_special_tokens=True).strip() for tokens, _ in written]
+        texts = [self.ended(text, job.parameters).rstrip() for text in texts]
+        (tokens, finished), *_ = written
+        answer = {"answer": texts[0], "tokens": tokens, "finished": finished}
+        if job.cost > 1:
+            answer["answers"] = [
+                {"answer": text, "tokens": tokens, "finished": finished}
+                for text, (tokens, finished) in zip(texts, written)
+            ]
+        answer["prompt_tokens"] = job.inputs["input_ids"].shape[1]
         if "indices" in job.media:
             answer["frames"] = job.media["indices"]
         if attentions is not None:

@@ -8,9 +8,9 @@ from PIL import Image
 
 from .files_in import Files
 from .files_out import as_base64, as_png, as_stl
-from .generation import generate_rows, pad_rows
+from .generation import Row, pad_rows
 from .request import Field, RequestError, read_fields
-from .task import MODEL, SEED, TOP_P, Job, Task, new_tokens_field
+from .task import MODEL, SEED, STOP, TOP_P, Job, Task, new_tokens_field
 from .toolkit import import_toolkit
 
 NORMALIZATIONS = ("fit", "unit_cube", "program", "none")
@@ -29,9 +29,10 @@ class Cad(Task):
     }
     PARAMETERS = {
         "candidates": Field("integer", "programs: the likeliest one, then sampled ones", 1, 1, "candidates"),
+        "likeliest": Field("flag", "whether the first program is the likeliest one; else all are sampled", True),
         "temperature": Field("number", "of the sampled ones", 1.0, 1e-3, 10),
         "top_p": Field("number", TOP_P.about, 0.95, 1e-6, 1),
-        "max_new_tokens": new_tokens_field(768),
+        "max_new_tokens": new_tokens_field(768), "stop": STOP,
         "normalization": Field("text", "how points get into the model's frame", "fit", choices=NORMALIZATIONS),
         "execute": Field("flag", "run the programs in a sandbox; return the closest solid as STEP and STL", False),
         "seed": SEED, "model": MODEL,
@@ -39,7 +40,8 @@ class Cad(Task):
 
     def prepare(self, model, inputs, parameters) -> Job:
         kind, processor = self.one_of(inputs, tuple(self.INPUTS)), self.endpoint.processor(model)
-        files = Files(self.limits, processor.media)
+        files = self.files(processor)
+        self.check_stop(parameters)
         if kind in ("images", "text") and self.endpoint.models[model] == "cad_recode":
             raise RequestError(
                 "invalid_input", f"CAD-Recode reads points alone, not `inputs.{kind}`; choose a Cadrille model."
@@ -71,7 +73,10 @@ class Cad(Task):
         self.check_prompt(encoded)
         grid = tuple(encoded["video_grid_thw"][0].tolist()) if "video_grid_thw" in encoded else None
         key = (self.NAME, model, grid, "point_clouds" in encoded, self.pace(parameters))
-        return Job(self.NAME, model, key, encoded, parameters, {"target": target}, cost=parameters["candidates"])
+        return Job(
+            self.NAME, model, key, encoded, parameters, {"target": target},
+            parameters["candidates"], parameters["max_new_tokens"],
+        )  # fmt: skip
 
     def mesh(self, files: Files, given: dict) -> tuple[np.ndarray, np.ndarray]:
         known = {"vertices": Field("cloud", "rows of x, y, z"), "faces": Field("cloud", "rows of three vertex numbers")}
@@ -87,8 +92,10 @@ class Cad(Task):
         rows = []
         for job in jobs:
             likeliest = {**job.parameters, "temperature": 0.0}
-            rows += [self.sampling(job.parameters if number else likeliest, number) for number in range(job.cost)]
-        answers = iter(generate_rows(model, inputs, rows))
+            for number in range(job.cost):
+                chosen = job.parameters if number or not job.parameters["likeliest"] else likeliest
+                rows.append(Row(self.sampling(chosen, number), job.listener, number))
+        answers = iter(self.write(model, jobs[0].model, inputs, rows))
         return [[next(answers) for _ in range(job.cost)] for job in jobs]
 
     @staticmethod
@@ -109,12 +116,13 @@ class Cad(Task):
         with self.endpoint.processing(job.model):
             programs = [processor.decode_programs(torch.tensor([tokens]).long().view(1, -1))[0] for tokens, _ in result]
         answer = {
-            "programs": programs,
+            "programs": [self.ended(program, job.parameters) for program in programs],
             "tokens": [tokens for tokens, _ in result],
             "finished": [end for _, end in result],
+            "prompt_tokens": job.inputs["input_ids"].shape[1],
         }
         if job.parameters["execute"]:
-            answer["execution"] = self.execute(programs, job)
+            answer["execution"] = self.execute(answer["programs"], job)
         return answer
 
     def execute(self, programs: list[str], job: Job) -> dict:

@@ -6,17 +6,32 @@ import base64
 import binascii
 import io
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 from PIL import Image
 
+from .budget import Budget, Reservation
 from .request import Limits, RequestError
 
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP")
 # Demuxers that read one self-contained file: none that opens others, as playlists do.
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv"
+# Base64 is decoded so many letters at a time: the interpreter answers other threads in between.
+PIECE = 2**20
 NAMES_PLACE = ("http:", "https:", "ftp:", "file:", "s3:", "hf:", "/", "./", "../", "~", "\\\\")
+
+
+class _Seen(Exception):
+    """Ends the reading of an image once its size is known."""
+
+
+def _decode(text: str) -> bytes:
+    """Bytes of base64 text, which may be broken into lines."""
+    if len(text.split(None, 1)) > 1 or text[:1].isspace() or text[-1:].isspace():
+        text = "".join(text.split())
+    return b"".join(
+        base64.b64decode(text[start : start + PIECE], validate=True) for start in range(0, len(text), PIECE)
+    )
 
 
 class Files:
@@ -25,11 +40,28 @@ class Files:
 
     Args:
         media: the library's readers, which a processor carries (`processor.media`).
+        budget: of bytes that unpacked images and frames of all requests may take.
+        check: called between frames and while the budget is waited for; raises when the request was given up.
     """
 
-    def __init__(self, limits: Limits, media):
-        self.limits, self.media = limits, media
+    def __init__(self, limits: Limits, media, budget: Budget | None = None, check=lambda: None):
+        self.limits, self.media, self.check = limits, media, check
+        self.budget = budget or Budget(limits.in_flight)
         self.bytes = self.pixels = self.images = 0
+        self.reserved: list[Reservation] = []
+
+    def release(self) -> None:
+        """What was unpacked is not needed any more."""
+        for one in self.reserved:
+            one.release()
+        self.reserved.clear()
+
+    def _reserve(self, count: int) -> None:
+        """Once per request: two requests that hold one part each and want another would wait for ever."""
+        if self.reserved:
+            self.reserved[0].resize(self.reserved[0].count + count)
+        else:
+            self.reserved.append(self.budget.reserve(count, self.check))
 
     def content(self, name: str, value: str | bytes) -> bytes:
         """Bytes of base64 text, `data:` prefix or not."""
@@ -40,16 +72,14 @@ class Files:
                     raise RequestError("bad_request", f"`{name}` is a data URL that is not base64.")
             self._count_bytes(name, len(value) // 4 * 3)
             try:
-                content = base64.b64decode(
-                    "".join(value.split()) if len(value.split(None, 1)) > 1 else value, validate=True
-                )
+                content = _decode(value)
             except (binascii.Error, ValueError) as error:
                 place = value[:100].lower().lstrip().startswith(NAMES_PLACE)
                 hint = " Addresses and paths are not opened: send the file itself." if place else ""
                 raise RequestError("bad_request", f"`{name}` is not base64 ({error}).{hint}") from error
         else:
             self._count_bytes(name, len(value))
-            content = bytes(value)
+            content = value if isinstance(value, bytes) else bytes(value)
         if not content:
             raise RequestError("unreadable_media", f"`{name}` is empty.")
         return content
@@ -81,14 +111,37 @@ class Files:
         Args:
             alpha: keep where it is transparent: RGBA then, if anywhere.
         """
-        self.images += 1
+        return self.named_images({name: value}, alpha)[name]
+
+    def named_images(self, values: dict[str, str | bytes], alpha: bool = False) -> dict[str, Image.Image]:
+        """Several images by what errors call them; all sizes are known, and have room, before the first is unpacked."""
+        self.images += len(values)
         if self.images > self.limits.images:
             raise RequestError("too_large", f"there are more than {self.limits.images} images.")
-        content = self.content(name, value)
+        contents = {name: self.content(name, value) for name, value in values.items()}
+        sizes = {name: self._size(name, content) for name, content in contents.items()}
+        for name, size in sizes.items():
+            self._count_pixels(name, *size)
+        self._reserve(sum(4 * width * height for width, height in sizes.values()))
+        return {name: self._unpack(name, contents.pop(name), alpha) for name in values}
+
+    def _size(self, name: str, content: bytes) -> tuple[int, int]:
+        """(width, height) from the head of a file."""
+
+        def stop(width: int, height: int) -> None:
+            raise _Seen(width, height)
+
         with self._errors(name):
-            image, opaque = self.media.read_with_alpha(
-                content, f"`{name}`", formats=IMAGE_FORMATS, check=partial(self._count_pixels, name)
-            )
+            try:
+                self.media.read_with_alpha(content, f"`{name}`", formats=IMAGE_FORMATS, check=stop)
+            except _Seen as seen:
+                return seen.args
+        raise RequestError("unreadable_media", f"`{name}` does not say how large it is.")
+
+    def _unpack(self, name: str, content: bytes, alpha: bool) -> Image.Image:
+        self.check()
+        with self._errors(name):
+            image, opaque = self.media.read_with_alpha(content, f"`{name}`", formats=IMAGE_FORMATS)
         if alpha and opaque is not None:
             image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
         return image
@@ -114,7 +167,8 @@ class Files:
             raise RequestError(
                 "too_large", f"`{name}` holds {len(values)} images; at most {self.limits.images} are read."
             )
-        return [self.image(f"{name}[{number}]", value, alpha) for number, value in enumerate(values)]
+        named = {f"{name}[{number}]": value for number, value in enumerate(values)}
+        return list(self.named_images(named, alpha).values())
 
     def video(self, name: str, value: str | bytes, choose) -> tuple[np.ndarray, dict]:
         """
@@ -129,11 +183,12 @@ class Files:
         content = self.content(name, value)
         # No demuxer that follows references, and no protocol to follow them with.
         options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": ""}
-        limits = self.media.VideoLimits(self.limits.pixels, self.limits.video_frames, 1, options)
+        limits = self.media.VideoLimits(self.limits.pixels, self.limits.video_frames, 1, options, self.check)
         with self._errors(name):
             video = self.media.Video(content, f"`{name}`", limits)
             indices = self._choose_frames(name, choose, len(video), video.size)
             self._count_pixels(name, *video.size, times=len(indices))
+            self._reserve(6 * video.size[0] * video.size[1] * len(indices))  # the frames, and then all in one array
             frames = np.stack([frame for _, frame in video.frames(indices)])
         times = [float(video.times[index]) for index in indices]
         return frames, {"fps": video.fps, "total": len(video), "indices": indices, "times": times}

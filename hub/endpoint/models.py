@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from .ask import Ask
+from .budget import Budget
 from .cad import Cad
+from .files_in import Files
 from .files_out import finite
+from .generation import Listener
 from .reconstruct import Reconstruct
 from .request import Limits, RequestError, read_fields, shown_value
+from .residents import Residents, Tokenizers
 from .scene import Scene
 from .segment import Segment
 from .task import Job, Task
 from .toolkit import import_toolkit
-
-logger = logging.getLogger(__name__)
-
+from .widget import as_answer, as_request
 
 TASKS = {task.NAME: task for task in (Ask, Reconstruct, Segment, Cad, Scene)}
 
@@ -43,10 +45,18 @@ class EndpointHandler:
         limits: of requests; default: [`Limits`], with what the environment says.
         device: default a GPU if there is one. dtype: "auto" (as stored) or one of torch.
         allow_missing: confinements of the CAD sandbox that this machine may lack.
+        max_models, max_model_bytes: in memory at a time; the least recently used ones are given up. Default: no limit.
     """
 
     def __init__(
-        self, path: str = "", limits: Limits | None = None, device=None, dtype: str = "auto", allow_missing=()
+        self,
+        path: str = "",
+        limits: Limits | None = None,
+        device=None,
+        dtype: str = "auto",
+        allow_missing=(),
+        max_models: int | None = None,
+        max_model_bytes: int | None = None,
     ):
         self.path = Path(path)
         self.limits = limits or Limits.from_environment()
@@ -58,7 +68,12 @@ class EndpointHandler:
             raise ValueError(
                 f"{str(self.path)!r} holds no model of {sorted({t for c in TASKS.values() for t in c.MODEL_TYPES})}."
             )
-        self._loaded, self._processors, self._configs, self._sandbox = {}, {}, {}, None
+        self.residents = Residents(self._load_model, max_models, max_model_bytes)
+        self.tokenizers = Tokenizers(lambda name: self.processor(name).tokenizer)
+        self.media_budget, self._here = Budget(self.limits.in_flight), threading.local()
+        # Called between two tokens of an answer: a server lends the model to others there.
+        self.pause: Callable[[], None] = lambda: None
+        self._processors, self._configs, self._sandbox = {}, {}, None
         self._lock, self._locks = threading.RLock(), {name: threading.RLock() for name in self.models}
 
     def _find_models(self) -> tuple[dict[str, str], dict[str, str], dict[str, dict]]:
@@ -85,14 +100,36 @@ class EndpointHandler:
 
     # ---- a request, step by step ---------------------------------------------------------
 
-    def __call__(self, data: dict) -> dict:
+    def __call__(self, data: dict) -> dict | list[dict]:
         job = self.prepare(data)
         return self.finish(job, self.run([job])[0])
 
-    def prepare(self, data: dict) -> Job:
-        """Read, check and process a request; whatever is wrong with it is found here."""
+    def prepare(self, data: dict, listener: Listener | None = None) -> Job:
+        """
+        Read, check and process a request; whatever is wrong with it is found here.
+
+        Args:
+            listener: follows the request until it is answered, and may give it up.
+        """
+        listener = listener or Listener()
+        self._here.listener, self._here.files = listener, []
+        try:
+            job = self._prepare(data)
+            job.listener = listener
+            kept = sum(value.nbytes for value in job.inputs.values() if isinstance(value, torch.Tensor))
+            held = self.media_budget.hold(kept)
+            held.release_with(job)
+            return job
+        finally:
+            for files in self._here.files:
+                files.release()
+            self._here.files = []
+
+    def _prepare(self, data: dict) -> Job:
         if not isinstance(data, dict):
             raise RequestError("bad_request", f"a request must be a JSON object, got {shown_value(data)}.")
+        plain = as_request(data, self.limits) if "ask" in self.tasks else None
+        data = plain or data
         unknown = sorted(str(key)[:80] for key in data if key not in ("task", "inputs", "parameters"))
         if unknown:
             raise RequestError(
@@ -110,7 +147,9 @@ class EndpointHandler:
         parameters = read_fields("parameters", data.get("parameters"), task.PARAMETERS, self.limits)
         model = self._choose(task, parameters["model"])
         try:
-            return task.prepare(model, inputs, parameters)
+            job = task.prepare(model, inputs, parameters)
+            job.plain = plain is not None
+            return job
         except RequestError:
             raise
         except ValueError as error:  # the processors' own checks
@@ -118,11 +157,25 @@ class EndpointHandler:
 
     def run(self, jobs: list[Job]) -> list:
         """Results of jobs of one key, in their order. One thread at a time."""
-        return self.tasks[jobs[0].task].run(jobs)
+        with self.residents.using(jobs[0].model):
+            return self.tasks[jobs[0].task].run(jobs)
 
-    def finish(self, job: Job, result) -> dict:
+    def finish(self, job: Job, result) -> dict | list[dict]:
         """The answer as JSON; numbers that are not finite, which JSON does not know, are null."""
-        return finite({"task": job.task, "model": job.model, **self.tasks[job.task].finish(job, result)})
+        answer = self.tasks[job.task].finish(job, result)
+        return as_answer(answer) if job.plain else finite({"task": job.task, "model": job.model, **answer})
+
+    def files(self, processor) -> Files:
+        """The reader of the files of the request that this thread prepares; what it unpacks counts until then."""
+        listener = self._here.listener
+
+        def check() -> None:
+            if listener.cancelled:
+                raise RequestError("cancelled", "the request was given up.")
+
+        files = Files(self.limits, processor.media, self.media_budget, check)
+        self._here.files.append(files)
+        return files
 
     def _choose(self, task: Task, wanted: str | None) -> str:
         able = self._answering(task)
@@ -146,7 +199,7 @@ class EndpointHandler:
     @property
     def loaded(self) -> int:
         """How many models are in memory."""
-        return len(self._loaded)
+        return len(self.residents)
 
     def processing(self, name: str) -> threading.RLock:
         """Held while a processor works: fast tokenizers do not share their state between threads."""
@@ -164,14 +217,16 @@ class EndpointHandler:
                     self._processors[name] = self._load(AutoProcessor, name)
         return self._processors[name]
 
+    def listening_tokenizer(self, name: str):
+        """A tokenizer for one thread that follows answers while they are written; fit to decode only."""
+        return self.tokenizers.get(name)
+
     def model(self, name: str):
-        if name not in self._loaded:
-            with self._lock:
-                if name not in self._loaded:
-                    auto = AUTO_CLASSES[self._facts[name]["auto_class"]]
-                    logger.info("loading %s", name)
-                    self._loaded[name] = self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
-        return self._loaded[name]
+        return self.residents.get(name)
+
+    def _load_model(self, name: str):
+        auto = AUTO_CLASSES[self._facts[name]["auto_class"]]
+        return self._load(auto, name, dtype=self.dtype, device_map=self.device).eval()
 
     def _load(self, auto, name: str, **options):
         """A model's own folder may be whole, code and all; else the code is at the root."""

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .files_in import Files
 from .files_out import as_base64, as_npy, points_glb
 from .request import Field, RequestError
 from .task import MODEL, SEED, Job, Task
@@ -33,7 +32,7 @@ class Reconstruct(Task):
 
     def prepare(self, model, inputs, parameters) -> Job:
         processor = self.endpoint.processor(model)
-        files = Files(self.limits, processor.media)
+        files = self.files(processor)
         if self.one_of(inputs, ("video", "images")) == "video":
             count = min(parameters["num_frames"], self.limits.frames)
             choose = processor.choose_frames
@@ -54,8 +53,14 @@ class Reconstruct(Task):
         # Maps at the size at which the model sees the frames, never enlarged.
         boxes, sizes = encoded.pop("image_boxes"), encoded.pop("original_sizes")
         seen = (boxes[..., 2:] - boxes[..., :2]).flip(-1).round().to(sizes.dtype)
-        media = {"opaque": encoded.pop("opaque", None)}
-        media |= {"images": images, "numbers": numbers, "boxes": boxes, "sizes": sizes.minimum(seen.clamp_min(1))}
+        sizes = sizes.minimum(seen.clamp_min(1))
+        media = {"opaque": encoded.pop("opaque", None), "numbers": numbers, "boxes": boxes, "sizes": sizes}
+        if "glb" in parameters["outputs"]:  # the originals are not kept: colours at the size of the maps are
+            sides = [size[::-1] for size in sizes.reshape(-1, 2).tolist()]
+            resize, method = processor.resize_image, Image.Resampling.LANCZOS
+            media["colours"] = [
+                np.asarray(resize(one.convert("RGB"), tuple(side), method)) for one, side in zip(images, sides)
+            ]
         shape = tuple(encoded["pixel_values"].shape)
         return Job(self.NAME, model, (self.NAME, model, shape), encoded, parameters, media, cost=len(images))
 
@@ -93,19 +98,15 @@ class Reconstruct(Task):
             frames.append(frame)
         answer = {"frames": frames, "points": int(sum(mask.sum() for mask in scene.mask))}
         if "glb" in parameters["outputs"]:
-            answer["glb"] = as_base64(points_glb(*self.cloud(processor, scene, media["images"], parameters)))
+            answer["glb"] = as_base64(points_glb(*self.cloud(scene, media["colours"], parameters)))
         return answer
 
     @staticmethod
-    def cloud(processor, scene, images, parameters) -> tuple[np.ndarray, np.ndarray]:
+    def cloud(scene, pictures: list[np.ndarray], parameters) -> tuple[np.ndarray, np.ndarray]:
         """Trusted points and their colours, at most `max_points`, evenly drawn."""
-        resize, points, colours = processor.resize_image, [], []
-        for number, image in enumerate(images):
-            mask = scene.mask[number].cpu().numpy()
-            pixels = np.asarray(resize(image.convert("RGB"), mask.shape[::-1], Image.Resampling.LANCZOS))
-            points.append(scene.points[number].cpu().numpy()[mask])
-            colours.append(pixels[mask])
-        points, colours = np.concatenate(points), np.concatenate(colours)
+        masks = [mask.cpu().numpy() for mask in scene.mask]
+        points = np.concatenate([points.cpu().numpy()[mask] for points, mask in zip(scene.points, masks)])
+        colours = np.concatenate([pixels[mask] for pixels, mask in zip(pictures, masks)])
         if len(points) > parameters["max_points"]:
             generator = np.random.default_rng(parameters["seed"])
             chosen = np.sort(generator.choice(len(points), parameters["max_points"], replace=False))

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
+import numpy as np
+
 # What can be wrong with a request: code -> (HTTP status, when).
 ERRORS = {
     "bad_request": (400, "not the JSON that is asked for: a field is missing, unknown, or of the wrong type"),
+    "unauthorized": (401, "the server wants a key, and this is none of its keys"),
     "unknown_task": (404, "no such task, or the repository holds no model for it"),
+    "too_slow": (408, "the request was not sent within the time that the server gives for it"),
     "too_large": (413, "more bytes, pixels, frames, points, tokens than the limits allow"),
     "unreadable_media": (415, "an image, video or cloud that is cut short, damaged, or of a kind that is not read"),
     "invalid_input": (422, "well-formed, but nothing the model can work on"),
+    "too_many": (429, "this client has as many requests on their way as it may have at a time"),
+    "cancelled": (499, "whoever asked has left"),
     "internal": (500, "a fault of the server, which its log tells about"),
     "not_available": (501, "needs something that is not installed or that this machine does not give"),
     "overloaded": (503, "too many requests are waiting, or the server is stopping; try again later"),
+    "timed_out": (504, "the answer was not there within the time that the server gives for it"),
 }
 
 
@@ -42,7 +49,10 @@ class Limits:
         points: of a cloud or a mesh (faces, too), and in the clouds that are sent back.
         text: characters of a question, caption or phrase. phrases: to look for.
         prompt_tokens: of a prompt with its image placeholders. new_tokens: written by a model.
-        candidates: CAD programs for one part.
+        candidates: CAD programs for one part, or answers to one question.
+        stops: texts that end an answer. turns: of a conversation.
+        in_flight: bytes of unpacked images and frames, of all requests that are being read at the same time; what does
+            not fit waits. A request that needs more is read when it is alone.
     """
 
     bytes: int = 64 * 2**20
@@ -58,6 +68,9 @@ class Limits:
     prompt_tokens: int = 16_384
     new_tokens: int = 1_024
     candidates: int = 16
+    stops: int = 4
+    turns: int = 64
+    in_flight: int = 2**29
 
     def __post_init__(self):
         for one in fields(self):
@@ -79,9 +92,10 @@ KINDS = {  # of fields -> (Python types, JSON schema, in words)
     "file": ((str, bytes), {"type": "string", "format": "byte"}, "a file in base64"),
     "files": (list, {"type": "array", "items": {"type": "string", "format": "byte"}}, "a list of files in base64"),
     "texts": (list, {"type": "array", "items": {"type": "string"}}, "a list of texts"),
+    "turns": (list, {"type": "array", "items": {"type": "object"}}, "a list of turns"),
     "object": (dict, {"type": "object"}, "an object"),
     "cloud": (
-        (list, str, bytes), {"anyOf": [{"type": "array"}, {"type": "string", "format": "byte"}]},
+        (list, str, bytes, np.ndarray), {"anyOf": [{"type": "array"}, {"type": "string", "format": "byte"}]},
         "a list of rows, or a .npy file in base64",
     ),
     "integer": (int, {"type": "integer"}, "a whole number"),
@@ -97,7 +111,7 @@ class Field:
 
     Args:
         kind: one of `KINDS`. about: what it is, for people.
-        default: where it is not given. low, high: of numbers; a text names one of [`Limits`].
+        default: where it is not given. low, high: of numbers, and of how many entries; a text names one of [`Limits`].
         choices: of texts.
     """
 
@@ -114,7 +128,11 @@ class Field:
     def schema(self, limits: Limits) -> dict:
         """As JSON schema."""
         schema = {**KINDS[self.kind][1], "description": self.about}
-        extra = {"default": self.default, "minimum": self.low, "maximum": self.bound(limits)}
+        extra = {
+            "default": self.default,
+            "minimum": self.low,
+            "maxItems" if self.kind in ("files", "texts", "turns") else "maximum": self.bound(limits),
+        }
         if self.choices:
             choices = {"enum": list(self.choices)}
             extra |= {"items": {"type": "string", **choices}} if self.kind == "texts" else choices
@@ -129,8 +147,10 @@ class Field:
             raise RequestError(
                 "bad_request", f"`{name}` must be {KINDS[self.kind][2]}, got {shown_value(value)}: {self.about}."
             )
-        if self.kind in ("files", "texts"):
-            item_types = (str, bytes) if self.kind == "files" else str
+        if self.kind in ("files", "texts", "turns"):
+            if (most := self.bound(limits)) is not None and len(value) > most:
+                raise RequestError("too_large", f"`{name}` holds {len(value)} entries; at most {most} are taken.")
+            item_types = {"files": (str, bytes), "texts": str, "turns": dict}[self.kind]
             wrong = next((item for item in value if not isinstance(item, item_types)), None)
             if wrong is not None:
                 raise RequestError(

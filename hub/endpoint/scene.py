@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from PIL import Image
 
 from .files_in import Files
 from .files_out import as_npy, as_png
-from .generation import generate_rows, pad_rows
+from .generation import Row, pad_rows
 from .request import Field, RequestError, read_fields
 from .task import MODEL, SEED, TEMPERATURE, TOP_P, Job, Task, new_tokens_field, once
 
@@ -33,7 +34,7 @@ class Scene(Task):
 
     def prepare(self, model, inputs, parameters) -> Job:
         processor = self.endpoint.processor(model)
-        files = Files(self.limits, processor.media)
+        files = self.files(processor)
         cameras = list(processor.camera_names)
         images = read_fields(
             "inputs.images", inputs["images"], {name: Field("file", "an image file") for name in cameras}, self.limits
@@ -43,7 +44,8 @@ class Scene(Task):
             raise RequestError(
                 "bad_request", f"`inputs.images` lacks {', '.join(missing)}; it must hold {', '.join(cameras)}."
             )
-        images = {name: files.image(f"inputs.images.{name}", images[name]) for name in cameras}
+        read = files.named_images({f"inputs.images.{name}": images[name] for name in cameras})
+        images = dict(zip(cameras, read.values()))
         arguments = {}
         if processor.needs_calibration or inputs["calibration"] is not None:
             arguments = self.calibration(files, inputs["calibration"], cameras)
@@ -61,8 +63,14 @@ class Scene(Task):
             encoded = dict(processor(images, **arguments))
         if question is not None:
             self.check_prompt(encoded)
+        # The picture shows the cameras at the size of the attention over them.
+        size = tuple(reversed(processor.image_size))
+        shown = {name: image.resize(size, Image.Resampling.BILINEAR) for name, image in images.items()}
         key = (self.NAME, model, question and self.pace(parameters), "cam_intrinsics" in encoded)
-        return Job(self.NAME, model, key, encoded, parameters, {"images": images, "question": question})
+        return Job(
+            self.NAME, model, key, encoded, parameters, {"images": shown, "question": question},
+            length=parameters["max_new_tokens"] if question is not None else 1,
+        )  # fmt: skip
 
     def calibration(self, files: Files, given, cameras: list[str]) -> dict:
         known = {name: Field("object", "{intrinsics: 3×3, extrinsics: 4×4}") for name in cameras}
@@ -95,8 +103,8 @@ class Scene(Task):
         tokens, attentions = output.scene_tokens[order], output.attentions[-1]
         answers = [None] * len(jobs)
         if text:
-            sampling = [self.sampling(job.parameters) for job in jobs]
-            answers = generate_rows(model, text | {"scene_tokens": tokens}, sampling)
+            rows = [Row(self.sampling(job.parameters), job.listener) for job in jobs]
+            answers = self.write(model, jobs[0].model, text | {"scene_tokens": tokens}, rows)
         return [
             {"tokens": tokens[number], "attentions": attentions[place : place + 1], "answer": answers[number]}
             for number, place in enumerate(order)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from .files_in import Files
 from .files_out import as_png
-from .generation import pad_rows
+from .generation import Listener, Row, pad_rows, stop_rows
 from .request import Field, RequestError
 from .task import MODEL, SEED, Job, Task, new_tokens_field
 
@@ -46,7 +45,7 @@ class Segment(Task):
         if phrases and len(phrases) > self.limits.phrases:
             raise RequestError("too_large", f"`inputs.phrases` holds more than {self.limits.phrases} phrases.")
         processor = self.endpoint.processor(model)
-        image = Files(self.limits, processor.media).image("inputs.image", inputs["image"])
+        image = self.files(processor).image("inputs.image", inputs["image"])
         media = {"phrases": phrases, "question": question}
         self.check_words(processor, *(phrases or ()), question or "", caption or "")
         with self.endpoint.processing(model):
@@ -56,48 +55,64 @@ class Segment(Task):
                 turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
                 encoded = processor(images=image, text=[turn])
         self.check_prompt(encoded)
-        # An answer and its phrases follow one another: such a job has the model to itself.
-        key = (self.NAME, model) if question is None else None
-        return Job(self.NAME, model, key, dict(encoded), parameters, media)
+        length = 1 if question is None else parameters["max_new_tokens"]
+        key = (self.NAME, model, None if question is None else self.pace(parameters))
+        return Job(self.NAME, model, key, dict(encoded), parameters, media, length=length)
 
     def run(self, jobs):
         model = self.endpoint.model(jobs[0].model)
         if jobs[0].media["question"] is not None:
-            return [self.answer(model, job) for job in jobs]
+            return self.answers(model, jobs)
         with torch.inference_mode():
-            output = model(**self.collate([job.inputs for job in jobs], model.device))
+            output = model(**self.collate([job.inputs for job in jobs], model.device, "right"))
         return [{"logits": logits, "phrases": job.media["phrases"]} for logits, job in zip(output.sam_pred_masks, jobs)]
 
     @staticmethod
-    def collate(several: list[dict], device) -> dict:
-        """Right-padded rows; patches one behind the other."""
+    def collate(several: list[dict], device, side: str) -> dict:
+        """Rows padded on one side; patches one behind the other."""
         joined = {"meta_data": [meta for one in several for meta in one["meta_data"]]}
         for name, value in {
             "input_ids": None, "attention_mask": 0, "mm_token_type_ids": 0, "mask_ids": -1, "caption_ids": 0
         }.items():  # fmt: skip
-            joined[name] = pad_rows([one[name] for one in several], value, "right")
+            if name in several[0]:
+                joined[name] = pad_rows([one[name] for one in several], value, side)
         for name in ("pixel_values", "image_grid_thw", "sam_pixel_values", "original_sizes", "reshaped_input_sizes"):
             joined[name] = torch.cat([one[name] for one in several])
         return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in joined.items()}
 
-    def answer(self, model, job: Job) -> dict:
-        processor, options = self.endpoint.processor(job.model), {"max_new_tokens": job.parameters["max_new_tokens"]}
-        inputs = {
-            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in job.inputs.items()
-        }
-        try:
-            with torch.inference_mode():
-                found = model.answer_and_ground(processor, inputs, job.media["phrases"], self.limits.phrases, **options)
-        except ValueError as error:
-            raise RequestError("invalid_input", f"`inputs.phrases`: {error}") from error
-        logits = found.output and found.output.sam_pred_masks[0]
-        tokens = found.state.output_ids.tolist()
-        return {"answer": found.answer, "tokens": tokens, "phrases": found.phrases, "logits": logits}
+    def answers(self, model, jobs: list[Job]) -> list[dict | RequestError]:
+        """Answers and their masks; a request whose phrases its answer does not hold has an error in its place."""
+        name, processor = jobs[0].model, self.endpoint.processor(jobs[0].model)
+        rows = [Row(self.sampling({"temperature": 0.0, "top_p": 1.0, **job.parameters}), job.listener) for job in jobs]
+        quiet = [Row(row.sampling, Unheard(row.listener)) for row in rows]
+        answered, listed = (
+            stop_rows(model.vlm, some, self.decoder(name), self.endpoint.pause)
+            for some in (rows, [row for row, job in zip(quiet, jobs) if job.media["phrases"] is None])
+        )
+        longest = max(row.sampling.max_new_tokens for row in rows)
+        with torch.inference_mode():
+            inputs = self.collate([job.inputs for job in jobs], model.device, "left")
+            found = model.answers_and_ground(
+                processor, inputs, [job.media["phrases"] for job in jobs], self.limits.phrases,
+                {"stopping_criteria": [listed]}, max_new_tokens=longest, stopping_criteria=[answered],
+            )  # fmt: skip
+        return [self.found(one, end) for one, end in zip(found, answered.finished)]
+
+    @staticmethod
+    def found(one, finished: bool) -> dict | RequestError:
+        if isinstance(one, ValueError):
+            return RequestError("invalid_input", f"`inputs.phrases`: {one}")
+        logits = one.output and one.output.sam_pred_masks[0]
+        tokens = one.state.output_ids.tolist()
+        return {
+            "answer": one.answer, "tokens": tokens, "finished": finished, "phrases": one.phrases, "logits": logits,
+        }  # fmt: skip
 
     def finish(self, job, result):
+        if isinstance(result, RequestError):
+            raise result
         processor, media = self.endpoint.processor(job.model), job.media
-        answer = {name: result[name] for name in ("answer", "tokens") if name in result}
+        answer = {name: result[name] for name in ("answer", "tokens", "finished") if name in result}
         answer["phrases"] = []
         if result["logits"] is None:
             return answer
@@ -116,6 +131,17 @@ class Segment(Task):
                 entry["mask"] = as_png(Image.fromarray(mask))
             answer["phrases"].append(entry)
         return answer
+
+
+class Unheard(Listener):
+    """Of what a request's model writes for itself: nobody hears it, and it ends when the request is given up."""
+
+    def __init__(self, listener: Listener):
+        self.listener = listener
+
+    @property
+    def cancelled(self) -> bool:
+        return self.listener.cancelled
 
 
 @dataclass

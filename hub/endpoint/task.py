@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .generation import Sampling
+from .files_in import Files
+from .generation import Listener, Row, Sampling, generate_rows, until_stop
 from .request import Field, RequestError
 
 
@@ -19,6 +20,8 @@ class Job:
         media: what is needed once the model has run.
         cost: rows that it adds to a batch.
         shared: what `run` computes of its media; jobs about the same media hold the same dict.
+        length: steps that it may keep the model for: tokens of its longest answer, 1 without any.
+        listener: who follows it while it runs. plain: answered as a pipeline answers, see `widget`.
     """
 
     task: str
@@ -29,6 +32,9 @@ class Job:
     media: dict = field(default_factory=dict)
     cost: int = 1
     shared: dict = field(default_factory=dict)
+    length: int = 1
+    listener: Listener = field(default_factory=Listener)
+    plain: bool = False
 
 
 def once(jobs: list[Job]) -> tuple[list[int], list[Job]]:
@@ -42,6 +48,7 @@ SEED = Field("integer", "of the random numbers; the same request with the same s
 MODEL = Field("text", "subfolder of the model, where several can do it")
 TEMPERATURE = Field("number", "0: always the likeliest token; above: sampled", 0.0, 0, 10)
 TOP_P = Field("number", "sample among the likeliest tokens that together have this probability", 1.0, 1e-6, 1)
+STOP = Field("texts", "texts that end an answer, which is returned without them", (), high="stops")
 
 
 def new_tokens_field(default: int) -> Field:
@@ -77,7 +84,31 @@ class Task:
             parameters["temperature"],
             parameters["top_p"],
             (parameters["seed"], candidate),
+            tuple(parameters.get("stop") or ()),
         )
+
+    def files(self, processor) -> Files:
+        """The reader of a request's files."""
+        return self.endpoint.files(processor)
+
+    def write(self, model, name: str, inputs: dict, rows: list[Row]) -> list[tuple[list[int], bool]]:
+        """See [`generate_rows`]."""
+        return generate_rows(model, inputs, rows, self.decoder(name), self.endpoint.pause)
+
+    def decoder(self, name: str):
+        """ids -> text, for whoever looks for texts in what is being written."""
+        tokenizer = self.endpoint.listening_tokenizer(name)
+        return lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
+
+    @staticmethod
+    def ended(text: str, parameters: dict) -> str:
+        """An answer without the text that ended it."""
+        return until_stop(text, tuple(parameters.get("stop") or ()))
+
+    @staticmethod
+    def check_stop(parameters: dict) -> None:
+        if "" in (parameters["stop"] or ()):
+            raise RequestError("bad_request", "`parameters.stop` holds an empty text, which every answer ends with.")
 
     @staticmethod
     def pace(parameters: dict) -> int:

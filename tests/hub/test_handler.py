@@ -43,7 +43,7 @@ def test_every_model_of_the_folder_is_found_and_none_is_loaded(repository):
         "dsr": "dsr", "pi3": "pi3", "page4d": "page4d", "frozen_qwen_sam": "frozen_qwen_sam", "cadrille": "cadrille",
         "cad_recode": "cad_recode", "scene_qformer": "scene_qformer",
     }  # fmt: skip
-    assert not endpoint._loaded and not endpoint._processors
+    assert not endpoint.loaded and not endpoint._processors
 
 
 def test_a_folder_without_models_is_refused(tmp_path):
