@@ -1,9 +1,14 @@
 """A queue in front of an [`EndpointHandler`] that runs compatible requests together.
 
-    request ─ prepare (a few threads) ─ waiting ─ run (one thread, a batch at a time) ─ finish (a few threads) ─ answer
+    request ─ prepare (a few threads) ─ waiting ─ run (a batch at a time) ─ finish (a few threads) ─ answer
 
 Batches form by themselves while the model is busy. When it is idle, the first request waits for others only as long as
 some are being prepared, and never longer than `max_wait`.
+
+A batch that writes long answers does not keep short ones waiting: requests whose longest answer is at most half of what
+the batch still has to write run beside it, in a batch of their own, and the batches take turns token by token. So what
+is under way keeps a request waiting for at most twice the length of its own longest answer, and few batches are under way
+at a time, as their lengths halve. Videos, whose decoding takes long, and programs in the sandbox have threads of their own.
 """
 
 from __future__ import annotations
@@ -14,26 +19,28 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from . import handler_module
+from .logs import where
 from .metrics import Metrics
+from .tickets import Ticket
+from .tracing import stage_span
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0  # without any request, after which freed memory goes back to the system
 
+GIVE_UP_SECONDS = 5.0  # that what was given up gets to notice it
 
-@dataclass
-class Ticket:
-    """A request on its way: its future, its job once prepared, and when it came and was prepared."""
 
-    future: Future
-    task: str
-    came: float
-    job: object = None
-    ready: float = 0.0
+class Lane:
+    """A batch that runs: `left` is how many more tokens its longest answer may have."""
+
+    def __init__(self, batch: list[Ticket]):
+        self.batch, self.left = batch, max(ticket.job.length for ticket in batch)
 
 
 class BatchingQueue:
@@ -43,7 +50,7 @@ class BatchingQueue:
         max_batch: rows of a batch (a CAD request has one per candidate, a reconstruction one per frame).
         max_wait: seconds that a request waits for company.
         max_requests: requests on their way; more are refused as "overloaded".
-        workers: threads that prepare and finish.
+        workers: threads that prepare and finish, of each kind.
     """
 
     def __init__(self, handler, max_batch: int = 16, max_wait: float = 0.02, max_requests: int = 64, workers: int = 4):
@@ -57,8 +64,14 @@ class BatchingQueue:
         self.pending = self.preparing = 0
         self.stopping = self._used = False
         self._waiting: deque[Ticket] = deque()
+        self._under_way: set[Ticket] = set()
         self._changed = threading.Condition()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="requests")
+        kinds = ("read", "parse", "watch", "write", "execute")
+        self._pools = {kind: ThreadPoolExecutor(workers, thread_name_prefix=kind) for kind in kinds}
+        self._lanes: dict[int, Lane] = {}
+        self._here = threading.local()  # the lane that a thread runs
+        self._turns, self._lane_pool = Turns(), ThreadPoolExecutor(64, thread_name_prefix="lane")
+        handler.pause = self._pause
         self._runner = threading.Thread(target=self._run_batches, name="model", daemon=True)
         self._runner.start()
 
@@ -77,17 +90,35 @@ class BatchingQueue:
         Raises:
             RequestError: "overloaded", if too many are on their way or the queue is stopping.
         """
+        return self.enter(data).future
+
+    def enter(
+        self, data, ticket: Ticket | None = None, large: bool = False, then: Callable[[], None] = lambda: None
+    ) -> Ticket:
+        """
+        As `submit`, for whoever wants to listen to the answer or may give it up.
+
+        Args:
+            large: whether it takes long to parse; such requests have threads of their own.
+            then: called once the request is read, and what it was made of is not needed any more.
+        """
+        ticket = ticket or Ticket()
         with self._changed:
-            if self.stopping:
-                raise self.error("overloaded", "the server is stopping.")
-            if self.pending >= self.max_requests:
-                raise self.error("overloaded", f"{self.pending} requests are on their way; try again in a moment.")
+            self.check_room()
             self.pending += 1
             self.preparing += 1
-            self._used = True
-        ticket = Ticket(Future(), "none", time.perf_counter())
-        self._pool.submit(self._prepare, ticket, data)
-        return ticket.future
+            self._used = ticket.accepted = True
+            self._under_way.add(ticket)
+        ticket.on_cancel = self._given_up
+        self._pools["parse" if large else "read"].submit(self._read, ticket, data, then)
+        return ticket
+
+    def check_room(self) -> None:
+        """Raises "overloaded" where another request would not be accepted."""
+        if self.stopping:
+            raise self.error("overloaded", "the server is stopping.")
+        if self.pending >= self.max_requests:
+            raise self.error("overloaded", f"{self.pending} requests are on their way; try again in a moment.")
 
     @property
     def waiting(self) -> int:
@@ -98,14 +129,35 @@ class BatchingQueue:
     def alive(self) -> bool:
         return self._runner.is_alive() and not self.stopping
 
-    def stop(self) -> None:
-        """Accept nothing more, finish everything that was accepted, end all threads."""
+    def stop(self, limit: float | None = None) -> bool:
+        """
+        Accept nothing more, finish everything that was accepted, end all threads.
+
+        Args:
+            limit: seconds after which what is not finished is given up.
+
+        Returns:
+            whether everything has ended; False where a model does not come back from a single call in time.
+        """
         with self._changed:
             self.stopping = True
             self._changed.notify_all()
-        self._runner.join()
-        self._pool.shutdown()
+        self._runner.join(limit)
+        if self._runner.is_alive():
+            self.give_up_all()
+            self._runner.join(GIVE_UP_SECONDS)
+        ended = not self._runner.is_alive()
+        for pool in (self._lane_pool, *self._pools.values()):
+            pool.shutdown(wait=ended, cancel_futures=not ended)
         self.handler.close()
+        return ended
+
+    def give_up_all(self) -> None:
+        """Cancel every request."""
+        with self._changed:
+            under_way = list(self._under_way)
+        for ticket in under_way:
+            ticket.cancel()
 
     def __enter__(self) -> BatchingQueue:
         return self
@@ -119,52 +171,89 @@ class BatchingQueue:
 
     # ---- threads -------------------------------------------------------------------------
 
-    def _prepare(self, ticket: Ticket, data) -> None:
+    def _read(self, ticket: Ticket, data, then: Callable[[], None]) -> None:
+        """Parse; media that take long to decode go on in threads of their own, and do not fill those of the others."""
         try:
+            self._check_wanted(ticket)
             data = data() if callable(data) else data
             if isinstance(data, dict) and data.get("task") in tuple(self.handler.tasks):
                 ticket.task = data["task"]
-            ticket.job = self.handler.prepare(data)
+        except BaseException as error:
+            then()
+            self._end(ticket, error=error, prepared=True)
+            return
+        self._pools["watch" if _holds_video(data) else "read"].submit(self._prepare, ticket, data, then)
+
+    def _prepare(self, ticket: Ticket, data, then: Callable[[], None]) -> None:
+        try:
+            self._check_wanted(ticket)
+            with stage_span(ticket, "prepare"):
+                ticket.job = self.handler.prepare(data, ticket)
+            ticket.task, ticket.model, ticket.parameters = ticket.job.task, ticket.job.model, ticket.job.parameters
         except BaseException as error:
             self._end(ticket, error=error, prepared=True)
             return
+        finally:
+            del data
+            then()
+        ticket.seconds["prepare"] = time.perf_counter() - ticket.came
         with self._changed:
             ticket.ready = time.perf_counter()
             self.preparing -= 1
             self._waiting.append(ticket)
             self._changed.notify_all()
+        if ticket.cancelled:
+            self._given_up(ticket)
+
+    def _check_wanted(self, ticket: Ticket) -> None:
+        if ticket.cancelled:
+            raise self.error("cancelled", "the request was given up.")
+
+    def _given_up(self, ticket: Ticket) -> None:
+        """Of a request that waits nothing more is done; one that is under way notices itself."""
+        with self._changed:
+            if ticket not in self._waiting:
+                return
+            self._waiting.remove(ticket)
+        self._end(ticket, error=self.error("cancelled", "the request was given up."))
 
     def _run_batches(self) -> None:
         while (batch := self._next_batch()) is not None:
-            self._run(batch)
+            self._lane_pool.submit(self._run_lane, batch)
 
     def _next_batch(self) -> list[Ticket] | None:
-        """The oldest ticket and those that can run with it; None when everything is done and nothing more comes."""
+        """Tickets that can run now, together; None when everything is done and nothing more comes."""
         with self._changed:
             while True:
-                if not self._waiting:
-                    if self.stopping and not self.preparing:
+                first = next(filter(self._may_start, self._waiting), None)
+                if first is None:
+                    if self.stopping and not self.preparing and not self._waiting and not self._lanes:
                         return None
                     if not self._changed.wait(IDLE_SECONDS if self._used else None) and not self.pending:
                         self._used = False
                         give_memory_back()
                     continue
-                batch, full = self._gather()
-                left = batch[0].ready + self.max_wait - time.perf_counter()
-                if full or batch[0].job.key is None or not self.preparing or left <= 0:
+                batch, full = self._gather(first)
+                left = first.ready + self.max_wait - time.perf_counter()
+                if full or first.job.key is None or not self.preparing or left <= 0:
                     for ticket in batch:
                         self._waiting.remove(ticket)
+                        ticket.seconds["wait"] = time.perf_counter() - ticket.ready
+                    self._lanes[id(batch)] = Lane(batch)
                     return batch
                 self._changed.wait(left)
 
-    def _gather(self) -> tuple[list[Ticket], bool]:
-        """Tickets that can run with the oldest one, oldest first, and whether no more would fit."""
-        first = self._waiting[0]
+    def _may_start(self, ticket: Ticket) -> bool:
+        """Whether its answer is short beside what every batch that runs has still to write."""
+        return all(2 * ticket.job.length <= lane.left for lane in self._lanes.values())
+
+    def _gather(self, first: Ticket) -> tuple[list[Ticket], bool]:
+        """Tickets that can run with `first`, oldest first, and whether no more would fit."""
         batch, rows = [first], first.job.cost
         if first.job.key is None:
             return batch, True
         for ticket in self._waiting:
-            if ticket is first or ticket.job.key != first.job.key:
+            if ticket is first or ticket.job.key != first.job.key or not self._may_start(ticket):
                 continue
             if rows + ticket.job.cost > self.max_batch:
                 return batch, True
@@ -172,10 +261,37 @@ class BatchingQueue:
             rows += ticket.job.cost
         return batch, rows >= self.max_batch
 
+    def _run_lane(self, batch: list[Ticket]) -> None:
+        place, lane = id(batch), self._lanes[id(batch)]
+        self._here.lane = lane
+        try:
+            self._load(batch)
+            with self._turns:
+                self._run(batch)
+        finally:
+            self._here.lane = None
+            with self._changed:
+                del self._lanes[place]
+                self._changed.notify_all()
+
+    def _load(self, batch: list[Ticket]) -> None:
+        """A model is loaded before it is its turn: others go on answering."""
+        try:
+            self.handler.model(batch[0].job.model)
+        except Exception:  # `run` meets it again, and tells each request
+            return
+
+    def _pause(self) -> None:
+        """Between two tokens of a batch."""
+        if (lane := getattr(self._here, "lane", None)) is not None:
+            lane.left -= 1
+            self._turns.pass_on()
+
     def _run(self, batch: list[Ticket]) -> None:
         start = time.perf_counter()
         try:
-            results = self.handler.run([ticket.job for ticket in batch])
+            with stage_span(batch[0], "run", requests=len(batch)):
+                results = self.handler.run([ticket.job for ticket in batch])
         except Exception as error:
             if len(batch) > 1:  # whoever is at fault must not take the others along
                 logger.warning(
@@ -186,26 +302,34 @@ class BatchingQueue:
             else:
                 self._end(batch[0], error=error)
             return
-        self.metrics.ran(batch[0].task, len(batch), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.metrics.ran(batch[0].task, len(batch), seconds)
         for ticket, result in zip(batch, results):
-            self._pool.submit(self._finish, ticket, result)
+            ticket.seconds["run"] = seconds
+            execute = ticket.job.parameters.get("execute")
+            self._pools["execute" if execute else "write"].submit(self._finish, ticket, result)
 
     def _finish(self, ticket: Ticket, result) -> None:
+        start = time.perf_counter()
         try:
-            answer = self.handler.finish(ticket.job, result)
+            self._check_wanted(ticket)
+            with stage_span(ticket, "finish"):
+                answer = self.handler.finish(ticket.job, result)
         except BaseException as error:
             self._end(ticket, error=error)
         else:
+            ticket.seconds["finish"] = time.perf_counter() - start
             self._end(ticket, answer)
 
     def _end(self, ticket: Ticket, answer=None, error: BaseException | None = None, prepared: bool = False) -> None:
         code = getattr(error, "code", "internal") if error is not None else "ok"
         if code == "internal":
-            logger.error("a request for %s failed", ticket.task, exc_info=error)
-        self.metrics.ended(ticket.task, code, time.perf_counter() - ticket.came)
+            logger.error("a request for %s failed: %s", ticket.task, where(error), extra={"request": ticket.name})
+        self.metrics.ended(ticket, code, time.perf_counter() - ticket.came)
         with self._changed:
             self.pending -= 1
             self.preparing -= prepared
+            self._under_way.discard(ticket)
             self._changed.notify_all()
         ticket.job = None
         if ticket.future.set_running_or_notify_cancel():
@@ -213,6 +337,19 @@ class BatchingQueue:
                 ticket.future.set_result(answer)
             else:
                 ticket.future.set_exception(error)
+
+
+def _holds_video(data) -> bool:
+    """Whether a request shows a video: `inputs.video`, or a part of a conversation."""
+    inputs = data.get("inputs") if isinstance(data, dict) else None
+    if not isinstance(inputs, dict):
+        return False
+    if inputs.get("video") is not None:
+        return True
+    turns = inputs.get("messages")
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, dict) and part.get("type") == "video" for part in parts)
 
 
 def give_memory_back() -> None:

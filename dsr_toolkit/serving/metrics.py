@@ -5,6 +5,10 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+# prepare: until the model may have it. wait: for the model. run: of its batch. finish: what becomes of the result.
+# first_token: from arrival.
+STAGES = ("prepare", "wait", "run", "finish", "first_token")
 
 
 class Metrics:
@@ -16,9 +20,13 @@ class Metrics:
             "dsr_requests", "requests that came to an end", ["task", "code"], registry=self.registry
         )
         self._seconds = Histogram(
-            "dsr_request_seconds", "from arrival to answer", ["task"], registry=self.registry,
-            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+            "dsr_request_seconds", "from arrival to answer", ["task"], registry=self.registry, buckets=SECONDS
+        )
+        self._stages = Histogram(
+            "dsr_stage_seconds", f"of requests in {', '.join(STAGES)}", ["task", "stage"], registry=self.registry,
+            buckets=(0.001, 0.003, *SECONDS),
         )  # fmt: skip
+        self._refused = Counter("dsr_refused", "requests that were not accepted", ["code"], registry=self.registry)
         self._calls = Counter("dsr_model_calls", "batches that a model ran", ["task"], registry=self.registry)
         self._busy = Counter("dsr_model_seconds", "that a model was busy", ["task"], registry=self.registry)
         self._sizes = Histogram(
@@ -28,12 +36,20 @@ class Metrics:
             ("dsr_requests_pending", "requests on their way", lambda: queue.pending),
             ("dsr_requests_waiting", "of these, prepared and waiting for the model", lambda: queue.waiting),
             ("dsr_models_loaded", "models in memory", lambda: queue.handler.loaded),
+            ("dsr_media_bytes", "unpacked media and prepared requests", lambda: queue.handler.media_budget.used),
         ):
             Gauge(name, about, registry=self.registry).set_function(value)
 
-    def ended(self, task: str, code: str, seconds: float) -> None:
-        self._requests.labels(task, code).inc()
-        self._seconds.labels(task).observe(seconds)
+    def ended(self, ticket, code: str, seconds: float) -> None:
+        self._requests.labels(ticket.task, code).inc()
+        self._seconds.labels(ticket.task).observe(seconds)
+        for stage in STAGES:
+            if stage in ticket.seconds:
+                self._stages.labels(ticket.task, stage).observe(ticket.seconds[stage])
+
+    def refused(self, code: str) -> None:
+        """Of a request that never came to the queue."""
+        self._refused.labels(code).inc()
 
     def ran(self, task: str, requests: int, seconds: float) -> None:
         self._calls.labels(task).inc()

@@ -185,8 +185,7 @@ class Ask(Task):
         written, attentions = result
         processor = self.endpoint.processor(job.model)
         with self.endpoint.processing(job.model):
-            texts = [processor.decode(tokens, skip_special_tokens=True).strip() for tokens, _ in written]
-        texts = [self.ended(text, job.parameters).rstrip() for text in texts]
+            texts = [self.text(processor, tokens, job.parameters) for tokens, _ in written]
         (tokens, finished), *_ = written
         answer = {"answer": texts[0], "tokens": tokens, "finished": finished}
         if job.cost > 1:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from .files_in import Files
 from .files_out import as_base64, as_png, as_stl
-from .generation import Row, pad_rows
+from .generation import Row, pad_rows, until_stop
 from .request import Field, RequestError, read_fields
 from .task import MODEL, SEED, STOP, TOP_P, Job, Task, new_tokens_field
 from .toolkit import import_toolkit
@@ -111,18 +111,22 @@ class Cad(Task):
                 joined[name] = torch.cat(values)
         return {name: value.to(device) for name, value in joined.items()}
 
+    def text(self, processor, tokens, parameters):
+        program = processor.decode_programs(torch.tensor([tokens]).long().view(1, -1))[0]
+        return until_stop(program, tuple(parameters.get("stop") or ()))
+
     def finish(self, job, result):
         processor = self.endpoint.processor(job.model)
         with self.endpoint.processing(job.model):
-            programs = [processor.decode_programs(torch.tensor([tokens]).long().view(1, -1))[0] for tokens, _ in result]
+            programs = [self.text(processor, tokens, job.parameters) for tokens, _ in result]
         answer = {
-            "programs": [self.ended(program, job.parameters) for program in programs],
+            "programs": programs,
             "tokens": [tokens for tokens, _ in result],
             "finished": [end for _, end in result],
             "prompt_tokens": job.inputs["input_ids"].shape[1],
         }
         if job.parameters["execute"]:
-            answer["execution"] = self.execute(answer["programs"], job)
+            answer["execution"] = self.execute(programs, job)
         return answer
 
     def execute(self, programs: list[str], job: Job) -> dict:

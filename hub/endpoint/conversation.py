@@ -66,7 +66,7 @@ class Conversation:
         if kind not in PARTS:
             raise RequestError("bad_request", f"`{place}.type` must be of {', '.join(PARTS)}, got {shown_value(kind)}.")
         value = part.get(kind)
-        if not isinstance(value, str if kind == "text" else (str, bytes)):
+        if not isinstance(value, str if kind == "text" else (str, bytes, bytearray)):
             raise RequestError("bad_request", f"`{place}.{kind}` must be a {'text' if kind == 'text' else 'file'}.")
         if kind == "text":
             if sum(map(len, self.texts)) + len(value) > limits.text:

@@ -209,7 +209,7 @@ class Files:
 
     def array(self, name: str, value, columns: int, limit: int, kind: str = "f") -> np.ndarray:
         """`[n, columns]` of nested lists, or of a .npy file; float64, or int64 with `kind="i"`."""
-        if isinstance(value, (str, bytes)):
+        if isinstance(value, (str, bytes, bytearray)):
             array = self._npy(name, self.content(name, value), limit)
         else:
             if len(value) > limit:

@@ -18,7 +18,7 @@ from .files_out import finite
 from .generation import Listener
 from .reconstruct import Reconstruct
 from .request import Limits, RequestError, read_fields, shown_value
-from .residents import Residents, Tokenizers
+from .residents import Listeners, Residents
 from .scene import Scene
 from .segment import Segment
 from .task import Job, Task
@@ -69,7 +69,7 @@ class EndpointHandler:
                 f"{str(self.path)!r} holds no model of {sorted({t for c in TASKS.values() for t in c.MODEL_TYPES})}."
             )
         self.residents = Residents(self._load_model, max_models, max_model_bytes)
-        self.tokenizers = Tokenizers(lambda name: self.processor(name).tokenizer)
+        self._listeners = Listeners(self.processor)
         self.media_budget, self._here = Budget(self.limits.in_flight), threading.local()
         # Called between two tokens of an answer: a server lends the model to others there.
         self.pause: Callable[[], None] = lambda: None
@@ -217,9 +217,13 @@ class EndpointHandler:
                     self._processors[name] = self._load(AutoProcessor, name)
         return self._processors[name]
 
-    def listening_tokenizer(self, name: str):
-        """A tokenizer for one thread that follows answers while they are written; fit to decode only."""
-        return self.tokenizers.get(name)
+    def listening(self, name: str):
+        """A processor that makes text of tokens while the model writes, and nothing else."""
+        return self._listeners.get(name)
+
+    def text_so_far(self, task: str, model: str, tokens: list[int], parameters: dict) -> str:
+        """What an answer says, by the tokens that are written so far."""
+        return self.tasks[task].text(self.listening(model), tokens, parameters)
 
     def model(self, name: str):
         return self.residents.get(name)

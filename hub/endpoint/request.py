@@ -79,23 +79,24 @@ class Limits:
                 raise ValueError(f"the limit `{one.name}` must be a whole number of at least 1, got {value!r}.")
 
     @classmethod
-    def from_environment(cls) -> Limits:
+    def from_environment(cls, **given: int) -> Limits:
+        """What the environment says, and over it what is given."""
         found = {one.name: os.environ.get(f"DSR_LIMIT_{one.name.upper()}") for one in fields(cls)}
         try:
-            return cls(**{name: int(value) for name, value in found.items() if value})
+            return cls(**{name: int(value) for name, value in found.items() if value} | given)
         except ValueError as error:
             raise ValueError(f"DSR_LIMIT_…: {error}") from error
 
 
 KINDS = {  # of fields -> (Python types, JSON schema, in words)
     "text": (str, {"type": "string"}, "a text"),
-    "file": ((str, bytes), {"type": "string", "format": "byte"}, "a file in base64"),
+    "file": ((str, bytes, bytearray), {"type": "string", "format": "byte"}, "a file in base64"),
     "files": (list, {"type": "array", "items": {"type": "string", "format": "byte"}}, "a list of files in base64"),
     "texts": (list, {"type": "array", "items": {"type": "string"}}, "a list of texts"),
     "turns": (list, {"type": "array", "items": {"type": "object"}}, "a list of turns"),
     "object": (dict, {"type": "object"}, "an object"),
     "cloud": (
-        (list, str, bytes, np.ndarray), {"anyOf": [{"type": "array"}, {"type": "string", "format": "byte"}]},
+        (list, str, bytes, bytearray, np.ndarray), {"anyOf": [{"type": "array"}, {"type": "string", "format": "byte"}]},
         "a list of rows, or a .npy file in base64",
     ),
     "integer": (int, {"type": "integer"}, "a whole number"),
@@ -150,7 +151,7 @@ class Field:
         if self.kind in ("files", "texts", "turns"):
             if (most := self.bound(limits)) is not None and len(value) > most:
                 raise RequestError("too_large", f"`{name}` holds {len(value)} entries; at most {most} are taken.")
-            item_types = {"files": (str, bytes), "texts": str, "turns": dict}[self.kind]
+            item_types = {"files": (str, bytes, bytearray), "texts": str, "turns": dict}[self.kind]
             wrong = next((item for item in value if not isinstance(item, item_types)), None)
             if wrong is not None:
                 raise RequestError(

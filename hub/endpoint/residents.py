@@ -86,8 +86,11 @@ def size_of(model: torch.nn.Module) -> int:
     return sum(one.nbytes for one in {one.data_ptr(): one for one in model.parameters()}.values())
 
 
-class Tokenizers:
-    """Copies of tokenizers for whoever follows an answer while it is written: the originals are busy with prompts."""
+class Listeners:
+    """
+    Copies of processors for whoever follows an answer while it is written: the originals are busy with prompts, which
+    change their tokenizers' state.
+    """
 
     def __init__(self, original: Callable[[str], object]):
         self.original, self._copies, self._lock = original, {}, threading.Lock()
@@ -95,5 +98,6 @@ class Tokenizers:
     def get(self, name: str):
         with self._lock:
             if name not in self._copies:
-                self._copies[name] = copy.deepcopy(self.original(name))
+                self._copies[name] = copy.copy(self.original(name))
+                self._copies[name].tokenizer = copy.deepcopy(self.original(name).tokenizer)
             return self._copies[name]

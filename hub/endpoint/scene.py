@@ -130,7 +130,7 @@ class Scene(Task):
         if result["answer"] is not None:
             ids, finished = result["answer"]
             with self.endpoint.processing(job.model):
-                answer |= {"answer": processor.tokenizer.decode(ids, skip_special_tokens=True).strip()}
+                answer |= {"answer": self.text(processor, ids, job.parameters)}
             answer |= {"tokens_written": ids, "finished": finished}
         if "tokens" in job.parameters["outputs"]:
             answer["tokens"] = as_npy(tokens)

@@ -108,6 +108,9 @@ class Segment(Task):
             "answer": one.answer, "tokens": tokens, "finished": finished, "phrases": one.phrases, "logits": logits,
         }  # fmt: skip
 
+    def text(self, processor, tokens, parameters):
+        return processor.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def finish(self, job, result):
         if isinstance(result, RequestError):
             raise result

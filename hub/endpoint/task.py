@@ -97,13 +97,14 @@ class Task:
 
     def decoder(self, name: str):
         """ids -> text, for whoever looks for texts in what is being written."""
-        tokenizer = self.endpoint.listening_tokenizer(name)
-        return lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True)
+        listening = self.endpoint.listening(name)
+        return lambda tokens: self.text(listening, tokens, {})
 
-    @staticmethod
-    def ended(text: str, parameters: dict) -> str:
-        """An answer without the text that ended it."""
-        return until_stop(text, tuple(parameters.get("stop") or ()))
+    def text(self, processor, tokens: list[int], parameters: dict) -> str:
+        """What tokens say, without the text of `parameters` that ended them."""
+        text = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        stops = tuple(parameters.get("stop") or ())
+        return until_stop(text, stops).rstrip() if stops else text
 
     @staticmethod
     def check_stop(parameters: dict) -> None:
