@@ -29,12 +29,23 @@ EXTRAS = {
     "cad": ["cadquery>=2.5", "manifold3d>=3", "scipy"],
     "segment": ["pycocotools>=2.0.8"],
     "scene": ["timm>=1.0", "scipy"],
-    "serve": ["fastapi", "uvicorn", "prometheus_client", "gradio>=5"],
+    "serve": ["fastapi", "uvicorn", "prometheus_client", "gradio>=6.31"],
     "train": ["trl>=1.0", "matplotlib>=3.8"],
     "scale": ["ray[data,serve]>=2.50"],
 }
 EXTRAS["test"] = sorted(
-    {"pytest>=8", "pytest-timeout", "hypothesis", "httpx", "playwright", "scipy", "ruff==0.17.6", "mypy==2.4.1"}
+    {
+        "pytest>=8",
+        "pytest-timeout",
+        "hypothesis",
+        "httpx",
+        "openai>=1.60",
+        "opentelemetry-sdk",
+        "playwright",
+        "scipy",
+        "ruff==0.17.6",
+        "mypy==2.4.1",
+    }
     | {
         requirement
         for name in ("cad", "geometry", "scale", "scene", "segment", "serve", "train", "view")

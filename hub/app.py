@@ -1,6 +1,6 @@
 """The Space: every model of the repository in the browser, through the endpoint's own handler.
 
-    python app.py [--model FOLDER] [--host 127.0.0.1] [--port 7860]
+    python app.py [--model FOLDER] [--host 127.0.0.1] [--port 7860] [--keep-files 3600]
 
 Without `--model` it serves what the variable DSR_MODEL names, a Hub repository or a folder, or the folder it lies in.
 If no model is there, it serves the tiny ones that this library carries.
@@ -38,6 +38,10 @@ def _module(name: str):
     return module
 
 
+words = _module("space_words")
+live = _module("space_answers")
+
+
 def as_code(text: str) -> str:
     """Text of others as Markdown that shows it as it is: between more backticks than it has in a row."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
@@ -50,12 +54,12 @@ class Space:
 
     Args:
         endpoint: an `EndpointHandler`. scratch: folder for examples and for files to download.
-        remark: on the models, below the heading.
+        keep_files: seconds for which files that were uploaded or made are kept. remark: on the models, below the heading.
     """
 
-    def __init__(self, endpoint, error_class, scratch: Path, remark: str = ""):
+    def __init__(self, endpoint, error_class, scratch: Path, keep_files: float = 3600, remark: str = ""):
+        self.endpoint, self.error_class, self.scratch, self.keep_files = endpoint, error_class, scratch, keep_files
         self.remark = remark
-        self.endpoint, self.error_class, self.scratch = endpoint, error_class, scratch
         self.examples = _module("space_examples")
         self.files = self.examples.write(scratch / "examples")
         self.busy = threading.Lock()  # a model is for one thread at a time
@@ -63,33 +67,66 @@ class Space:
     # ---- a request -----------------------------------------------------------------------
 
     def answer(self, task: str, inputs: dict, parameters: dict, progress: gr.Progress):
-        """Job and answer; what is wrong with a request is shown as it is told."""
+        """Job and answer."""
+        *_, last = self.answering(task, inputs, parameters, progress)
+        return last
+
+    def answering(self, task: str, inputs: dict, parameters: dict, progress: gr.Progress):
+        """Yields what is written so far, again and again, and at last job and answer; a page that is closed ends it."""
         try:
             progress(0.05, desc="Reading the files")
-            job = self.endpoint.prepare({"task": task, "inputs": inputs, "parameters": parameters})
+            listener = live.Written()
+            job = self.endpoint.prepare({"task": task, "inputs": inputs, "parameters": parameters}, listener)
             progress(0.3, desc=f"{job.model} is at work; the first time it is loaded")
-            with self.busy:
-                (result,) = self.endpoint.run([job])
+            run = live.Running(self.endpoint, job, self.busy)
+            try:
+                for tokens in listener.until(run):
+                    yield self.endpoint.text_so_far(task, job.model, tokens, job.parameters)
+            finally:
+                listener.cancelled = True
             progress(0.9, desc="Drawing")
-            return job, self.endpoint.finish(job, result)
+            yield job, self.endpoint.finish(job, run.result())
         except self.error_class as error:
-            raise gr.Error(error.message, duration=None) from error
+            raise words.Problem(words.of_page(task, error.message)) from error
 
     def save(self, name: str, content: str) -> str:
-        """A file of an answer, to be looked at or downloaded."""
-        path = Path(tempfile.mkdtemp(dir=self.scratch)) / name
+        """A file of an answer, to be looked at or downloaded; older ones than `keep_files` go."""
+        answers = self.scratch / "answers"
+        answers.mkdir(exist_ok=True)
+        words.remove_old(answers, self.keep_files)
+        path = Path(tempfile.mkdtemp(dir=answers)) / name
         path.write_bytes(base64.b64decode(content))
         return str(path)
+
+    def told(self, function, outputs: list, problem):
+        """
+        A function of the page whose problems are told beside the answer, which stays.
+
+        Returns:
+            the function, and where its results and its problem go.
+        """
+        count = len(outputs)
+
+        def answered(progress=gr.Progress(), *given):
+            try:
+                for results in live.each(function(*given, progress=progress)):
+                    yield (*(results if isinstance(results, tuple) else (results,)), "")
+            except words.Problem as found:
+                yield (*[gr.skip()] * count, f"**This cannot be answered.** {found}")
+
+        return answered, [*outputs, problem]
 
     # ---- tabs ----------------------------------------------------------------------------
 
     def build(self) -> gr.Blocks:
         titles = {"ask": "Ask", "reconstruct": "Reconstruct", "segment": "Segment", "cad": "CAD", "scene": "Scene"}
-        with gr.Blocks(title="Spatial models", delete_cache=(3600, 3600)) as blocks:
+        with gr.Blocks(
+            title="Spatial models", delete_cache=(max(1, int(self.keep_files / 4)), int(self.keep_files))
+        ) as blocks:
             gr.Markdown(
                 f"# Spatial models\nEvery tab comes with an example; *Run* computes it here and now.\n\n{self.remark}"
             )
-            with gr.Tabs():
+            with gr.Tabs(overflow_behavior="wrap"):  # on a phone, too, every tab is to be seen
                 for task, title in titles.items():
                     if task in self.endpoint.tasks:
                         with gr.Tab(title, id=task):
@@ -109,21 +146,27 @@ class Space:
                 frames = gr.Slider(2, self.endpoint.limits.frames, 8, step=1, label="Frames of the video")
                 tokens = gr.Slider(1, self.endpoint.limits.new_tokens, 64, step=1, label="Longest answer, in tokens")
                 run = gr.Button("Run", variant="primary", elem_id="ask-run")
+                problem = gr.Markdown(elem_id="ask-problem")
             with gr.Column():
                 answer = gr.Textbox(label="Answer", elem_id="ask-answer", buttons=["copy"])
                 looked = gr.Gallery(label="Where the geometry tokens looked", elem_id="ask-looked", columns=4)
-        run.click(self.ask, [video, images, question, frames, tokens], [answer, looked])
+        one_of(video, images)
+        ask, outputs = self.told(self.ask, [answer, looked], problem)
+        run.click(ask, [video, images, question, frames, tokens], outputs)
 
-    def ask(self, video, images, question, frames, tokens, progress=gr.Progress()):
+    def ask(self, video, images, question, frames, tokens, progress):
         inputs, parameters = {"question": question}, {"max_new_tokens": int(tokens), "attention": True}
         if images:
             inputs["images"] = [Path(image).read_bytes() for image in images]
-        elif video:
+        if video:
             inputs["video"], parameters["num_frames"] = Path(video).read_bytes(), int(frames)
-        job, answer = self.answer("ask", inputs, parameters, progress)
+        for so_far in self.answering("ask", inputs, parameters, progress):
+            if isinstance(so_far, str):
+                yield so_far, gr.skip()
+        job, answer = so_far
         heat = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in answer.get("attention", [])]
         pictures = [_glowing(picture, frame) for picture, frame in zip(heat, job.media["shown"])]
-        return answer["answer"], [(picture, f"{number + 1}") for number, picture in enumerate(pictures)]
+        yield answer["answer"], [(picture, f"{number + 1}") for number, picture in enumerate(pictures)]
 
     def _reconstruct_tab(self) -> None:
         models = self.endpoint.describe()["reconstruct"]["models"]
@@ -137,17 +180,19 @@ class Space:
                 model = gr.Dropdown(models, value=models[0], label="Model", elem_id="reconstruct-model")
                 confidence = gr.Slider(0, 1, 0.1, label="Leave out points below this confidence")
                 run = gr.Button("Run", variant="primary", elem_id="reconstruct-run")
+                problem = gr.Markdown(elem_id="reconstruct-problem")
             with gr.Column():
                 scene = gr.Model3D(label="Points", display_mode="point_cloud", elem_id="reconstruct-scene")
                 depth = gr.Gallery(label="Depth, near is bright", elem_id="reconstruct-depth", columns=4)
                 cameras = gr.JSON(label="Cameras", elem_id="reconstruct-cameras")
-        run.click(self.reconstruct, [images, video, model, confidence], [scene, depth, cameras])
+        one_of(images, video)
+        reconstruct, outputs = self.told(self.reconstruct, [scene, depth, cameras], problem)
+        run.click(reconstruct, [images, video, model, confidence], outputs)
 
-    def reconstruct(self, images, video, model, confidence, progress=gr.Progress()):
-        if video:
-            inputs = {"video": Path(video).read_bytes()}
-        else:
-            inputs = {"images": [Path(image).read_bytes() for image in images or []]}
+    def reconstruct(self, images, video, model, confidence, progress):
+        inputs = {"video": Path(video).read_bytes()} if video else {}
+        if images:
+            inputs["images"] = [Path(image).read_bytes() for image in images]
         parameters = {"model": model, "confidence": confidence, "outputs": ["glb", "depth", "mask"]}
         _, answer = self.answer("reconstruct", inputs, parameters, progress)
         maps = []
@@ -171,6 +216,7 @@ class Space:
                     elem_id="segment-phrases",
                 )
                 run = gr.Button("Run", variant="primary", elem_id="segment-run")
+                problem = gr.Markdown(elem_id="segment-problem")
             with gr.Column():
                 answer = gr.HighlightedText(
                     label="Click a phrase to see its mask",
@@ -180,25 +226,29 @@ class Space:
                 )
                 overlay = gr.Image(label="Mask", elem_id="segment-overlay")
                 note = gr.Markdown(elem_id="segment-note")
-        run.click(self.segment, [image, question, phrases], [answer, overlay, note, found])
+        segment, outputs = self.told(self.segment, [answer, overlay, note, found], problem)
+        run.click(segment, [image, question, phrases], outputs)
         answer.select(self.show_mask, [image, found], [overlay, note])
 
-    def segment(self, image, question, phrases, progress=gr.Progress()):
+    def segment(self, image, question, phrases, progress):
         inputs = {"image": Path(image).read_bytes()} if image else {}
         if question.strip():
             inputs["question"] = question
         if listed := [phrase.strip() for phrase in phrases.split(",") if phrase.strip()]:
             inputs["phrases"] = listed
-        _, answer = self.answer("segment", inputs, {"mask_format": "png", "max_new_tokens": 64}, progress)
+        for so_far in self.answering("segment", inputs, {"mask_format": "png", "max_new_tokens": 64}, progress):
+            if isinstance(so_far, str):
+                yield [(so_far, None)], gr.skip(), gr.skip(), gr.skip()
+        _, answer = so_far
         entries = answer["phrases"]
         overlay = self._masked(image, entries, range(len(entries)))
         note = "" if entries else NO_MASKS
-        return _highlighted(answer.get("answer"), entries), overlay, note, entries
+        yield _highlighted(answer.get("answer"), entries), overlay, note, entries
 
     def show_mask(self, image, entries, event: gr.SelectData):
         label = event.value[1] if isinstance(event.value, (list, tuple)) else None
         if not label:
-            raise gr.Error("This part of the answer has no mask.")
+            return gr.skip(), "This part of the answer has no mask."
         number = int(label) - 1
         entry = entries[number]
         return self._masked(
@@ -235,6 +285,7 @@ class Space:
                 )
                 tokens = gr.Slider(1, self.endpoint.limits.new_tokens, 256, step=1, label="Longest program, in tokens")
                 run = gr.Button("Run", variant="primary", elem_id="cad-run")
+                problem = gr.Markdown(elem_id="cad-problem")
             with gr.Column():
                 program = gr.Code(
                     self.examples.TEXTS["program"],
@@ -250,35 +301,39 @@ class Space:
                 )
                 picture = gr.Image(label="Picture", elem_id="cad-picture")
                 step = gr.File(label="STEP", elem_id="cad-step")
+        one_of(part, images, text)
         given, results = [part, images, text, model], [note, solid, picture, step]
-        run.click(self.cad, [*given, candidates, tokens], [program, *results])
-        again.click(self.execute, [program, *given], results)
+        cad, outputs = self.told(self.cad, [program, *results], problem)
+        run.click(cad, [*given, candidates, tokens], outputs)
+        execute, outputs = self.told(self.execute, results, problem)
+        again.click(execute, [program, *given], outputs)
 
-    def cad(self, part, images, text, model, candidates, tokens, progress=gr.Progress()):
+    def cad(self, part, images, text, model, candidates, tokens, progress):
         parameters = {"model": model, "candidates": int(candidates), "max_new_tokens": int(tokens)}
-        job, answer = self.answer("cad", self._part(part, images, text), parameters, progress)
+        for so_far in self.answering("cad", self._part(part, images, text), parameters, progress):
+            if isinstance(so_far, str):
+                yield so_far, *[gr.skip()] * 4
+        job, answer = so_far
         outcome = self._run_programs(answer["programs"], job, progress)
         best = outcome.get("best") or 0
-        return answer["programs"][best], *self._solid(outcome)
+        yield answer["programs"][best], *self._solid(outcome)
 
-    def execute(self, program, part, images, text, model, progress=gr.Progress()):
+    def execute(self, program, part, images, text, model, progress):
         """The program as it stands in the editor, which people may have changed."""
         request = {"task": "cad", "inputs": self._part(part, images, text), "parameters": {"model": model}}
         try:
             job = self.endpoint.prepare(request)
         except self.error_class as error:
-            raise gr.Error(error.message, duration=None) from error
+            raise words.Problem(words.of_page("cad", error.message)) from error
         return self._solid(self._run_programs([program], job, progress))
 
     def _part(self, part, images, text) -> dict:
-        if text.strip():
-            return {"text": text}
+        given = {"text": text} if text.strip() else {}
         if images:
-            return {"images": [Path(image).read_bytes() for image in images]}
-        if not part:
-            return {}
-        content = Path(part).read_bytes()
-        return {"points" if part.lower().endswith(".npy") else "stl": content}
+            given["images"] = [Path(image).read_bytes() for image in images]
+        if part:
+            given["points" if part.lower().endswith(".npy") else "stl"] = Path(part).read_bytes()
+        return given
 
     def _run_programs(self, programs, job, progress) -> dict:
         progress(0.92, desc=f"Running {len(programs)} program(s) in the sandbox")
@@ -316,32 +371,51 @@ class Space:
                             images.append(
                                 gr.Image(street, label=name, type="filepath", height=160, elem_id=f"scene-{name}")
                             )
-                calibration = gr.File(str(self.files["calibration"]), label="calibration.json", file_types=[".json"])
+                calibration = gr.File(
+                    str(self.files["calibration"]), label="calibration.json, of these images", file_types=[".json"],
+                    elem_id="scene-calibration",
+                )  # fmt: skip
                 texts = self.examples.TEXTS
                 question = gr.Textbox(
                     texts["scene"], label="Question (models with a language model)", elem_id="scene-question"
                 )
                 gr.Markdown(f"True of the example: {texts['scene_true']}")
                 run = gr.Button("Run", variant="primary", elem_id="scene-run")
+                problem = gr.Markdown(elem_id="scene-problem")
             with gr.Column():
                 answer = gr.Textbox(label="Answer", elem_id="scene-answer")
                 picture = gr.Image(label="Where the scene tokens look", elem_id="scene-picture")
                 shares = gr.Label(label="Attention per camera", elem_id="scene-shares")
-        run.click(self.scene, [calibration, question, *images], [answer, picture, shares])
+        for image in images:  # the example's calibration says nothing about the images of somebody else
+            image.upload(lambda: None, None, calibration)
+        scene, outputs = self.told(self.scene, [answer, picture, shares], problem)
+        run.click(scene, [calibration, question, *images], outputs)
 
-    def scene(self, calibration, question, *images, progress=gr.Progress()):
+    def scene(self, calibration, question, *images, progress):
         given = {name: Path(image).read_bytes() for name, image in zip(self.examples.CAMERAS, images) if image}
         inputs = {"images": given}
         if calibration:
             try:
                 inputs["calibration"] = json.loads(Path(calibration).read_text(encoding="utf-8-sig"))
             except ValueError as error:
-                raise gr.Error(f"The calibration is no JSON: {error}") from error
+                raise words.Problem(f"calibration.json is no JSON: {error}") from error
         if question.strip():
             inputs["question"] = question
-        _, answer = self.answer("scene", inputs, {"max_new_tokens": 64}, progress)
+        for so_far in self.answering("scene", inputs, {"max_new_tokens": 64}, progress):
+            if isinstance(so_far, str):
+                yield so_far, gr.skip(), gr.skip()
+        _, answer = so_far
         picture = Image.open(io.BytesIO(base64.b64decode(answer["picture"])))
-        return answer.get("answer", f"{answer['shape'][0]} scene tokens"), picture, answer["attention"]
+        yield answer.get("answer", f"{answer['shape'][0]} scene tokens"), picture, answer["attention"]
+
+
+def one_of(*components) -> None:
+    """What is uploaded or written last stands for the others: they are emptied, and none is silently left out."""
+    for component in components:
+        others = [other for other in components if other is not component]
+        empty = ["" if isinstance(other, gr.Textbox) else None for other in others]
+        listen = component.input if isinstance(component, gr.Textbox) else component.upload
+        listen(lambda empty=empty: empty if len(empty) > 1 else empty[0], None, others)
 
 
 def _glowing(heat: Image.Image, frame: Image.Image) -> Image.Image:
@@ -393,6 +467,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default=os.environ.get("DSR_MODEL"), help="a repository: folder or Hub name")
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+    parser.add_argument(
+        "--keep-files", type=float, default=3600, metavar="SECONDS", help="of people and of answers (default: an hour)"
+    )
     parser.add_argument("--device", help="default: a GPU if there is one")
     options = parser.parse_args(arguments)
     folder, remark = (options.model, "") if options.model else default_model()
@@ -403,7 +480,7 @@ def main(arguments: list[str] | None = None) -> None:
     handler = _module("handler")
     endpoint = handler.EndpointHandler(folder, device=options.device)
     with tempfile.TemporaryDirectory(prefix="space-") as scratch:
-        space = Space(endpoint, handler.RequestError, Path(scratch), remark)
+        space = Space(endpoint, handler.RequestError, Path(scratch), options.keep_files, remark)
         space.build().queue(default_concurrency_limit=4, max_size=32).launch(
             server_name=options.host, server_port=options.port, max_file_size=endpoint.limits.bytes,
             allowed_paths=[scratch],

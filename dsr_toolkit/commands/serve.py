@@ -1,8 +1,8 @@
 """Serve every model of a repository over HTTP: what an Inference Endpoint does with the same handler, with requests in
 batches, and what OpenAI's clients know, at /v1.
 
-Opens at http://HOST:PORT/docs. Ctrl-C or SIGTERM: requests that were accepted are answered, within --stop-limit, then it
-ends.
+Opens at http://HOST:PORT/docs. Ctrl-C or SIGTERM: requests that were accepted are answered, within --stop-limit, then
+it ends.
 """
 
 import os
@@ -61,7 +61,7 @@ def add_load_arguments(group) -> None:
 def add_operator_arguments(group) -> None:
     group.add_argument(
         "--api-keys", metavar="FILE",
-        help="keys that clients must send, `name:key` per line (default: the variable DSR_API_KEYS; without either, none)",
+        help="keys that clients must send, `name:key` per line (default: the variable DSR_API_KEYS; else none)",
     )  # fmt: skip
     group.add_argument("--per-client", type=int, metavar="N", help="requests of one key or address at a time")
     group.add_argument("--cors", nargs="+", default=[], metavar="ORIGIN", help="whose pages may ask (default: none)")
@@ -87,7 +87,7 @@ def run(args) -> None:
         from ..serving import handler_module
         from ..serving.application import build
         from ..serving.logs import set_up
-        from ..serving.protocol import serve
+        from ..serving.protocol import make_server
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}.")
     limits = read_limits(args.limit, handler_module().Limits)
@@ -103,7 +103,7 @@ def run(args) -> None:
     handler = app.state.queue.handler
     say(f"Models: {', '.join(handler.models)}; tasks: {', '.join(handler.tasks)}")
     say(f"Serving at http://{args.host}:{args.port}/docs")
-    serve(app, args.host, args.port, args.read_timeout, args.stop_limit, args.max_connections)
+    make_server(app, args.host, args.port, args.read_timeout, args.stop_limit, args.max_connections).run()
     if not app.state.ended:  # a model does not come back from a single call: nothing else would end this process
         os._exit(1)
 

@@ -7,8 +7,9 @@ some are being prepared, and never longer than `max_wait`.
 
 A batch that writes long answers does not keep short ones waiting: requests whose longest answer is at most half of what
 the batch still has to write run beside it, in a batch of their own, and the batches take turns token by token. So what
-is under way keeps a request waiting for at most twice the length of its own longest answer, and few batches are under way
-at a time, as their lengths halve. Videos, whose decoding takes long, and programs in the sandbox have threads of their own.
+is under way keeps a request waiting for at most twice the length of its own longest answer, and few batches are under
+way at a time, as their lengths halve. Videos, whose decoding takes long, and programs in the sandbox have threads of
+their own.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -58,15 +58,14 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(app, host: str, port: int, read_timeout: float, stop_limit: float, max_connections: int) -> None:
-    """Serve until SIGINT or SIGTERM; ends within about `stop_limit` seconds of it."""
+def make_server(
+    app, host: str, port: int, read_timeout: float = 20.0, stop_limit: float = 30.0, max_connections: int = 1000
+) -> Server:
+    """A server that ends within about `stop_limit` seconds of SIGINT or SIGTERM; `run()` serves until then."""
     protocol = type("Protocol", (ImpatientProtocol,), {"head_seconds": read_timeout})
     config = uvicorn.Config(
         app, host=host, port=port, http=protocol, ws="none", access_log=False, log_config=None, server_header=False,
-        limit_concurrency=max_connections, timeout_keep_alive=5, timeout_graceful_shutdown=max(1, round(stop_limit)),
+        limit_concurrency=max_connections, timeout_keep_alive=5,
+        timeout_graceful_shutdown=max(1, math.ceil(stop_limit)),
     )  # fmt: skip
-    Server(config, partial(_stop, app)).run()
-
-
-def _stop(app) -> None:
-    app.state.door.stop_reading()
+    return Server(config, app.state.door.stop_reading)

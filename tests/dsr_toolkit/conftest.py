@@ -16,3 +16,13 @@ def tiny_dsr(tmp_path_factory) -> Path:
 def tiny_sources(tiny_dsr) -> Path:
     """The checkpoints that the tiny model was converted from."""
     return tiny_dsr.parent / "sources"
+
+
+@pytest.fixture(scope="session")
+def served(repository):
+    """A handler of the tiny repository whose models are loaded once; one queue at a time may have it."""
+    from dsr_toolkit.serving import handler_module
+
+    handler = handler_module().EndpointHandler(str(repository))
+    yield handler
+    handler.close()

@@ -29,9 +29,9 @@ application = importlib.import_module("dsr_toolkit.serving.application")
 batching = importlib.import_module("dsr_toolkit.serving.batching")
 
 
-@pytest.fixture(scope="module")
-def endpoint(repository):
-    return handler_module().EndpointHandler(str(repository))
+@pytest.fixture
+def endpoint(served):
+    return served
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ def test_what_fails_in_the_model_takes_no_other_request_along(endpoint, queue):
     """Tokens that the vocabulary does not have make the batch fail; the rest of it is answered all the same."""
     prepare = endpoint.prepare
 
-    def spoiling(data):
-        job = prepare(data)
+    def spoiling(data, listener):
+        job = prepare(data, listener)
         if data["inputs"]["question"].startswith("Which"):
             job.inputs["input_ids"][0, 0] = 10**6
         return job
@@ -214,7 +214,7 @@ def test_overload_is_a_503_that_says_when_to_come_back(endpoint):
 
 
 def test_faults_of_the_server_are_not_told_to_the_world(endpoint, client):
-    def broken(data):
+    def broken(data, listener):
         raise RuntimeError("a secret of the server")
 
     endpoint.prepare = broken
@@ -249,7 +249,9 @@ def test_the_openapi_page_describes_every_task(client, endpoint):
 
 
 def test_limits_on_the_command_line():
-    limits = read_limits(["pixels=100", "frames=2"], handler_module().Limits)
+    limits = handler_module().Limits.from_environment(
+        **read_limits(["pixels=100", "frames=2"], handler_module().Limits)
+    )
     assert (limits.pixels, limits.frames, limits.points) == (100, 2, 200_000)
     for wrong in ("pixels=many", "pixels", "atoms=3"):
         with pytest.raises(ValueError, match="NAME=N"):

@@ -1,6 +1,7 @@
 """The Space in headless Chromium, tab by tab: from an upload to a result that was computed from it."""
 
 import base64
+import importlib
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hub import space_examples
 from tests.hub import samples
 
 pytest.importorskip("gradio", reason="needs the [serve] extra")
@@ -90,6 +92,26 @@ def test_ask_about_a_picture(space, picture):
         )
         answers.append(space.input_value("#ask-answer textarea"))
     assert all(answers)
+
+
+def test_images_stand_for_the_video_and_the_video_for_images(space, picture, tmp_path):
+    """What is uploaded last is asked about, and seen to be."""
+    space.wait_for_selector("#ask-video video")
+    space.set_input_files("#ask-images input[type=file]", picture)
+    space.wait_for_selector("#ask-video video", state="detached", timeout=WAIT)
+    (tmp_path / "clip.mp4").write_bytes(samples.video())
+    space.set_input_files("#ask-video input[type=file]", str(tmp_path / "clip.mp4"))
+    space.wait_for_selector("#ask-images >> text=picture", state="detached", timeout=WAIT)
+
+
+def test_every_tab_is_to_be_seen_on_a_phone(space):
+    space.set_viewport_size({"width": 360, "height": 740})
+    for tab in ("Ask", "Reconstruct", "Segment", "CAD", "Scene"):
+        choose(space, tab)
+        space.wait_for_selector(f"#{tab.lower()}-run")
+        left = space.get_by_role("tab", name=tab, exact=True).bounding_box()
+        assert left["x"] >= 0 and left["x"] + left["width"] <= 360
+    screenshot(space, "phone")
 
 
 def test_ask_about_a_video(space, tmp_path):
@@ -192,7 +214,15 @@ def test_scene(space, tmp_path):
     ).first.click()
     space.set_input_files("#scene-CAM_FRONT input[type=file]", picture)
     space.wait_for_selector("#scene-CAM_FRONT img")
+    # The example's calibration is not that of somebody else's images.
+    space.wait_for_selector("#scene-calibration >> text=calibration", state="detached", timeout=WAIT)
     space.fill("#scene-question textarea", "How many cars are there?")
+    space.click("#scene-run")
+    space.wait_for_selector("#scene-problem >> text=calibration.json", timeout=WAIT)
+    assert space.input_value("#scene-answer textarea") == before  # beside the answer, not over it
+    (tmp_path / "calibration.json").write_bytes((space_examples.FOLDER / "calibration.json").read_bytes())
+    space.set_input_files("#scene-calibration input[type=file]", str(tmp_path / "calibration.json"))
+    space.wait_for_selector("#scene-calibration >> text=calibration")
     space.click("#scene-run")
     answered = "t => document.querySelector('#scene-answer textarea').value != t"
     space.wait_for_function(answered, arg=before, timeout=WAIT)
@@ -205,7 +235,10 @@ def test_errors_are_told(space, tmp_path):
     space.set_input_files("#ask-images input[type=file]", str(tmp_path / "picture.png"))
     space.wait_for_selector("#ask-images >> text=picture")
     space.click("#ask-run")
-    space.wait_for_selector("text=cannot be read as an image", timeout=WAIT)
+    space.wait_for_selector("#ask-problem >> text=Image 1 cannot be read as an image", timeout=WAIT)
+    space.locator("#ask-images button[aria-label='Clear']").first.click()
+    space.click("#ask-run")
+    space.wait_for_selector("#ask-problem >> text=Give a video or images", timeout=WAIT)
 
 
 def _npy_of_points() -> str:
@@ -221,3 +254,25 @@ def _npy_of_points() -> str:
 def test_text_of_others_is_shown_as_it_is():
     app = pytest.importorskip("hub.app", reason="needs gradio", exc_type=SystemExit)
     assert app.as_code("`x` <b>") == "`` `x` <b> ``" and app.as_code("a ``` b") == "```` a ``` b ````"
+
+
+def test_problems_are_told_in_the_words_of_the_page():
+    words = importlib.import_module("hub.space_words")
+    said = {
+        "`inputs.images[0]` cannot be read as an image.": "Image 1 cannot be read as an image.",
+        "`inputs.question` is missing or empty.": "The question is missing or empty.",
+        "`inputs.calibration.CAM_BACK.intrinsics` is missing": "Intrinsics in calibration.json of CAM_BACK is missing",
+        "`parameters.max_new_tokens` must be at most 5": "The longest answer must be at most 5",
+        "`inputs` must hold one of video, images; got none of them.": "Give a video or images: one of them, not both.",
+    }
+    assert {message: words.of_page("ask", message) for message in said} == said
+
+
+def test_files_of_answers_are_removed(tmp_path):
+    words = importlib.import_module("hub.space_words")
+    for name, age in (("old", 100), ("new", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part.stl").write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    words.remove_old(tmp_path, 50)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

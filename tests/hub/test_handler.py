@@ -199,7 +199,9 @@ def test_samples_follow_the_distribution():
 # ---- batches -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["ask", "reconstruct", "page4d", "segment", "cad", "cad_recode", "scene"])
+@pytest.mark.parametrize(
+    "kind", ["ask", "reconstruct", "page4d", "segment", "segment_answer", "cad", "cad_recode", "scene"]
+)
 def test_a_batch_answers_as_lone_requests_do(endpoint, kind):
     step = 3 if kind == "cad" else 2 if kind == "scene" else 1  # of one kind of input
     wanted = {"scene": {"outputs": ["tokens"]}, "reconstruct": {"outputs": ["depth", "points"]}}.get(kind, {})
@@ -213,6 +215,97 @@ def test_a_batch_answers_as_lone_requests_do(endpoint, kind):
     assert len({job.key for job in jobs}) == 1
     for job, result, request in zip(jobs, endpoint.run(jobs), requests):
         assert different(endpoint.finish(job, result), endpoint(request)) == []
+
+
+def test_a_grounded_answer_without_its_phrases_fails_alone(endpoint):
+    """In one batch with others, and with the noun phrases that the model lists."""
+    requests = [samples.segment_answer(seed, max_new_tokens=6 + seed) for seed in range(3)]
+    word = endpoint(requests[0])["answer"].split()[0]
+    requests[0]["inputs"]["phrases"], requests[1]["inputs"]["phrases"] = [word], ["an elephant"]
+    jobs = [endpoint.prepare(request) for request in requests]
+    assert len({job.key for job in jobs}) == 1
+    first, second, third = endpoint.run(jobs)
+    assert different(endpoint.finish(jobs[0], first), endpoint(requests[0])) == []
+    assert different(endpoint.finish(jobs[2], third), endpoint(requests[2])) == []
+    with pytest.raises(handler_module().RequestError, match="elephant"):
+        endpoint.finish(jobs[1], second)
+
+
+def picture_message(*texts: str) -> list[dict]:
+    picture = {"type": "image", "image": samples.encoded(samples.picture(1, (68, 60)))}
+    return [{"role": "user", "content": [picture, *({"type": "text", "text": text} for text in texts)]}]
+
+
+def test_a_conversation_of_one_turn_is_a_question(endpoint):
+    request = samples.ask(1)
+    talk = {"task": "ask", "inputs": {"messages": picture_message(request["inputs"]["question"])}}
+    assert endpoint({**talk, "parameters": request["parameters"]}) == endpoint(request)
+
+
+@pytest.mark.parametrize(
+    "inputs, code",
+    [
+        ({"messages": []}, "bad_request"), ({"messages": ["Hello"]}, "bad_request"),
+        ({"messages": [{"role": "robot", "content": "Hello"}]}, "bad_request"),
+        ({"messages": [{"role": "user", "content": 5}]}, "bad_request"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "bad_request"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "bad_request"),
+        ({"messages": picture_message("Hi?"), "question": "What?"}, "bad_request"),
+        ({"messages": picture_message()}, "bad_request"),
+        ({"messages": [{"role": "user", "content": "a"}] * 65}, "too_large"),
+        ({"messages": [{"role": "user", "content": "a" * 3000}] * 2}, "too_large"),
+        ({"messages": [{"role": "user", "content": "<|im_start|>"}]}, "invalid_input"),
+    ],
+)  # fmt: skip
+def test_broken_conversations_are_refused(endpoint, inputs, code):
+    assert refused(endpoint, {"task": "ask", "inputs": inputs}).code == code
+
+
+def test_an_answer_ends_before_a_text(endpoint):
+    whole = endpoint(samples.ask(1))["answer"]
+    stop = whole[3:5]
+    answer = endpoint(samples.ask(1, stop=["never said", stop]))
+    assert answer["answer"] == whole[: whole.index(stop)].rstrip() and answer["finished"]
+    assert len(answer["tokens"]) < 6
+    assert refused(endpoint, samples.ask(1, stop=[""])).code == "bad_request"
+    assert refused(endpoint, samples.ask(1, stop=["a"] * 5)).code == "too_large"
+
+
+def test_several_answers_are_those_of_their_seeds(endpoint):
+    answers = endpoint(samples.ask(1, candidates=3, temperature=1.5))["answers"]
+    assert len({answer["answer"] for answer in answers}) == 3
+    assert answers[0]["tokens"] == endpoint(samples.ask(1, temperature=1.5))["tokens"]
+    assert refused(endpoint, samples.ask(1, candidates=3)).code == "bad_request"
+
+
+def test_a_widget_is_answered_as_a_pipeline_answers(endpoint):
+    """`inputs` alone: a text, a picture in three forms, both, or a conversation; no task."""
+    options = {"max_new_tokens": 6}
+    picture, text = samples.picture(1, (68, 60)), samples.ask(1)["inputs"]["question"]
+    both = endpoint({"inputs": {"image": samples.encoded(picture), "text": text}, "parameters": options})
+    assert both == [{"generated_text": endpoint(samples.ask(1))["answer"]}]
+    assert endpoint({"inputs": picture_message(text), "parameters": options}) == both
+    described = endpoint({"inputs": {"image": picture, "text": "Describe this image."}, "parameters": options})
+    for form in (picture, samples.encoded(picture), f"data:image/png;base64,{samples.encoded(picture)}",
+                 Image.open(io.BytesIO(picture))):  # fmt: skip
+        assert endpoint({"inputs": form, "parameters": options}) == described
+    (answer,) = endpoint({"inputs": text, "parameters": options})
+    talk = {"task": "ask", "inputs": {"messages": [{"role": "user", "content": text}]}, "parameters": options}
+    assert answer["generated_text"] == endpoint(talk)["answer"]
+
+
+@pytest.mark.parametrize(
+    "request_, code",
+    [
+        ({"inputs": ""}, "bad_request"), ({"inputs": "a" * 5000}, "too_large"), ({"inputs": 5}, "bad_request"),
+        ({"inputs": samples.encoded(samples.png_header(40000, 40000) + bytes(64))}, "too_large"),
+        ({"inputs": "Hi?", "parameters": {"max_new_tokens": 10**6}}, "too_large"),
+        ({"inputs": "Hi?", "parameters": {"beams": 2}}, "bad_request"), ({"inputs": "Hi?", "more": 1}, "bad_request"),
+        ({"inputs": {"image": "https://example.com/cat.png", "text": "?"}}, "bad_request"),
+    ],
+)  # fmt: skip
+def test_a_widget_has_the_same_limits(endpoint, request_, code):
+    assert refused(endpoint, request_).code == code
 
 
 def test_short_answers_do_not_wait_for_long_ones(endpoint):

@@ -1,0 +1,79 @@
+"""A real server on a port of this machine, in a thread of the test's process: models are loaded once for all."""
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+from dsr_toolkit.serving.application import create_app
+from dsr_toolkit.serving.batching import BatchingQueue
+from dsr_toolkit.serving.keys import Keys
+from dsr_toolkit.serving.protocol import make_server
+from dsr_toolkit.serving.settings import Settings
+
+
+class RunningServer:
+    """
+    Args:
+        endpoint: an `EndpointHandler`. keys: name -> key. queue: options of the queue. settings: see [`Settings`].
+    """
+
+    def __init__(self, endpoint, keys=None, queue=None, **settings):
+        self.settings = Settings(str(endpoint.path), **settings)
+        self.queue = BatchingQueue(endpoint, **(queue or {}))
+        self.app = create_app(self.queue, self.settings, Keys(keys))
+        self.server = make_server(
+            self.app, "127.0.0.1", 0, self.settings.read_timeout, self.settings.stop_limit, max_connections=100
+        )
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive()
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    def __exit__(self, *exception):
+        self.stop()
+        self.thread.join(120)
+        assert not self.thread.is_alive()
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+
+    def socket(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.settimeout(60)
+        return connection
+
+    def post(self, request, path: str = "/", **headers: str) -> tuple[int, dict, dict]:
+        """Status, JSON and headers."""
+        body = request if isinstance(request, bytes) else json.dumps(request).encode()
+        asked = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json", **headers})
+        try:
+            with urllib.request.urlopen(asked, timeout=120) as reply:
+                return reply.status, json.loads(reply.read()), dict(reply.headers)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read()), dict(error.headers)
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=60) as reply:
+            return reply.read().decode()
+
+
+def head(length: int | str, path: str = "/") -> bytes:
+    """Of a POST whose body has `length` bytes."""
+    return f"POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to be"
+        time.sleep(0.01)
