@@ -12,7 +12,6 @@ import importlib.util
 import io
 import json
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -40,12 +39,7 @@ def _module(name: str):
 
 words = _module("space_words")
 live = _module("space_answers")
-
-
-def as_code(text: str) -> str:
-    """Text of others as Markdown that shows it as it is: between more backticks than it has in a row."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    return f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}"
+pictures = _module("space_pictures")
 
 
 class Space:
@@ -61,7 +55,8 @@ class Space:
         self.endpoint, self.error_class, self.scratch, self.keep_files = endpoint, error_class, scratch, keep_files
         self.remark = remark
         self.examples = _module("space_examples")
-        self.files = self.examples.write(scratch / "examples")
+        self.files, self.answers = self.examples.write(scratch / "examples"), scratch / "answers"
+        self.answers.mkdir(exist_ok=True)
         self.busy = threading.Lock()  # a model is for one thread at a time
 
     # ---- a request -----------------------------------------------------------------------
@@ -90,11 +85,8 @@ class Space:
             raise words.Problem(words.of_page(task, error.message)) from error
 
     def save(self, name: str, content: str) -> str:
-        """A file of an answer, to be looked at or downloaded; older ones than `keep_files` go."""
-        answers = self.scratch / "answers"
-        answers.mkdir(exist_ok=True)
-        words.remove_old(answers, self.keep_files)
-        path = Path(tempfile.mkdtemp(dir=answers)) / name
+        """A file of an answer, to be looked at or downloaded."""
+        path = Path(tempfile.mkdtemp(dir=self.answers)) / name
         path.write_bytes(base64.b64decode(content))
         return str(path)
 
@@ -165,8 +157,8 @@ class Space:
                 yield so_far, gr.skip()
         job, answer = so_far
         heat = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in answer.get("attention", [])]
-        pictures = [_glowing(picture, frame) for picture, frame in zip(heat, job.media["shown"])]
-        yield answer["answer"], [(picture, f"{number + 1}") for number, picture in enumerate(pictures)]
+        shown = [pictures.glowing(picture, frame) for picture, frame in zip(heat, job.media["shown"])]
+        yield answer["answer"], [(picture, f"{number + 1}") for number, picture in enumerate(shown)]
 
     def _reconstruct_tab(self) -> None:
         models = self.endpoint.describe()["reconstruct"]["models"]
@@ -198,7 +190,7 @@ class Space:
         maps = []
         for frame in answer["frames"]:
             depth, mask = (np.load(io.BytesIO(base64.b64decode(frame[name]))) for name in ("depth", "mask"))
-            maps.append((_depth_picture(depth, mask), f"{frame['index']}"))
+            maps.append((pictures.depth_picture(depth, mask), f"{frame['index']}"))
         cameras = [
             {name: frame[name] for name in ("index", "camera_to_world", "intrinsics")} for frame in answer["frames"]
         ]
@@ -243,7 +235,7 @@ class Space:
         entries = answer["phrases"]
         overlay = self._masked(image, entries, range(len(entries)))
         note = "" if entries else NO_MASKS
-        yield _highlighted(answer.get("answer"), entries), overlay, note, entries
+        yield pictures.highlighted(answer.get("answer"), entries), overlay, note, entries
 
     def show_mask(self, image, entries, event: gr.SelectData):
         label = event.value[1] if isinstance(event.value, (list, tuple)) else None
@@ -348,7 +340,7 @@ class Space:
             "; ".join(filter(None, [f"{number}: {one['code']} {one['message']}".strip(), *one["notes"]]))
             for number, one in enumerate(outcome["candidates"], 1)
         ]
-        note = "\n\n".join(filter(None, [outcome.get("message"), *map(as_code, tried)]))
+        note = "\n\n".join(filter(None, [outcome.get("message"), *map(words.as_code, tried)]))
         if outcome["best"] is None:
             return note, None, None, None
         picture = Image.open(io.BytesIO(base64.b64decode(outcome["picture"])))
@@ -418,36 +410,6 @@ def one_of(*components) -> None:
         listen(lambda empty=empty: empty if len(empty) > 1 else empty[0], None, others)
 
 
-def _glowing(heat: Image.Image, frame: Image.Image) -> Image.Image:
-    """A frame in grey, coloured black, red, yellow, white where heat is 0 … 255."""
-    share = np.asarray(heat).astype(np.float32)[..., None] / 255
-    grey = np.asarray(frame.convert("L").convert("RGB")).astype(np.float32)
-    colours = 255 * (3 * share - np.arange(3)).clip(0, 1)
-    weight = 0.7 * np.sqrt(share)
-    return Image.fromarray((grey * (1 - weight) + colours * weight).astype(np.uint8))
-
-
-def _depth_picture(depth: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """Inverse depth between its 2nd and 98th percentile; what is not to be trusted is dark."""
-    inverse = 1 / np.maximum(np.abs(depth), 1e-6)
-    low, high = np.percentile(inverse, (2, 98))
-    level = ((inverse - low) / max(high - low, 1e-12)).clip(0, 1)
-    return Image.fromarray((255 * level * np.where(mask, 1.0, 0.35)).astype(np.uint8))
-
-
-def _highlighted(answer: str | None, entries: list[dict]) -> list[tuple[str, str | None]]:
-    """Pieces of an answer, phrases with their number; without an answer the phrases alone."""
-    if answer is None:
-        return [(entry["phrase"], str(number + 1)) for number, entry in enumerate(entries)]
-    pieces, place = [], 0
-    for number, entry in sorted(enumerate(entries), key=lambda item: item[1]["start"]):
-        if entry["start"] < place:
-            continue
-        pieces += [(answer[place : entry["start"]], None), (answer[entry["start"] : entry["end"]], str(number + 1))]
-        place = entry["end"]
-    return [piece for piece in (*pieces, (answer[place:], None)) if piece[0]]
-
-
 def default_model() -> tuple[str, str]:
     """The folder that this file lies in, or the tiny models where it holds none; and what to say of them."""
     if any(HERE.glob("config.json")) or any(HERE.glob("*/config.json")):
@@ -481,6 +443,7 @@ def main(arguments: list[str] | None = None) -> None:
     endpoint = handler.EndpointHandler(folder, device=options.device)
     with tempfile.TemporaryDirectory(prefix="space-") as scratch:
         space = Space(endpoint, handler.RequestError, Path(scratch), options.keep_files, remark)
+        threading.Thread(target=words.keep_removing, args=[space.answers, options.keep_files], daemon=True).start()
         space.build().queue(default_concurrency_limit=4, max_size=32).launch(
             server_name=options.host, server_port=options.port, max_file_size=endpoint.limits.bytes,
             allowed_paths=[scratch],

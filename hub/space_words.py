@@ -53,3 +53,16 @@ def remove_old(folder: Path, seconds: float) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         except FileNotFoundError:  # somebody else did
             continue
+
+
+def keep_removing(folder: Path, seconds: float) -> None:
+    """`remove_old`, again and again, until the program ends."""
+    while folder.is_dir():
+        remove_old(folder, seconds)
+        time.sleep(max(1.0, seconds / 4))
+
+
+def as_code(text: str) -> str:
+    """Text of others as Markdown that shows it as it is: between more backticks than it has in a row."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}"

@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from . import handler_module
+from .answers import as_response
 from .batching import BatchingQueue
 from .bodies import Bodies, ClientLeft
 from .keys import Keys, Shares
@@ -145,7 +146,7 @@ class Visit:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
         answer = await self._within(asyncio.wrap_future(ticket.future), deadline)
-        return await asyncio.to_thread(JSONResponse, self.dialect.answer(ticket, answer))
+        return await asyncio.to_thread(as_response, self.dialect.answer(ticket, answer))
 
     async def _first(self, streams: asyncio.Future, tokens: Tokens, deadline: float) -> None:
         """Wait until it is known whether the answer streams and, if so, that it has begun or failed."""

@@ -13,6 +13,7 @@ for library in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
     pytest.importorskip(library, reason="needs the extras [serve] and [test]")
 from fastapi.testclient import TestClient  # noqa: E402
 
+from dsr_toolkit.serving.answers import pieces  # noqa: E402
 from dsr_toolkit.serving.application import build, create_app  # noqa: E402
 from dsr_toolkit.serving.batching import BatchingQueue  # noqa: E402
 from dsr_toolkit.serving.keys import Keys, Shares  # noqa: E402
@@ -219,6 +220,18 @@ def test_pieces_of_text_are_sent_when_they_are_certain(texts, stops, pieces, who
     stream = TextStream(lambda tokens: texts[len(tokens) - 1], stops)
     sent = [stream.feed(token) for token in range(len(texts))]
     assert sent == pieces and "".join(sent) + stream.rest(whole) == whole
+
+
+def test_answers_are_written_as_json():
+    value = {
+        "a": [1, 2.5, None, "ä\n"],
+        "b": {},
+        "c": [],
+        "d": [{"e": [[1], []]}, True],
+        "f": ({"g": "h"},),
+        "i": {"j": 1e-9},
+    }
+    assert json.loads("".join(pieces(value))) == json.loads(json.dumps(value))
 
 
 # ---- settings and models -----------------------------------------------------------------
