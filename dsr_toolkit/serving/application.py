@@ -18,7 +18,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from . import handler_module
-from .batching import BatchingQueue
+from .batching import BatchingQueue, give_memory_back
 from .docs_page import docs_page
 from .door import ID_HEADER, Door
 from .keys import Keys
@@ -70,6 +70,7 @@ def create_app(queue: BatchingQueue, settings: Settings | None = None, keys: Key
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
+        await asyncio.to_thread(give_memory_back)  # now, and not while somebody waits
         preloading.start()
         yield
         door.stop_reading()

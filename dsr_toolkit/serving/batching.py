@@ -354,9 +354,14 @@ def _holds_video(data) -> bool:
 
 
 def give_memory_back() -> None:
-    """glibc keeps what many threads freed, several times what the models need; this returns it. Elsewhere: nothing to
-    do."""
+    """
+    glibc keeps what many threads freed, several times what the models need; this returns it.
+
+    What is left after a collection is not looked at by later ones, which would hold the interpreter for long: libraries
+    and models stay. Whoever gives a model up lets everything be looked at again.
+    """
     gc.collect()
+    gc.freeze()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):

@@ -9,8 +9,11 @@ from Python); nothing is ever fetched from an address or read from a path that a
 request is a [`RequestError`] with an HTTP status and a code; see `ERRORS`. Without `temperature` answers are greedy;
 with it they follow from `seed` alone, whatever else is answered at the same time.
 
-A server calls the three steps itself: `prepare` (any thread), `run` (one thread; takes all jobs of one `Job.key` at
-once), `finish` (any thread).
+A request without `task` is a widget's, and answered as a pipeline answers; see `widget`.
+
+A server calls the three steps itself: `prepare` (any thread), `run` (takes all jobs of one `Job.key` at once), `finish`
+(any thread). One thread computes at a time; `EndpointHandler.pause`, which is called between two tokens, may let
+another `run` go on meanwhile. A job's `Listener` hears its tokens, and may give it up.
 
 This folder stands alone: beside the repository's own code it needs torch, transformers, numpy, pillow and, for videos,
 av. Running CAD programs (`execute`) needs this library's toolkit with its sandbox; where it is not installed, programs

@@ -156,7 +156,7 @@ class EndpointHandler:
             raise RequestError("invalid_input", str(error)) from error
 
     def run(self, jobs: list[Job]) -> list:
-        """Results of jobs of one key, in their order. One thread at a time."""
+        """Results of jobs of one key, in their order. One thread computes at a time; between tokens, see `pause`."""
         with self.residents.using(jobs[0].model):
             return self.tasks[jobs[0].task].run(jobs)
 

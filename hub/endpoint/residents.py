@@ -76,6 +76,7 @@ class Residents:
                     del self.loaded[name]
                     given_up += 1
         if given_up:
+            gc.unfreeze()  # a server may have told the collector to leave models alone
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -56,7 +56,7 @@ def new_tokens_field(default: int) -> Field:
 
 
 class Task:
-    """One entry of `TASKS`. `prepare` and `finish` may run in several threads, `run` in one."""
+    """One entry of `TASKS`. `prepare` and `finish` may run in several threads, `run` in one at a time."""
 
     NAME: str
     ABOUT: str

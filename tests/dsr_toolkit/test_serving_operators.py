@@ -144,6 +144,7 @@ def test_an_answer_that_takes_too_long_is_given_up(served):
 def test_stages_are_measured_per_task(client):
     headers = {"X-API-Key": "secret-1"}
     assert client.post("/", json=samples.ask(1), headers=headers).status_code == 200
+    assert client.post("/", json=samples.ask(1)).status_code == 401
     text = client.get("/metrics", headers=headers).text
     for stage in ("prepare", "wait", "run", "finish", "first_token"):
         assert f'dsr_stage_seconds_count{{stage="{stage}",task="ask"}}' in text
