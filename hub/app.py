@@ -48,7 +48,8 @@ class Space:
 
     Args:
         endpoint: an `EndpointHandler`. scratch: folder for examples and for files to download.
-        keep_files: seconds for which files that were uploaded or made are kept. remark: on the models, below the heading.
+        keep_files: seconds for which files that were uploaded or made are kept.
+        remark: on the models, below the heading.
     """
 
     def __init__(self, endpoint, error_class, scratch: Path, keep_files: float = 3600, remark: str = ""):
