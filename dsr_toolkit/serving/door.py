@@ -112,7 +112,7 @@ class Visit:
         address = request.client.host if request.client else "-"
         self.client = door.keys.client(request.headers, address)
         self.holds.enter_context(door.shares.one(self.client))
-        self.holds.enter_context(request_span(ticket, dict(request.headers), request.url.path))
+        self.holds.enter_context(request_span(ticket, dict(request.headers)))
         door.queue.check_room()  # before anything of the body is kept
         body = await door.bodies.read(request.headers, request.receive)
         self.size = body.size

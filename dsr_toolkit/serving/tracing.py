@@ -13,14 +13,14 @@ TRACER = "dsr_toolkit.serving"
 
 
 @contextmanager
-def request_span(ticket, headers: dict[str, str], path: str):
-    """A request's span, below that of its client where the headers name one. It holds no contents."""
+def request_span(ticket, headers: dict[str, str]):
+    """A request's span, below the framework's where it makes one, else below that of its client. It holds no contents."""
     if trace is None:
         yield
         return
-    span = trace.get_tracer(TRACER).start_span(
-        f"POST {path}", context=propagate.extract(headers), kind=trace.SpanKind.SERVER
-    )  # not the current one of a task: an answer that streams ends in another
+    above = None if trace.get_current_span().get_span_context().is_valid else propagate.extract(headers)
+    # It does not become the current one of its task: an answer that streams ends in another.
+    span = trace.get_tracer(TRACER).start_span("request", context=above)
     ticket.context = trace.set_span_in_context(span)
     span.set_attribute("dsr.request", ticket.name)
     try:

@@ -166,8 +166,8 @@ def test_traces_have_a_span_per_stage(client):
         == 200
     )
     spans = {span.name: span for span in exporter.get_finished_spans()}
-    assert {"POST /", "prepare", "run", "finish"} <= set(spans)
-    root = spans["POST /"]
+    assert {"request", "prepare", "run", "finish"} <= set(spans)
+    root = spans["request"]
     assert root.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
     assert all(spans[name].parent.span_id == root.context.span_id for name in ("prepare", "run", "finish"))
     assert root.attributes["dsr.task"] == "ask" and samples.ask(1)["inputs"]["question"] not in str(root.attributes)
