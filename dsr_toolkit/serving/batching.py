@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0  # without any request, after which freed memory goes back to the system
 
+LOOK_SECONDS = 0.1  # how often a request that waits for memory looks again
 GIVE_UP_SECONDS = 5.0  # that what was given up gets to notice it
 
 
@@ -185,8 +186,15 @@ class BatchingQueue:
             return
         self._pools["watch" if _holds_video(data) else "read"].submit(self._prepare, ticket, data, then)
 
+    def _wait_for_room(self, ticket: Ticket) -> None:
+        """Prepared requests take memory, too: where they have enough, some are answered first."""
+        with self._changed:
+            while self.handler.prepared.full and (self._waiting or self._lanes) and not ticket.cancelled:
+                self._changed.wait(LOOK_SECONDS)
+
     def _prepare(self, ticket: Ticket, data, then: Callable[[], None]) -> None:
         try:
+            self._wait_for_room(ticket)
             self._check_wanted(ticket)
             with stage_span(ticket, "prepare"):
                 ticket.job = self.handler.prepare(data, ticket)

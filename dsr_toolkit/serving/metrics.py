@@ -15,6 +15,7 @@ class Metrics:
     """Counters of one [`BatchingQueue`], in a registry of their own."""
 
     def __init__(self, queue):
+        handler = queue.handler
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "dsr_requests", "requests that came to an end", ["task", "code"], registry=self.registry
@@ -36,7 +37,11 @@ class Metrics:
             ("dsr_requests_pending", "requests on their way", lambda: queue.pending),
             ("dsr_requests_waiting", "of these, prepared and waiting for the model", lambda: queue.waiting),
             ("dsr_models_loaded", "models in memory", lambda: queue.handler.loaded),
-            ("dsr_media_bytes", "unpacked media and prepared requests", lambda: queue.handler.media_budget.used),
+            (
+                "dsr_media_bytes",
+                "unpacked media and prepared requests",
+                lambda: handler.media_budget.used + handler.prepared.used,
+            ),
         ):
             Gauge(name, about, registry=self.registry).set_function(value)
 

@@ -14,7 +14,7 @@ TRACER = "dsr_toolkit.serving"
 
 @contextmanager
 def request_span(ticket, headers: dict[str, str]):
-    """A request's span, below the framework's where it makes one, else below that of its client. It holds no contents."""
+    """A request's span, without contents: below the framework's where it makes one, else below that of its client."""
     if trace is None:
         yield
         return

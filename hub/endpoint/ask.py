@@ -80,8 +80,8 @@ class Ask(Task):
             dict(encoded),
             parameters,
             media,
-            parameters["candidates"],
-            parameters["max_new_tokens"],
+            cost=parameters["candidates"],
+            length=parameters["max_new_tokens"],
         )
 
     def conversation(self, inputs: dict) -> Conversation:

@@ -45,6 +45,10 @@ class Budget:
                 self._changed.notify_all()
         return Reservation(self, count)
 
+    @property
+    def full(self) -> bool:
+        return self.used >= self.total
+
     def hold(self, count: int) -> Reservation:
         """Count bytes that are in use already."""
         self._change(count)

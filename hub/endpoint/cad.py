@@ -75,7 +75,7 @@ class Cad(Task):
         key = (self.NAME, model, grid, "point_clouds" in encoded, self.pace(parameters))
         return Job(
             self.NAME, model, key, encoded, parameters, {"target": target},
-            parameters["candidates"], parameters["max_new_tokens"],
+            cost=parameters["candidates"], length=parameters["max_new_tokens"],
         )  # fmt: skip
 
     def mesh(self, files: Files, given: dict) -> tuple[np.ndarray, np.ndarray]:

@@ -71,6 +71,7 @@ class EndpointHandler:
         self.residents = Residents(self._load_model, max_models, max_model_bytes)
         self._listeners = Listeners(self.processor)
         self.media_budget, self._here = Budget(self.limits.in_flight), threading.local()
+        self.prepared = Budget(self.limits.in_flight)  # of jobs: it is counted, and nobody waits for it here
         # Called between two tokens of an answer: a server lends the model to others there.
         self.pause: Callable[[], None] = lambda: None
         self._processors, self._configs, self._sandbox = {}, {}, None
@@ -117,8 +118,7 @@ class EndpointHandler:
             job = self._prepare(data)
             job.listener = listener
             kept = sum(value.nbytes for value in job.inputs.values() if isinstance(value, torch.Tensor))
-            held = self.media_budget.hold(kept)
-            held.release_with(job)
+            self.prepared.hold(kept).release_with(job)
             return job
         finally:
             for files in self._here.files:

@@ -181,13 +181,23 @@ def test_full_size_images_are_not_kept_until_the_answer(served):
     """Of 4 images of 1.2 megapixels no more is kept than what the model and the answer see."""
     request = samples.reconstruct()
     request["inputs"]["images"] = [samples.encoded(samples.picture(seed, (1200, 1000))) for seed in range(4)]
-    before = served.media_budget.used
+    before = served.prepared.used
     job = served.prepare(request)
     kept = [one.nbytes for one in job.media["colours"]]
     assert "images" not in job.media and max(kept) <= 3 * job.inputs["pixel_values"][0, 0, 0].numel()
-    assert served.media_budget.used - before == sum(one.nbytes for one in job.inputs.values() if hasattr(one, "nbytes"))
+    assert served.media_budget.used == 0 and served.prepared.used - before == sum(
+        one.nbytes for one in job.inputs.values() if hasattr(one, "nbytes")
+    )
     del job
-    assert served.media_budget.used == before
+    assert served.prepared.used == before
+
+
+def test_whoever_prepares_many_jobs_before_any_runs_does_not_wait(repository):
+    """As batches of files do: jobs that nobody runs yet are counted, and not waited for."""
+    handler = handler_module()
+    alone = handler.EndpointHandler(str(repository), handler.Limits(in_flight=1000))
+    jobs = [alone.prepare(samples.ask(seed)) for seed in (1, 3, 5)]
+    assert alone.prepared.full and len(jobs) == 3
 
 
 def test_videos_do_not_keep_others_waiting(served):
