@@ -36,7 +36,7 @@ def address(repository, tmp_path_factory):
     log = tmp_path_factory.mktemp("space") / "log.txt"
     with open(log, "wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    for _ in range(600):
+    for _ in range(3000):  # libraries take their time where others work, too
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
