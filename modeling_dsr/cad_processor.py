@@ -87,8 +87,8 @@ class SolidProcessor(ProcessorMixin):
         cloud[:, :3] = (cloud[:, :3] - placement.center) * placement.scale
         return cloud.astype(np.float32)
 
-    def _keep_farthest(self, clouds: list[np.ndarray | None]) -> None:
-        """Replace clouds by their farthest points; those of one length are looked through together."""
+    def _keep_farthest(self, clouds: list) -> None:
+        """Replace clouds (or None) by their farthest points; those of one length are looked through together."""
         by_length: dict[int, list[int]] = {}
         for i, cloud in enumerate(clouds):
             if cloud is not None:

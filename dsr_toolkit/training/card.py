@@ -66,6 +66,9 @@ def _figures(stage, folder: Path) -> str:
     if not told:
         return ""
     source = stage.evaluation
-    lines = [f"Measured on {source['count']} rows of {source['rows']}, seed {source.get('seed', 0)}:", ""]
+    if source is None:  # a stage with a reward
+        lines = ["Of the programs that were sampled for the rows of the training:", ""]
+    else:
+        lines = [f"Measured on {source['count']} rows of {source['rows']}, seed {source.get('seed', 0)}:", ""]
     lines += ["| figure | value |", "|---|---|"] + [f"| {name} | {value:.4g} |" for name, value in told.items()]
     return "\n".join(lines) + "\n\n"
