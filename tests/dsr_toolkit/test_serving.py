@@ -294,7 +294,7 @@ class Server:
         threading.Thread(target=lambda: self.log.extend(self.process.stdout), daemon=True).start()
 
     def __enter__(self):
-        for _ in range(600):
+        for _ in range(3000):  # libraries take their time where others work, too
             try:
                 self.get("/health")
                 return self
