@@ -51,7 +51,8 @@ def evaluate(
     Returns:
         `{"model_type", "seed", "count", "metrics"}`. Metrics: `valid` (share) and `median_iou` of greedy programs from
         points, `mean_iou`, `exact` (share that the truth equals), `best_of` {n: {"valid", "median_iou", "mean_iou"}},
-        `median_iou_by_family`; the same of each kind of input under `by_input`.
+        `median_iou_by_family`; the same of each kind of input under `by_input` if
+        there are several.
     """
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
@@ -72,7 +73,7 @@ def evaluate(
                 progress()
         ious = [judge.ious(programs, sample) for programs, sample in zip(written, samples)]
         by_input[kind] = _figures(ious, written, samples, candidates)
-    metrics = {**by_input[kinds[0]], "by_input": by_input}
+    metrics = {**by_input[kinds[0]], **({"by_input": by_input} if len(kinds) > 1 else {})}
     return {"model_type": model.config.model_type, "seed": seed, "count": count, "metrics": metrics}
 
 
@@ -104,6 +105,7 @@ def write_programs(
     if candidates > 1:
         torch.manual_seed(seed)
         sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        sampling["cache_implementation"] = "static"  # of many short rows the growing cache costs most
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling, num_return_sequences=candidates - 1)
         sampled = processor.decode_programs(ids, length)
         for row, own in enumerate(programs):
