@@ -56,9 +56,9 @@ class SolidProcessor(ProcessorMixin):
             clouds[i] = cloud
         if self.point_sampling == "farthest":
             self._keep_farthest(clouds)
-        for cloud, noise in zip(clouds, noises):
-            if noise is not None and cloud is not None:
-                cloud[:, :3] += noise
+        for points, noise in zip(clouds, noises):
+            if noise is not None and points is not None:
+                points[:, :3] += noise
         return [None if cloud is None else torch.from_numpy(cloud) for cloud in clouds]
 
     def _dense_cloud(self, part, normalization: str, generator: np.random.Generator) -> np.ndarray:
