@@ -33,6 +33,6 @@ RECIPE = Recipe(
     requires=["tiny/page4d"],
     stages=[
         Stage(name="start", make=f"{GEOMETRY}:multiview_from_page4d", options=SETTINGS),
-        views_stage(steps=500, seed=121, every=250),
+        views_stage(steps=400, seed=121, every=250),
     ],
 )
