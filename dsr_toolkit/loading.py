@@ -114,11 +114,18 @@ def load(
 
 
 def _stand_in(model_type: str) -> tuple[str, StandIn]:
-    from .tiny import hub_folder, repository_folder, shipped
+    from .tiny import hub_folder, linked_folder, repository_folder, shipped
 
     carried = shipped.shipped()
-    if model_type == REPOSITORY and carried:
-        return str(shipped.FOLDER), StandIn(f"the tiny models of this library's worlds ({', '.join(carried)})", False)
     if model_type in carried:
         return str(shipped.FOLDER / model_type), StandIn(shipped.about(model_type), False)
-    return str(repository_folder() if model_type == REPOSITORY else hub_folder(model_type)), RANDOM
+    if model_type != REPOSITORY:
+        return str(hub_folder(model_type)), RANDOM
+    if not carried:
+        return str(repository_folder()), RANDOM
+    missing = [name for name in ARCHITECTURES if name not in carried]
+    told = f"the tiny models of this library's worlds ({', '.join(carried)})"
+    if not missing:
+        return str(shipped.FOLDER), StandIn(told, False)
+    folders = {name: shipped.FOLDER / name for name in carried} | {name: hub_folder(name) for name in missing}
+    return str(linked_folder(folders)), StandIn(f"{told} and, with RANDOM WEIGHTS, {', '.join(missing)}", False)

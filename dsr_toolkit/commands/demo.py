@@ -41,6 +41,8 @@ def run(args) -> None:
         names=[*(f"{name}/*" for name in names), OVERVIEW],
         overwrite=args.overwrite,
     )
+    from ..demo import page
+
     report, panels = {}, []
     with output:
         output.clear()
@@ -50,12 +52,11 @@ def run(args) -> None:
             folder = output.folder / name
             folder.mkdir(parents=True, exist_ok=True)
             report[name], panel = section.run(folder, model)
-            panels.append(panel)
+            panels.append(page.not_trained(panel, name) if report[name].get("random_weights") else panel)
             output.adopt(name)
             output.report(report)
         remark = HEADING if model is None else f"Computed by `dsr demo --model {model}`."
-        page = importlib.import_module("..demo.page", __package__).overview(panels, remark)
-        page.save(output.path(OVERVIEW), optimize=True)
+        page.overview(panels, remark).save(output.path(OVERVIEW), optimize=True)
         (picture,) = output.publish(OVERVIEW)
         target = output.report(report)
     print(f"\n{picture}")

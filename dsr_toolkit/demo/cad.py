@@ -10,6 +10,7 @@ from .shown import choose, facts, measured
 
 TITLE = "Cadrille and CAD-Recode: a part is rebuilt by a CAD program"
 SEED, INDEX = 2026, 3  # no recipe trains on this seed
+EDGE = 8  # pixels around a solid
 LONGEST = {True: 96, False: 768}  # tokens of a program: of a tiny model, of another
 
 
@@ -30,8 +31,9 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
     report: dict = {"models": {}}
     row, said, programs = [], [Text(sample.text, size=15)], {}
     with sandbox:
-        for kind in ("cadrille", "cad_recode") if model is None else (None,):
-            source, kind, stand_in, figures = _chosen(model, kind)
+        chosen = [_chosen(model, kind) for kind in (("cadrille", "cad_recode") if model is None else (None,))]
+        trained = [one for one in chosen if one[2] is None or not one[2].random]
+        for source, kind, stand_in, figures in trained or chosen:
             program, value, true, solid = rebuild(source, kind, sample, sandbox, LONGEST[stand_in is not None])
             programs[kind] = program
             report["models"][kind] = {**facts(source, stand_in), "program": program, "iou": value}
@@ -56,7 +58,10 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
         print(f"   {line.text}")
     say("Programs run without files, network or further processes.")
     print(f"   {folder / 'part.png'}")
-    return report | {"picture": "part.png"}, Panel(TITLE, about, [row], [said[0], *code, *said[1:]])
+    random = all(one["random_weights"] for one in report["models"].values())
+    return report | {"random_weights": random, "picture": "part.png"}, Panel(
+        TITLE, about, [row], [said[0], *code, *said[1:]]
+    )
 
 
 def _chosen(model: str | None, kind: str | None):
@@ -99,4 +104,8 @@ def view(mesh, color):
     if mesh is None:
         return Image.new("RGB", (VIEW, VIEW), PAPER)
     upright = TriangleMesh(_upright(mesh.vertices), mesh.faces)
-    return Image.fromarray(render_mesh(upright, (-1.0, 1.0, 1.0), VIEW, color, smooth=False, oversampling=2))
+    shown = render_mesh(upright, (-1.0, 1.0, 1.0), VIEW, color, smooth=False, oversampling=2)
+    rows, columns = ((shown < 255).any(-1).any(axis) for axis in (1, 0))
+    top, left = (max(0, int(line.argmax()) - EDGE) for line in (rows, columns))
+    bottom, right = (VIEW - max(0, int(line[::-1].argmax()) - EDGE) for line in (rows, columns))
+    return Image.fromarray(shown[top:bottom, left:right])

@@ -10,7 +10,7 @@ from .page import Panel, Text
 from .shown import choose, facts, measured
 
 TITLE = "FrozenQwenSAM: masks for phrases"
-PHRASES = ("the red ball", "the blue box", "the box behind the red ball")
+PHRASES = ("the red ball", "the green box", "the box behind the red ball")
 
 
 def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:

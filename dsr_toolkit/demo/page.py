@@ -43,6 +43,12 @@ class Panel:
     lines: list[Text] = field(default_factory=list)
 
 
+def not_trained(panel: Panel, folder: str) -> Panel:
+    """In place of a section whose model has random weights, because no trained one of its kind is carried."""
+    line = f"Not shown: no trained model of this kind is carried. What random weights give is in {folder}/."
+    return Panel(panel.title, lines=[Text(line, FAINT)])
+
+
 def verdict(right: bool) -> tuple[str, tuple[int, int, int]]:
     """How an answer is judged, in a word and a colour."""
     return ("right", RIGHT) if right else ("wrong", WRONG)
@@ -50,7 +56,7 @@ def verdict(right: bool) -> tuple[str, tuple[int, int, int]]:
 
 def overview(panels: list[Panel], remark: str) -> Image.Image:
     """
-    The page: two columns of cards in their order, each where there is more room.
+    The page: two columns of cards in their order, each where there is more room; those without pictures last.
 
     Args:
         remark: below the heading.
@@ -58,7 +64,7 @@ def overview(panels: list[Panel], remark: str) -> Image.Image:
     width = (WIDTH - 2 * MARGIN - GAP) // 2
     columns: list[list[Image.Image]] = [[], []]
     heights = [0, 0]
-    for panel in panels:
+    for panel in sorted(panels, key=lambda panel: not panel.rows):  # what is not shown comes last
         card = draw_card(panel, width)
         shorter = int(heights[1] < heights[0])
         columns[shorter].append(card)

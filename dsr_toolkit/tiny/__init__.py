@@ -133,6 +133,19 @@ def repository_folder() -> Path:
     return _kept("repository", make)
 
 
+def linked_folder(folders: dict[str, Path]) -> Path:
+    """A folder that holds others by name, as links; kept likewise."""
+
+    def make(work: Path) -> Path:
+        (work / "models").mkdir()
+        for name, folder in folders.items():
+            (work / "models" / name).symlink_to(folder.resolve(), target_is_directory=True)
+        return work / "models"
+
+    names = hashlib.sha256("\n".join(f"{name} {path.resolve()}" for name, path in folders.items()).encode()).hexdigest()
+    return _kept(f"models-{names[:12]}", make)
+
+
 def _kept(name: str, make: Callable[[Path], Path]) -> Path:
     """The folder that `make` makes within a scratch folder, from the cache if it is there."""
     cache = Path(constants.HF_HOME) / "dsr-tiny"

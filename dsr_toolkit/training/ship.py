@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import statistics
+from contextlib import ExitStack
 from pathlib import Path
 
 from ..console import say, step
@@ -128,8 +129,13 @@ def measure(name: str) -> dict:
         `{"model_type", "seed" (the first), "seeds" (how many), "count" (samples of each), "metrics" (means), "sd"
         (standard deviation of the figures with a target)}`.
     """
-    model, processor, evaluation, quick = open_evaluation(name)
-    runs = [evaluation.evaluate(model, processor, SEED + n, BATCH, **quick)["metrics"] for n in range(BATCHES)]
+    model, processor, evaluation, options = open_evaluation(name)
+    with ExitStack() as stack:
+        if "candidates" in options:  # programs are run: in one sandbox, which a busy machine does not hurry
+            from ..cad import Sandbox, SandboxLimits
+
+            options = options | {"sandbox": stack.enter_context(Sandbox(limits=SandboxLimits(seconds=60.0)))}
+        runs = [evaluation.evaluate(model, processor, SEED + n, BATCH, **options)["metrics"] for n in range(BATCHES)]
     spread = {one: statistics.stdev(shipped.figure(run, one) for run in runs) for one in shipped.MODELS[name].targets}
     about = {"model_type": model.config.model_type, "seed": SEED, "seeds": BATCHES, "count": BATCH}
     return {**about, "metrics": _means(runs), "sd": spread}

@@ -179,7 +179,7 @@ def broken(tmp_path, content: bytes) -> list[str]:
         (lambda path: ["Q?"], "--video FILE or --image FILE"),
         (lambda path: ["--video", str(path / "gone.mp4"), "Q?"], "no file at .*gone.mp4"),
         (lambda path: broken(path, b"not a video"), "cannot be decoded"),
-        (lambda path: broken(path, CLIP.read_bytes()[:40_000]), "cannot be decoded"),
+        (lambda path: broken(path, CLIP.read_bytes()[: CLIP.stat().st_size // 2]), "cannot be decoded"),
         (lambda path: ["--image", __file__, "Q?"], "cannot be read as an image"),
         (lambda path: ["--video", str(CLIP), "--frames", "0", "Q?"], "`num_frames` must be at least 1"),
         (lambda path: ["--video", str(CLIP), "--max-new-tokens", "0", "Q?"], "--max-new-tokens must be at least 1"),
@@ -219,7 +219,9 @@ def test_demo_shows_what_is_found_beside_what_is_true(tmp_path, capsys):
     assert all(0 <= phrase["iou"] <= 1 for phrase in report["frozen_qwen_sam"]["phrases"])
     assert len(report["scene_qformer"]["answers"]) == 12
     page = Image.open(folder / "overview.png")
-    assert page.width == 1640 and page.convert("RGB").getcolors(1 << 12) is None  # many colours
+    assert page.width == 1640
+    if not all(report[section]["random_weights"] for section in ("dsr", "pi3", "page4d")):
+        assert page.convert("RGB").getcolors(1 << 12) is None  # pictures are on it
 
 
 @pytest.mark.slow

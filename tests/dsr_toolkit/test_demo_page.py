@@ -43,7 +43,7 @@ def test_attention_is_compared_with_the_share_of_pixels():
 
 
 @pytest.mark.parametrize(
-    "answer, right", [("B", True), ("B right", True), ("A", False), ("right", True), ("left", False)]
+    "answer, right", [("B", True), ("12 30 B", True), ("A", False), ("to the left", True), ("to the right", False)]
 )
 def test_an_answer_is_right_by_its_letter_or_its_words(answer, right):
     assert dsr.is_right(answer, question(sample())) is right

@@ -28,6 +28,7 @@ from dsr_toolkit.evaluation.geometry import (
 from dsr_toolkit.loading import resolve
 from dsr_toolkit.reconstruction import View
 from dsr_toolkit.reconstruction.similarity import Similarity
+from dsr_toolkit.tiny import hub_folder
 from processing_dsr import GeometryProcessor
 
 COUNT, HEIGHT, WIDTH = 5, 24, 32
@@ -368,7 +369,8 @@ def test_the_command_scores_writes_and_goes_on(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("task", ["video-depth", "mono-depth", "points"])
 def test_the_other_tasks_run_with_page4d(task, tmp_path, capsys):
     write_room(tmp_path / "room")
-    arguments = ["--model", "page4d", "--max-frames", "2", "-o", str(tmp_path / "out")]
+    model = str(hub_folder("page4d"))  # with a head for points
+    arguments = ["--model", model, "--max-frames", "2", "-o", str(tmp_path / "out")]
     main(["eval", task, str(tmp_path / "room"), *arguments])
     report = (tmp_path / "out" / "report.md").read_text()
     assert report.splitlines()[0].startswith("| sequence | frames |") and "| room | 2 |" in report

@@ -19,6 +19,7 @@ from dsr_toolkit.tiny import shipped
 from dsr_toolkit.training import load_recipe
 from dsr_toolkit.training.recipe import Recipe
 from dsr_toolkit.training.ship import open_evaluation, table
+from modeling_dsr import ARCHITECTURES
 from tests.hub import samples
 
 ROOT = Path(__file__).parents[2]
@@ -85,12 +86,14 @@ def test_it_stands_in_where_no_model_is_named_and_says_what_it_knows(name):
 
 def test_all_together_stand_in_for_a_repository():
     source, stand_in = resolve(None, REPOSITORY)
-    assert Path(source) == shipped.FOLDER and all(name in stand_in.remark for name in CARRIED)
+    assert all((Path(source) / name).resolve() == shipped.FOLDER / name for name in CARRIED)
+    assert all((Path(source) / name / "config.json").is_file() for name in ARCHITECTURES)  # a task of none is missed
+    assert all(name in stand_in.remark for name in CARRIED)
 
 
 def test_an_endpoint_serves_them_from_their_folders():
-    handler = handler_module().EndpointHandler(str(shipped.FOLDER), device="cpu")
-    assert set(handler.models) == set(CARRIED)
+    handler = handler_module().EndpointHandler(resolve(None, REPOSITORY)[0], device="cpu")
+    assert set(handler.models) == {*CARRIED, *ARCHITECTURES}
     answer = handler(samples.reconstruct(model=next(name for name in CARRIED if name in ("pi3", "page4d"))))
     assert answer["points"] >= 0 and len(answer["frames"]) == 2
 
