@@ -1,0 +1,1 @@
+../../../../modeling_dsr/processing_cad_recode.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/frame_sizes.py

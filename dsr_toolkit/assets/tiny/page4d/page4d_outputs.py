@@ -1,0 +1,1 @@
+../../../../modeling_dsr/page4d_outputs.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/pi3_conditioning.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/point_maps.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/vision_rope.py
