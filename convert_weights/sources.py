@@ -27,6 +27,9 @@ from .pickles import PICKLES, PickleFile
 
 HUB_ID = re.compile(r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<path>.+))?")
 # What the Hub's repositories hold beside the weights and a conversion may need.
+# transformers 5 writes the settings of all parts of a processor into one file.
+PROCESSOR_FILE = "processor_config.json"
+JOINT = {"preprocessor_config.json": "image_processor", "video_preprocessor_config.json": "video_processor"}
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
 CLOCK_TICK = 2_000_000_000  # nanoseconds in which a file system may give two changes one time
 
@@ -105,11 +108,13 @@ class Source:
         return path if path and path.is_file() else None
 
     def json(self, filename: str) -> dict:
-        """A JSON file beside the weights; `{}` if there is none."""
+        """A JSON file beside the weights, or its place in the file that newer transformers write; `{}` if there is
+        none."""
         path = self.path(filename)
-        if path is None:
-            return {}
-        return read_json(path)
+        if path is not None:
+            return read_json(path)
+        joint = self.path(PROCESSOR_FILE) if filename in JOINT else None
+        return {} if joint is None else read_json(joint).get(JOINT[filename], {})
 
     def describe(self) -> str:
         names = ", ".join(f"`{key}`" for key in self.keys()[:3])

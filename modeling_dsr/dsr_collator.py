@@ -11,9 +11,9 @@ class DSRCollator(TrainingCollator):
     See [`TrainingCollator`]. Labels cover the assistant's turns alone.
 
     Rows: "video" (a path, or frames [T, H, W, 3] uint8 with "fps"), or a list of them under "videos"; "image" or
-        "images";
-    "question" and "answer", and "system" if there is one. Or "messages", a conversation whose parts hold the media
-    ({"type": "video", "video": …}) or name them ({"type": "video"}, the media then in the row).
+        "images"; "question" and "answer", or lists of them about one video, which is encoded once; and "system" if
+        there is one. Or "messages", a conversation whose parts hold the media ({"type": "video", "video": …}) or name
+        them ({"type": "video"}, the media then in the row).
 
     Args:
         processor: a [`DSRProcessor`].
@@ -30,25 +30,24 @@ class DSRCollator(TrainingCollator):
         self.processor_options = processor_options
 
     def collate(self, rows: list[dict], seeds: list[int]) -> dict:
-        texts, images, videos, metadata = [], [], [], []
+        texts, images, videos, metadata, copies = [], [], [], [], []
         for number, row in enumerate(rows):
-            messages, media = self.conversation(row, number)
-            texts.append(self.processor.apply_chat_template(messages, tokenize=False))
+            asked = each_question(row, number)
+            copies.append(len(asked))
+            for one in asked:
+                messages, media = self.conversation(one, number)
+                texts.append(self.processor.apply_chat_template(messages, tokenize=False))
             images += media["image"]
             videos += media["video"]
             metadata += [_metadata(video, row.get("fps")) for video in media["video"]]
         options = dict(self.processor_options)
         if videos and not any(isinstance(video, str) for video in videos) and None not in metadata:
             options["video_metadata"] = metadata
-        batch = self.processor(
-            text=texts,
-            images=images or None,
-            videos=videos or None,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-            **options,
-        )
+        options |= {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+        if max(copies) > 1:
+            batch = self._shared_videos(texts, videos, copies, options)
+        else:
+            batch = self.processor(text=texts, images=images or None, videos=videos or None, **options)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if self.max_length is not None and ids.shape[1] > self.max_length:
             row = int(mask.sum(1).argmax())
@@ -63,6 +62,17 @@ class DSRCollator(TrainingCollator):
         self.check_supervised(labels)
         batch["labels"] = labels
         return pack(dict(batch)) if self.packed else dict(batch)
+
+    def _shared_videos(self, texts: list[str], videos: list, copies: list[int], options: dict):
+        """Inputs of `copies[i]` prompts in a row about video i, whose pixels are there once."""
+        starts = [sum(copies[:number]) for number in range(len(copies))]
+        batch = self.processor(text=[texts[start] for start in starts], videos=videos, **options)
+        grids = batch["video_grid_thw"].repeat_interleave(torch.tensor(copies), 0)
+        rest = {name: options[name] for name in ("padding", "padding_side", "return_tensors")}
+        prompts = self.processor(text=texts, video_grid_thw=grids, **rest)
+        batch.update({name: prompts[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids")})
+        batch["video_copies"] = torch.tensor(copies)
+        return batch
 
     def conversation(self, row: dict, number: int = 0) -> tuple[list[dict], dict[str, list]]:
         """Messages of a row with bare placeholders, and its images and videos in the order of those."""
@@ -107,6 +117,18 @@ def pack(batch: dict) -> dict:
     rows = {name: batch[name][real][None] for name in ("input_ids", "labels", "mm_token_type_ids") if name in batch}
     numbers = torch.arange(1, len(real) + 1, device=real.device)[:, None].expand_as(real)
     return {**batch, **rows, "attention_mask": numbers[real][None]}
+
+
+def each_question(row: dict, number: int) -> list[dict]:
+    """A row of lists of questions and answers as rows of one each."""
+    questions, answers = row.get("question"), row.get("answer")
+    if not isinstance(questions, list):
+        return [row]
+    if not isinstance(answers, list) or len(answers) != len(questions) or not questions:
+        raise ValueError(f"Row {number} must have as many answers as questions, and at least one.")
+    if len(_media(row, "video")) != 1 or _media(row, "image"):
+        raise ValueError(f"Row {number} has several questions, which must be about one video alone.")
+    return [{**row, "question": question, "answer": answer} for question, answer in zip(questions, answers)]
 
 
 def _media(row: dict, kind: str) -> list:

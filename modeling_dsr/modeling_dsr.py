@@ -351,6 +351,7 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
         mm_encoder_outputs: dict[str, DSRVisionFeatures] | None = None,
         question_mask: torch.BoolTensor | None = None,
         output_geometry_attentions: bool = False,
+        video_copies: torch.LongTensor | None = None,
         **kwargs,
     ) -> DSRModelOutputWithPast:
         r"""
@@ -368,6 +369,7 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             question_mask: `[B, S]` bool, the text that conditions the learned queries; chosen by
                 `config.question_scope` when absent.
             output_geometry_attentions: also return where the geometry tokens looked.
+            video_copies: `[n]`, how many times in a row the prompts show each video; it is encoded once. None: once.
         """
         features = dict(mm_encoder_outputs or {})
         if features and (pixel_values is not None or pixel_values_videos is not None):
@@ -380,6 +382,10 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             features["video"] = self.get_video_features(pixel_values_videos, video_grid_thw)
         features = {kind: value for kind, value in features.items() if value is not None}
         self._check_gradients(mm_encoder_outputs)
+        if video_copies is not None and "video" in features:
+            order = torch.arange(len(video_copies)).repeat_interleave(video_copies.cpu())
+            features["video"] = features["video"].select(order)
+            second_per_grid_ts = None if second_per_grid_ts is None else torch.as_tensor(second_per_grid_ts)[order]
         if past_key_values is None or not past_key_values.get_seq_length():
             packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
             attention_mask, position_ids = (attention_mask, position_ids) if packed is None else (packed, None)

@@ -53,7 +53,7 @@ def plan(sources: dict[str, Source], overrides: dict) -> Plan:
     return Plan(
         config=config,
         model_class=DSRForConditionalGeneration,
-        load={"dsr": _trained_rules(trained)} if trained else {"qwen": QWEN_RULES, "pi3": PI3_RULES},
+        load={"dsr": _trained_rules(trained)} if trained else {"qwen": QWEN_RULES, "pi3": pi3_rules(sources["pi3"])},
         fill=encoder_fill(ENCODER) if trained else [*encoder_fill(ENCODER), *_new_module(config)],
         generation_config=main.json("generation_config.json") or _generation_ids(config),
     )
@@ -96,10 +96,17 @@ def _trained_config(source: Source, overrides: dict) -> dict:
 # A new module on Qwen2.5-VL and π³
 # --------------------------------------------------------------------------------------
 
-PI3_RULES = [
-    *encoder_rules("encoder.", ENCODER),
-    drop(r".+", "π³'s decoder, heads and conditioning are no part of DSR"),
-]
+NOT_OF_ENCODER = ("architectures", "dtype", "transformers_version", "_name_or_path")
+OWN_ENCODER = "encoder.embeddings.cls_token"  # where this library wrote π³ under its own names
+
+
+def pi3_rules(source: Source) -> list:
+    """Of a published π³, or of one that this library wrote."""
+    own = [rename(r"encoder\.((?:embeddings|encoder|layernorm)\..+)", rf"{ENCODER}\1")]
+    return [
+        *(own if OWN_ENCODER in source else encoder_rules("encoder.", ENCODER)),
+        drop(r".+", "π³'s decoder, heads and conditioning are no part of DSR"),
+    ]
 
 
 def _new_module(config) -> list:
@@ -114,8 +121,13 @@ def _new_module(config) -> list:
 
 def _new_config(qwen: Source, pi3: Source, overrides: dict) -> dict:
     content = _qwen_config(qwen)
-    content["geometry_config"] = encoder_config(pi3, "encoder.", overrides.get("geometry_config", {}))
-    return content | {f"geometry_{name}": value for name, value in image_normalisation(pi3).items()}
+    if OWN_ENCODER in pi3:
+        content["geometry_config"] = {k: v for k, v in pi3.config["encoder_config"].items() if k not in NOT_OF_ENCODER}
+        constants = {name: pi3.config[name] for name in ("image_mean", "image_std") if name in pi3.config}
+    else:
+        content["geometry_config"] = encoder_config(pi3, "encoder.", overrides.get("geometry_config", {}))
+        constants = image_normalisation(pi3)
+    return content | {f"geometry_{name}": value for name, value in constants.items()}
 
 
 # --------------------------------------------------------------------------------------
@@ -218,10 +230,10 @@ def write_processor(sources: dict[str, Source], config, folder: Path) -> list[st
     sizes = patch_sizes(config.vision_config)
     image_processor = (
         Qwen2VLImageProcessor.from_pretrained(source.folder)
-        if source.path("preprocessor_config.json")
+        if source.json("preprocessor_config.json")
         else Qwen2VLImageProcessor(**sizes)
     )
-    if source.path("video_preprocessor_config.json"):
+    if source.json("video_preprocessor_config.json"):
         video_processor = Qwen2VLVideoProcessor.from_pretrained(source.folder)
     else:
         # The defaults of the class, 128 to 768 tokens a frame, are what DSR was evaluated with. Qwen publishes bounds

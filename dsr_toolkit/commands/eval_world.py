@@ -15,6 +15,8 @@ EVALUATIONS = {
     "pi3": ("world_geometry", None, None),
     "page4d": ("world_geometry", None, None),
     "page4d_multiview": ("world_geometry", None, None),
+    "dsr": ("world_dsr", "AutoModelForImageTextToText", None),
+    "frozen_qwen_sam": ("world_frozen_qwen_sam", None, None),
     "scene_qformer": ("world_scene", "AutoModelForImageTextToText", None),
     "cadrille": ("world_cad", None, "cad"),
     "cad_recode": ("world_cad", None, "cad"),

@@ -120,14 +120,14 @@ def build_tokenizer(corpus=CORPUS, merges: int = 200, pieces: Iterable[str] = ()
     return tokenizer
 
 
-def write_tokenizer(folder: Path, corpus=CORPUS, pieces: Iterable[str] = ()) -> dict[str, int]:
+def write_tokenizer(folder: Path, corpus=CORPUS, pieces: Iterable[str] = (), merges: int = 200) -> dict[str, int]:
     """
     Write the tokenizer and chat template files of a published Qwen2.5-VL folder; see `build_tokenizer`.
 
     Returns:
         The ids of all tokens that no merges make.
     """
-    tokenizer = build_tokenizer(corpus, pieces=pieces)
+    tokenizer = build_tokenizer(corpus, merges, pieces)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json, merges.txt
 

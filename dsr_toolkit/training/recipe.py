@@ -175,9 +175,19 @@ def load_recipe(name: str) -> Recipe:
         if not path.is_file():
             raise ValueError(f"There is no recipe file {name!r}.")
         return Recipe(**json.loads(path.read_text(encoding="utf-8-sig")))
-    if name not in recipe_names():
+    if name not in [*recipe_names(), *comparisons()]:
         raise ValueError(f"There is no recipe {name!r}; there are {', '.join(recipe_names()) or 'none'}.")
     return importlib.import_module(f"{__package__}.recipes.{name.replace('/', '.')}").RECIPE
+
+
+def comparisons() -> list[str]:
+    """Names of recipes that no group runs: they show what a part of another one is worth."""
+    root = Path(__file__).parent / "recipes"
+    found = []
+    for group in sorted(folder.parent.name for folder in root.glob("*/__init__.py")):
+        module = importlib.import_module(f"{__package__}.recipes.{group}")
+        found += [f"{group}/{name}" for name in getattr(module, "COMPARISONS", ())]
+    return found
 
 
 def recipe_names(group: str | None = None) -> list[str]:

@@ -116,7 +116,7 @@ class SpaceWorld(World):
         """Scene and questions of sample `index`, without pictures."""
         scene, wishes = self._scene_and_wishes(index)
         generator = self.generator(index, "wording")
-        return scene, [ask(generator, scene, wish) for wish in wishes]
+        return scene, [ask(generator, scene, wish, self.settings.most_options) for wish in wishes]
 
     def _scene_and_wishes(self, index: int):
         generator, wishes = self.generator(index, "scene"), []
@@ -130,7 +130,7 @@ class SpaceWorld(World):
                 return None
 
             def granted(scene: Scene) -> bool:
-                found = Facts(scene) if wishes else None
+                found = Facts(scene, self.settings.margins) if wishes else None
                 return all(wish.granted(found) for wish in wishes)
 
             return granted

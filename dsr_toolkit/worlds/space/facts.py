@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import numpy as np
 
+from .margins import Margins
 from .scene import Scene
 
 MOMENTS = np.linspace(-1, 1, 9)  # τ at which scenes are looked at; START and END are its ends
 STEP = 0.02  # τ, for speeds
 AHEAD = 0.5  # τ that predictions look beyond the end of the clip
 
-# An answer counts where a change is larger than the first number, and "the same" where it is smaller than the second.
-DISTANCE = (1.25, 1.06)  # ratio of the larger to the smaller distance
-SPEED = (1.8, 1.12)  # ratio of speeds
-LEAST_SPEED = 0.25  # metres a second, of what is called moving
-LEAST_WAY = 0.5  # metres, of a direction
-AXIS = np.cos(np.radians(30))  # directions lie within 30° of left, right, towards, away
-BEARING = np.radians(9)  # shift in the camera's view
-TURN = (np.radians(40), np.radians(5))  # over the clip
-FACING = np.radians(30)  # change of the angle between a front and where it points to
-GAP_SHIFT = np.radians(7)  # change of the angle between two things in the camera's view
-PREDICTED = 1.12  # ratio of the distances at the end and a moment later
-
 
 class Facts:
-    """Paths of a scene's things and of its first camera at `MOMENTS` and shortly after each, for the answers below."""
+    """
+    Paths of a scene's things and of its first camera at `MOMENTS` and shortly after each, for the answers below.
 
-    def __init__(self, scene: Scene):
-        self.scene, self.seconds = scene, scene.seconds
+    Args:
+        margins: how clear an answer must be; default: those of the normal world.
+    """
+
+    def __init__(self, scene: Scene, margins: Margins = Margins()):
+        self.scene, self.seconds, self.margins = scene, scene.seconds, margins
         moments = np.concatenate([MOMENTS, [-1 + STEP, 1 - STEP, -STEP, STEP, 1 + AHEAD]])
         self.paths = scene.positions(moments)  # [K, 14, 3]
         self.fronts = scene.rotations(MOMENTS)[..., 0]  # [K, 9, 3]
@@ -59,7 +53,7 @@ class Facts:
 
     def moving(self, who: int) -> bool:
         """Whether thing `who` moves in the room."""
-        return self.way_length(self.path(who)) > LEAST_SPEED
+        return self.way_length(self.path(who)) > self.margins.least_speed
 
 
 def compare(first: float, last: float, margin: tuple[float, float]) -> str | None:
@@ -72,24 +66,24 @@ def compare(first: float, last: float, margin: tuple[float, float]) -> str | Non
     return "same" if 1 / margin[1] < ratio < margin[1] else None
 
 
-def distance_change(distances: np.ndarray) -> str | None:
+def distance_change(distances: np.ndarray, margin: tuple[float, float]) -> str | None:
     """Of `[9]` distances; "same" only where it holds all the time."""
-    found = compare(distances[0], distances[-1], DISTANCE)
-    if found == "same" and distances.max() / distances.min() > DISTANCE[1]:
+    found = compare(distances[0], distances[-1], margin)
+    if found == "same" and distances.max() / distances.min() > margin[1]:
         return None
     return found
 
 
-def direction(way: np.ndarray, pose: np.ndarray) -> str | None:
+def direction(way: np.ndarray, pose: np.ndarray, margins: Margins) -> str | None:
     """ "left", "right", "away" or "towards" of a horizontal way `[3]`, seen with the camera at `pose`."""
     length = np.linalg.norm(way[:2])
-    if length < LEAST_WAY:
+    if length < margins.least_way:
         return None
     right, front = pose[:2, 0], pose[:2, 2]
     across = way[:2] @ right / np.linalg.norm(right) / length
     along = way[:2] @ front / np.linalg.norm(front) / length
     for name, value in (("right", across), ("left", -across), ("away", along), ("towards", -along)):
-        if value > AXIS:
+        if value > np.cos(margins.axis):
             return name
     return None
 
@@ -100,26 +94,28 @@ def direction(way: np.ndarray, pose: np.ndarray) -> str | None:
 
 
 def distance_to_moving(facts: Facts, thing: int, viewer: int) -> str | None:
-    return distance_change(np.linalg.norm(facts.path(thing) - facts.path(viewer), axis=-1)[:9])
+    distances = np.linalg.norm(facts.path(thing) - facts.path(viewer), axis=-1)
+    return distance_change(distances[:9], facts.margins.distance)
 
 
 def distance_to_place(facts: Facts, thing: int, viewer: int) -> str | None:
     """To where the viewer is at the start."""
-    return distance_change(np.linalg.norm(facts.path(thing) - facts.path(viewer)[0], axis=-1)[:9])
+    distances = np.linalg.norm(facts.path(thing) - facts.path(viewer)[0], axis=-1)
+    return distance_change(distances[:9], facts.margins.distance)
 
 
 def shift_in_view(facts: Facts, thing: int) -> str | None:
     """ "left" or "right": the change of its bearing in the view of the moving camera."""
     seen = facts.seen(thing)
     bearing = np.arctan2(seen[:9, 0], seen[:9, 2])
-    return _side(bearing[-1] - bearing[0], BEARING)
+    return _side(bearing[-1] - bearing[0], facts.margins.bearing)
 
 
 def shift_beside(facts: Facts, thing: int, other: int) -> str | None:
     """The same, compared with another thing."""
     bearings = [np.arctan2(seen[:9, 0], seen[:9, 2]) for seen in (facts.seen(thing), facts.seen(other))]
     gap = bearings[0] - bearings[1]
-    return _side(gap[-1] - gap[0], GAP_SHIFT)
+    return _side(gap[-1] - gap[0], facts.margins.gap_shift)
 
 
 def _side(change: float, margin: float) -> str | None:
@@ -129,7 +125,7 @@ def _side(change: float, margin: float) -> str | None:
 def way_from_start(facts: Facts, thing: int) -> str | None:
     """Where it goes, in the view of a camera that stays where it is at the start."""
     path = facts.path(thing)
-    return direction(path[8] - path[0], facts.poses[0])
+    return direction(path[8] - path[0], facts.poses[0], facts.margins)
 
 
 def way_to_place(facts: Facts, thing: int, other: int) -> str | None:
@@ -137,10 +133,10 @@ def way_to_place(facts: Facts, thing: int, other: int) -> str | None:
     path, place = facts.path(thing), facts.path(other)[0]
     way, to = path[8] - path[0], place - path[0]
     length = np.linalg.norm(way)
-    if length < LEAST_WAY:
+    if length < facts.margins.least_way:
         return None
     cosine = way @ to / length / np.linalg.norm(to)
-    return None if abs(cosine) < 0.6 else "towards" if cosine > 0 else "away"
+    return None if abs(cosine) < facts.margins.towards else "towards" if cosine > 0 else "away"
 
 
 def turning(facts: Facts, thing: int) -> str | None:
@@ -149,9 +145,9 @@ def turning(facts: Facts, thing: int) -> str | None:
     if solid.floats:
         return None
     turn = 2 * solid.motion.turn
-    if abs(turn) < TURN[1]:
+    if abs(turn) < facts.margins.turn[1]:
         return "none"
-    return None if abs(turn) < TURN[0] else "anticlockwise" if turn > 0 else "clockwise"
+    return None if abs(turn) < facts.margins.turn[0] else "anticlockwise" if turn > 0 else "clockwise"
 
 
 def same_turning(facts: Facts, thing: int, other: int) -> str | None:
@@ -171,72 +167,80 @@ def facing(facts: Facts, thing: int, viewer: int) -> str | None:
     cosine = (to * front).sum(-1) / np.linalg.norm(to, axis=-1) / np.linalg.norm(front, axis=-1)
     angle = np.arccos(np.clip(cosine, -1, 1))
     change = angle[-1] - angle[0]
-    return None if abs(change) < FACING else "towards" if change < 0 else "away"
+    return None if abs(change) < facts.margins.facing else "towards" if change < 0 else "away"
 
 
 def speed_in_room(facts: Facts, thing: int) -> str | None:
     path = facts.path(thing)
-    return compare(*facts.speeds(path), SPEED) if facts.moving(thing) else None
+    return compare(*facts.speeds(path), facts.margins.speed) if facts.moving(thing) else None
 
 
 def speed_in_view(facts: Facts, thing: int) -> str | None:
     """Of the way in the axes of the moving camera."""
     path = facts.seen(thing)
-    return compare(*facts.speeds(path), SPEED) if facts.way_length(path) > LEAST_SPEED else None
+    return (
+        compare(*facts.speeds(path), facts.margins.speed)
+        if facts.way_length(path) > facts.margins.least_speed
+        else None
+    )
 
 
 def speed_beside(facts: Facts, thing: int, other: int) -> str | None:
     """Of the way of one thing as another, which moves, would measure it."""
     path = facts.path(thing) - facts.path(other)
-    return compare(*facts.speeds(path), SPEED) if facts.way_length(path) > LEAST_SPEED else None
+    return (
+        compare(*facts.speeds(path), facts.margins.speed)
+        if facts.way_length(path) > facts.margins.least_speed
+        else None
+    )
 
 
 def faster_in_room(facts: Facts, first: int, second: int) -> str | None:
-    return _faster(*(facts.way_length(facts.path(who)) for who in (first, second)))
+    return _faster(facts.margins, *(facts.way_length(facts.path(who)) for who in (first, second)))
 
 
 def faster_in_view(facts: Facts, first: int, second: int) -> str | None:
-    return _faster(*(facts.way_length(facts.seen(who)) for who in (first, second)))
+    return _faster(facts.margins, *(facts.way_length(facts.seen(who)) for who in (first, second)))
 
 
 def faster_beside(facts: Facts, first: int, second: int, viewer: int) -> str | None:
-    return _faster(*(facts.way_length(facts.path(who) - facts.path(viewer)) for who in (first, second)))
+    return _faster(facts.margins, *(facts.way_length(facts.path(who) - facts.path(viewer)) for who in (first, second)))
 
 
-def _faster(first: float, second: float) -> str | None:
-    if max(first, second) < LEAST_SPEED:
+def _faster(margins: Margins, first: float, second: float) -> str | None:
+    if max(first, second) < margins.least_speed:
         return None
     ratio = (first + 1e-3) / (second + 1e-3)
-    return "first" if ratio > SPEED[0] else "second" if ratio < 1 / SPEED[0] else None
+    return "first" if ratio > margins.speed[0] else "second" if ratio < 1 / margins.speed[0] else None
 
 
 def heading_at_end(facts: Facts, thing: int) -> str | None:
     """Where it would go after the clip, in the view of a camera that stays where it is at the end."""
     path = facts.path(thing)
     way = path[8] - path[10]
-    if np.linalg.norm(way) / (STEP * facts.seconds / 2) < LEAST_SPEED:
+    if np.linalg.norm(way) / (STEP * facts.seconds / 2) < facts.margins.least_speed:
         return None
-    return direction(way / np.linalg.norm(way), facts.poses[8])
+    return direction(way / np.linalg.norm(way), facts.poses[8], facts.margins)
 
 
 def next_shift_in_view(facts: Facts, thing: int) -> str | None:
     """To which side of the view it goes on, if camera and things go on as they do."""
     seen = facts.seen(thing)
     bearing = np.arctan2(seen[:, 0], seen[:, 2])
-    return _side(bearing[13] - bearing[8], BEARING / 4)
+    return _side(bearing[13] - bearing[8], facts.margins.bearing / 4)
 
 
 def next_distance(facts: Facts, thing: int, other: int) -> str | None:
     """ "more" or "less": distance of two things a moment after the clip, if both go on as they do."""
     distance = np.linalg.norm(facts.path(thing) - facts.path(other), axis=-1)
-    return _next(distance[13] / distance[8])
+    return _next(distance[13] / distance[8], facts.margins)
 
 
 def next_distance_to_place(facts: Facts, thing: int, other: int) -> str | None:
     """The same to where the other is at the end."""
     distance = np.linalg.norm(facts.path(thing)[[8, 13]] - facts.path(other)[8], axis=-1)
-    return _next(distance[1] / distance[0])
+    return _next(distance[1] / distance[0], facts.margins)
 
 
-def _next(ratio: float) -> str | None:
-    return "more" if ratio > PREDICTED else "less" if ratio < 1 / PREDICTED else None
+def _next(ratio: float, margins: Margins) -> str | None:
+    return "more" if ratio > margins.predicted else "less" if ratio < 1 / margins.predicted else None

@@ -31,7 +31,7 @@ class Question:
         viewer: "camera" or "object", what the question relates the thing to.
         text: the question. options: in the order in which they are shown; one is true.
         answer: index of the true option. phrase: the answer as a sentence.
-        key: the true answer's name in `facts`. keys: names of all answers; shown: the same in the order of the options.
+        key: the true answer's name in `facts`. keys: names of all answers; shown: those of the options, in their order.
         things: numbers of the things asked about.
     """
 
@@ -286,14 +286,18 @@ def wishes_for(generator: np.random.Generator, scene: Scene, chosen: list[tuple[
     return wishes
 
 
-def ask(generator: np.random.Generator, scene: Scene, wish: Wish) -> Question:
-    """The question of a wish that was granted, in one of its wordings and orders of options."""
+def ask(generator: np.random.Generator, scene: Scene, wish: Wish, most_options: int | None = None) -> Question:
+    """The question of a wish that was granted, in one of its wordings and orders of its options, at most so many."""
     kind = wish.kind
     names = {letter: f"the {scene.things[thing].name}" for letter, thing in zip("abc", wish.things)}
     names["A"] = names["a"][0].upper() + names["a"][1:]
     wording = generator.integers(len(kind.answers[wish.key]))
     order = generator.permutation(len(kind.answers))
     keys = [list(kind.answers)[i] for i in order]
+    if most_options is not None:
+        # Of the wrong ones any are as likely, and the true one stands anywhere.
+        wrong = [key for key in keys if key != wish.key][: most_options - 1]
+        keys = [key for key in keys if key in (wish.key, *wrong)]
     options = [kind.answers[key][wording].format(**names) for key in keys]
     answer = keys.index(wish.key)
     plain = kind.answers[wish.key][0].format(**names)

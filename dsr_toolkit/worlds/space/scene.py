@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .margins import CLEAR, Margins
+
 SHAPES = ("ball", "box", "cylinder", "cone")
 COLOURS = {
     "red": (214, 48, 44),
@@ -54,6 +56,9 @@ class SceneSettings:
             Otherwise their colours are any.
         tries: motions that are drawn for a scene before another is drawn instead. Scenes in which an answer is hard to
             come by would be rarer with that answer; so it should be many where things are in each other's way.
+        front_in_sight: largest angle, in degrees, between a thing's front and the way to the first camera in the middle
+            of the clip; 180: any.
+        margins: how clear answers are. most_options: of a question, one of them true; None: all that there are.
     """
 
     things: tuple[int, int] = (2, 4)
@@ -71,13 +76,26 @@ class SceneSettings:
     view_spacing: tuple[float, float] = (25.0, 45.0)
     compass: bool = False
     tries: int = 200
+    front_in_sight: float = 180.0
+    margins: Margins = Margins()
+    most_options: int | None = None
 
 
-# "easy" is for learning in minutes: fewer and larger things, all on the floor, on straight paths, and walls that are a
-# compass.
+# "easy" is for learning in minutes: fewer and larger things, all on the floor, on straight paths, with their white mark
+# towards the camera, walls that are a compass, clear answers, and two of them to choose from.
 DIFFICULTIES = {
     "easy": SceneSettings(
-        things=(2, 3), radius=(0.42, 0.64), hovering=0.0, arcs=0.0, approach=0.5, rise=0.15, pan=0.4, compass=True
+        things=(2, 3),
+        radius=(0.42, 0.64),
+        hovering=0.0,
+        arcs=0.0,
+        approach=0.5,
+        rise=0.15,
+        pan=0.4,
+        compass=True,
+        front_in_sight=60.0,
+        margins=CLEAR,
+        most_options=2,
     ),
     "normal": SceneSettings(),
     "hard": SceneSettings(
@@ -298,7 +316,10 @@ def _still_scene(generator, settings: SceneSettings, seconds: float, views: int)
         shape, colour = SHAPES[look % len(SHAPES)], list(COLOURS)[look // len(SHAPES)]
         radius = generator.uniform(*settings.radius) * (0.85 if shape == "box" else 1.0)
         half_height = radius * (generator.uniform(0.9, 1.5) if shape in ("cylinder", "cone") else 1.0)
-        thing = Thing(shape, colour, radius, half_height, _still(generator, half_height))
+        turned = generator.uniform(-np.pi, np.pi)
+        thing = Thing(
+            shape, colour, radius, half_height, Motion(middle=np.array([0.0, 0.0, half_height]), facing=np.eye(3))
+        )
         if generator.random() < settings.hovering:
             thing.floats, thing.motion.middle[2] = True, thing.bound + generator.uniform(0.2, 0.7)
         for _ in range(TRIES):
@@ -308,6 +329,7 @@ def _still_scene(generator, settings: SceneSettings, seconds: float, views: int)
                 break
         else:
             return None
+        _face(thing, poses[0][0, :3, 3], turned * settings.front_in_sight / 180)
         things.append(thing)
         paths.append(path.copy())
     room = generator.uniform(5.6, 6.6, 2)
@@ -329,9 +351,10 @@ def _still_cameras(generator, settings: SceneSettings, views: int) -> list[Camer
     ]
 
 
-def _still(generator, half_height: float) -> Motion:
-    upright = rotate_about(UP, generator.uniform(0, 2 * np.pi, 1))[0]
-    return Motion(middle=np.array([0.0, 0.0, half_height]), facing=upright)
+def _face(thing: Thing, eye: np.ndarray, turned: float) -> None:
+    """Stand upright with the front `turned` radians from the way to `eye` `[3]`."""
+    way = eye - thing.motion.middle
+    thing.motion.facing = rotate_about(UP, np.array([np.arctan2(way[1], way[0]) + turned]))[0]
 
 
 def _set_in_motion(generator, settings: SceneSettings, scene: Scene) -> bool:

@@ -1,0 +1,188 @@
+"""A tiny Qwen2.5-VL with the words of the space world, and a tiny SAM, both untrained; what is made of trained ones."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from ..worlds.space.questions import KINDS
+from ..worlds.space.scene import COLOURS, SHAPES
+from .cad_models import vocabulary_size
+from .tokenizer import write_tokenizer
+
+NUMBERS = tuple(f"{number:02d} " for number in range(100))
+PICTURE, FRAME = 224, 112  # sides in pixels of a picture and of a video's frames
+DESCRIBE = "Please give me a description of the image."
+PHRASE_WORDS = "the thing behind in front of to the left of to the right of it nearest to the camera and"
+# The world's questions need no system's turn.
+CHAT_TEMPLATE = """\
+{%- macro show(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for item in content -%}
+            {%- if item.type == 'video' or 'video' in item -%}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+            {%- elif item.type in ('image', 'image_url') or 'image' in item or 'image_url' in item -%}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+            {%- elif 'text' in item -%}
+                {{- item.text -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {%- if message.role == 'assistant' -%}
+        {%- generation -%}
+            {{- show(message.content) + '<|im_end|>\\n' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- show(message.content) + '<|im_end|>\\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+def corpus() -> list[str]:
+    """Every word that the world writes, with and without a space before it, often enough to become one token."""
+    names = {letter: f"the {colour} {shape}" for letter, colour, shape in zip("abc", COLOURS, SHAPES)}
+    names["A"] = "The" + names["a"][3:]
+    texts = [DESCRIBE, "Options:\nA\nB\nC\nD\n", "system\nuser\nassistant\n", PHRASE_WORDS]
+    texts += [f"the {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    for kind in KINDS:
+        texts += [text.format(**names) for text in kind.texts]
+        for wordings in kind.answers.values():
+            options = [option.format(**names) for option in wordings]
+            texts += [f"A {option}" for option in options] + [kind.phrase.format(answer=o, **names) for o in options]
+    return texts * 20
+
+
+def space_tokenizer():
+    """A `Qwen2Tokenizer` with one token for each word of the world and for each number of two digits and a space."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(Path(folder), corpus(), NUMBERS, merges=900)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_qwen_vl(
+    hidden_size: int = 128,
+    intermediate_size: int = 384,
+    layers: int = 4,
+    heads: int = 4,
+    vision_width: int = 96,
+    vision_layers: int = 3,
+    attention: str = "eager",
+):
+    """(model, processor) of an untrained Qwen2.5-VL; `build` of a recipe."""
+    tokenizer = space_tokenizer()
+    names = ("<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    pad, end, vision_start, vision_end, image, video = tokenizer.convert_tokens_to_ids(list(names))
+    half = hidden_size // heads // 2
+    side = 3 * half // 8
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": vocabulary_size(tokenizer),
+            "hidden_size": hidden_size,
+            "intermediate_size": intermediate_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": 2048,
+            # The usual 0.02 is for widths of thousands.
+            "initializer_range": 0.08,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [half - 2 * side, side, side],
+            },
+            "bos_token_id": pad,
+            "eos_token_id": end,
+            "pad_token_id": pad,
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "depth": vision_layers,
+            "hidden_size": vision_width,
+            "intermediate_size": 2 * vision_width,
+            "num_heads": 4,
+            "out_hidden_size": hidden_size,
+            "fullatt_block_indexes": list(range(vision_layers)),
+            "window_size": FRAME,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "initializer_range": 0.08,
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=vision_start,
+        vision_end_token_id=vision_end,
+        tie_word_embeddings=False,
+    )
+    config._attn_implementation = attention
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    order_numbers(model, tokenizer)
+    model.generation_config.update(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
+    return model, processor_of(tokenizer)
+
+
+def processor_of(tokenizer) -> Qwen2_5_VLProcessor:
+    """Pictures and frames of any size are read at one size."""
+    sizes = [{"shortest_edge": side * side, "longest_edge": side * side} for side in (PICTURE, FRAME)]
+    return Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(size=sizes[0]),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=sizes[1]),
+        chat_template=tokenizer.chat_template,
+    )
+
+
+@torch.no_grad()
+def order_numbers(model, tokenizer) -> None:
+    """Embeddings of numbers start as smooth functions of their values: neighbours are alike from the first step on."""
+    ids = tokenizer.convert_tokens_to_ids(list(NUMBERS))
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        angles = torch.arange(100.0)[:, None] * torch.exp(torch.linspace(-4, 0, layer.weight.shape[1] // 4))
+        waves = torch.cat([angles.sin(), angles.cos()], 1)
+        vectors = waves @ torch.randn(waves.shape[1], layer.weight.shape[1])
+        layer.weight[ids] = vectors / vectors.std() * model.config.get_text_config().initializer_range
+
+
+def dsr_of_parts(
+    folders: dict, output: Path, qwen: str = "tiny/qwen_vl", pi3: str = "tiny/pi3", num_geometry_tokens: int = 16,
+    num_frames: int = 4,
+) -> None:  # fmt: skip
+    """`make` of a recipe: a DSR of a Qwen2.5-VL and of π³'s encoder by the converter, its selection module new."""
+    from convert_weights import convert
+    from modeling_dsr.processing_dsr import DSRProcessor
+
+    sources = {"qwen": folders[qwen], "pi3": folders[pi3]}
+    convert("dsr", sources, output, config_overrides={"num_geometry_tokens": num_geometry_tokens}, progress=False)
+    processor = DSRProcessor.from_pretrained(output)
+    processor.num_frames = num_frames
+    processor.save_pretrained(output)
+
+
+def frozen_qwen_sam_of_parts(
+    folders: dict, output: Path, qwen: str = "tiny/qwen_vl", sam: str = "tiny/sam", **overrides
+) -> None:
+    """`make` of a recipe: a FrozenQwenSAM of a Qwen2.5-VL and a SAM by the converter, its mask head new."""
+    from convert_weights import convert
+
+    sources = {"qwen": folders[qwen], "sam": folders[sam]}
+    convert("frozen_qwen_sam", sources, output, config_overrides=overrides, progress=False)

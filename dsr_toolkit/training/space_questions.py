@@ -1,0 +1,149 @@
+"""The space world as rows of DSR's training: clips with many questions, each answered by two numbers and a letter."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import permutations
+
+import numpy as np
+import torch
+
+from modeling_dsr.dsr_collator import DSRCollator, each_question
+
+from ..evaluation.multiple_choice import extract_letter_strict
+from ..evaluation.world_dsr import answer_clips
+from ..worlds.space import SpaceWorld
+from ..worlds.space.facts import Facts
+from ..worlds.space.questions import Question, Wish, ask, questions_for
+from ..worlds.space.readings import camera_track, readings, track
+from ..worlds.space.scene import Scene
+from .rows import Mapped
+
+FRAMES, SIDE = 4, 112
+WHERE, CAMERA_QUESTION = "Where is the {}?", "How does the camera move?"
+PRIOR_SEED, PRIOR_SCENES = 990_001, 150
+
+
+def answer_of(facts: Facts, question: Question, open_question: bool = False) -> str:
+    """ "25 34 B": what is measured (see `readings`), then the letter; of an open question the answer as a sentence."""
+    first, second = readings(facts, f"{question.type}/{question.viewer}", question.things)
+    return f"{first:02d} {second:02d} {question.phrase if open_question else question.letter}"
+
+
+def tracks_of(scene: Scene, tau: np.ndarray) -> list[tuple[str, str]]:
+    """(question, answer) of where each thing is at moments `tau`, and of the camera's way."""
+    found = [(WHERE.format(thing.name), track(scene, number, tau)) for number, thing in enumerate(scene.things)]
+    found.append((CAMERA_QUESTION, camera_track(scene, tau)))
+    return [(question, "".join(f"{value:02d} " for value in values)) for question, values in found]
+
+
+class ClipQuestions:
+    """
+    Rows of the space world: "video" `[T, H, W, 3]`, "fps", and lists "question" and "answer" about it.
+
+    The first question is the world's own. The others are about the same clip, whatever is true of it: kinds are equally
+    likely, and of each kind the answers that seldom hold come as often as the others.
+
+    Args:
+        seed, difficulty: see [`SpaceWorld`]. count: questions of a row.
+        kinds: see `question_kinds` of [`SpaceWorld`].
+        open_share: of the questions that come without options, to be answered in a sentence.
+        tracks: also ask where each thing is in every frame, and how the camera moves; answers are numbers alone.
+        wished: whether the first question is one that the motions were drawn to fit, as in evaluations; else the clip
+            is any, which is quicker to draw.
+    """
+
+    def __init__(
+        self, seed: int, count: int = 12, kinds=None, open_share: float = 0.1, wished: bool = True,
+        tracks: bool = False, difficulty: str = "easy", frames: int = FRAMES, side: int = SIDE,
+    ):  # fmt: skip
+        self.world = SpaceWorld(
+            seed, frames, side, side, difficulty=difficulty, questions=int(wished), question_kinds=kinds
+        )
+        self.kinds, self.count, self.open_share = questions_for(kinds), count, open_share
+        self.tracks = tracks
+
+    def candidates(self, facts: Facts) -> list[Wish]:
+        """All that can be asked about a scene and has a clear answer."""
+        found = []
+        for kind in self.kinds:
+            for things in permutations(range(len(facts.scene.things)), kind.things):
+                key = kind.find(facts, *things)
+                if key is not None:
+                    found.append(Wish(kind, things, key))
+        return found
+
+    @cached_property
+    def weights(self) -> dict:
+        """1 ÷ how often each answer of each kind holds."""
+        world = SpaceWorld(PRIOR_SEED, difficulty=self.world.settings, questions=0)
+        counts: dict = {}
+        for index in range(PRIOR_SCENES):
+            for wish in self.candidates(Facts(world.scene(index), self.world.settings.margins)):
+                name = (wish.kind.type, wish.kind.viewer, wish.key)
+                counts[name] = counts.get(name, 0) + 1
+        return {name: 1 / number for name, number in counts.items()}
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.world[index]
+        facts = Facts(sample.scene, self.world.settings.margins)
+        generator = self.world.generator(index, "more questions")
+        questions = list(sample.questions)
+        wishes = self.candidates(facts)
+        rare = max(self.weights.values())
+        share = np.array([self.weights.get((w.kind.type, w.kind.viewer, w.key), rare) for w in wishes])
+        number = min(self.count - len(questions), len(wishes))
+        for chosen in generator.choice(len(wishes), number, replace=False, p=share / share.sum()) if number > 0 else ():
+            questions.append(ask(generator, sample.scene, wishes[chosen], self.world.settings.most_options))
+        as_open = generator.random(len(questions)) < self.open_share
+        asked = [(q.text if free else q.prompt, answer_of(facts, q, free)) for q, free in zip(questions, as_open)]
+        if self.tracks:
+            asked += tracks_of(sample.scene, self.world.tau)
+        texts, answers = zip(*asked)
+        return {"video": sample.images, "fps": sample.fps, "question": list(texts), "answer": list(answers)}
+
+
+class EachQuestion(DSRCollator):
+    """Rows with lists of questions as a row for each, the video repeated: for a Qwen2.5-VL without geometry tokens."""
+
+    def collate(self, rows: list[dict], seeds: list[int]) -> dict:
+        asked = [one for number, row in enumerate(rows) for one in each_question(row, number)]
+        return super().collate(asked, seeds)
+
+
+def world_rows(seed: int, kinds=None, difficulty: str = "easy", frames: int = FRAMES, side: int = SIDE) -> Mapped:
+    """A question about each clip, as [`evaluate`](world_dsr.evaluate) asks it; also "letter" and "type"."""
+    world = SpaceWorld(seed, frames, side, side, difficulty=difficulty, question_kinds=kinds)
+
+    def row(sample) -> dict:
+        (question,) = sample.questions
+        answer = answer_of(Facts(sample.scene, world.settings.margins), question)
+        return {
+            "video": sample.images,
+            "fps": sample.fps,
+            "question": question.prompt,
+            "answer": answer,
+            "letter": question.letter,
+            "type": question.type,
+        }
+
+    return Mapped(world, row)
+
+
+def measure(model, processor, rows, inputs, outputs) -> dict:
+    """Letters of greedy answers, over all and by type; and how far the first number is from the true one."""
+    told = answer_clips(model, processor, [(row["video"], row["fps"]) for row in rows], [r["question"] for r in rows])
+    found: dict[str, list] = {"accuracy": [], "numbers_off": []}
+    for row, text in zip(rows, told):
+        right = extract_letter_strict(text) == row["letter"]
+        found["accuracy"].append(right)
+        found.setdefault(f"accuracy_{row['type']}", []).append(right)
+        for said, true in zip(text.split()[:2], row["answer"].split()[:2]):
+            found["numbers_off"].append(abs(int(said) - int(true)) if said.isdecimal() else 50)
+    return found
+
+
+@torch.no_grad()
+def show(model, processor, rows) -> list[dict]:
+    told = answer_clips(model, processor, [(row["video"], row["fps"]) for row in rows], [r["question"] for r in rows])
+    return [{"question": row["question"], "said": text, "true": row["answer"]} for row, text in zip(rows, told)]

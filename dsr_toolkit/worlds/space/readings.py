@@ -1,0 +1,128 @@
+"""Two numbers that decide a question, each 0 … 99: what somebody would measure before answering.
+
+Distances are in tenths of a metre, speeds in tenths of a metre a second, places in hundredths of the picture's width
+from its left side, ways and gaps around 50 (right, away and anticlockwise are more), angles to a viewer in two degrees.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .facts import Facts
+from .scene import Scene
+
+CAMERA = -1
+MOST = 99
+
+
+def readings(facts: Facts, name: str, things: tuple[int, ...]) -> tuple[int, int]:
+    """The two numbers of a question of the kind `name` ("rel_dis/camera") about `things`."""
+    first, second = _whole(READINGS[name](facts, *things))
+    return first, second
+
+
+def track(scene: Scene, thing: int, tau: np.ndarray) -> list[int]:
+    """Of a thing at moments `tau` `[T]`: places across the picture, then distances, then the angle between its front
+    and the way to the camera, in five degrees around 50, anticlockwise from above."""
+    camera, path = scene.cameras[0], scene.positions(tau)[thing]
+    poses, front = camera.poses(tau), scene.rotations(tau)[thing][:, :2, 0]
+    to = poses[:, :3, 3] - path
+    seen = np.einsum("tji,tj->ti", poses[:, :3, :3], -to)
+    angle = np.arctan2(front[:, 1], front[:, 0]) - np.arctan2(to[:, 1], to[:, 0])
+    across = 50 + 50 * seen[:, 0] / seen[:, 2] / np.tan(camera.field_of_view / 2)
+    return _whole([*across, *(10 * np.linalg.norm(to, axis=-1)), *(50 + np.degrees(_wrapped(angle)) / 5)])
+
+
+def camera_track(scene: Scene, tau: np.ndarray) -> list[int]:
+    """Of the camera at moments `tau`, behind the first: to the right and forward of where it starts, in twentieths of a
+    metre around 50, and how far it has turned to the left, in degrees around 50."""
+    poses = scene.cameras[0].poses(tau)
+    start, values = poses[0], []
+    for pose in poses[1:]:
+        values += _way(pose[:3, 3] - start[:3, 3], start, 20)
+        turned = np.arctan2(pose[1, 2], pose[0, 2]) - np.arctan2(start[1, 2], start[0, 2])
+        values.append(50 + np.degrees(_wrapped(turned)))
+    return _whole(values)
+
+
+def _wrapped(angle):
+    return (angle + np.pi) % (2 * np.pi) - np.pi
+
+
+def _whole(values) -> list[int]:
+    return [int(np.clip(round(float(value)), 0, MOST)) for value in values]
+
+
+def _distances(first, second, moments=(0, 8)):
+    return [10 * np.linalg.norm(first[i] - second[i]) for i in moments]
+
+
+def _from_place(path, place, moments=(0, 8)):
+    return [10 * np.linalg.norm(path[i] - place) for i in moments]
+
+
+def _column(facts: Facts, who: int, moments=(0, 8)):
+    seen = facts.seen(who)
+    half = np.tan(facts.scene.cameras[0].field_of_view / 2)
+    return [50 + 50 * seen[i, 0] / seen[i, 2] / half for i in moments]
+
+
+def _gap(facts: Facts, first: int, second: int):
+    pairs = zip(_column(facts, first), _column(facts, second))
+    return [50 + (one - other) / 2 for one, other in pairs]
+
+
+def _way(way: np.ndarray, pose: np.ndarray, unit: float):
+    """A way on the floor in the axes of a camera: to the right, and away."""
+    axes = [axis / np.linalg.norm(axis) for axis in (pose[:2, 0], pose[:2, 2])]
+    return [50 + unit * way[:2] @ axis for axis in axes]
+
+
+def _end_way(facts: Facts, thing: int):
+    path = facts.path(thing)
+    way = path[8] - path[10]
+    return _way(way / np.linalg.norm(way), facts.poses[8], 40)
+
+
+def _turn(facts: Facts, thing: int) -> float:
+    return 50 + np.degrees(2 * facts.scene.things[thing].motion.turn) / 5
+
+
+def _facing(facts: Facts, thing: int, viewer: int):
+    to, front = (facts.path(viewer) - facts.path(thing))[:9, :2], facts.fronts[thing][:, :2]
+    cosine = (to * front).sum(-1) / np.linalg.norm(to, axis=-1) / np.linalg.norm(front, axis=-1)
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))[[0, 8]] / 2
+
+
+def _speeds(facts: Facts, path: np.ndarray):
+    return [10 * speed for speed in facts.speeds(path)]
+
+
+def _means(facts: Facts, *paths: np.ndarray):
+    return [10 * facts.way_length(path) for path in paths]
+
+
+READINGS = {
+    "rel_dis/camera": lambda f, a: _distances(f.path(a), f.path(CAMERA)),
+    "rel_dis/object": lambda f, a, b: _distances(f.path(a), f.path(b)),
+    "abs_dis/camera": lambda f, a: _from_place(f.path(a), f.path(CAMERA)[0]),
+    "abs_dis/object": lambda f, a, b: _from_place(f.path(a), f.path(b)[0]),
+    "rel_dir/camera": _column,
+    "rel_dir/object": _gap,
+    "abs_dir/camera": lambda f, a: _way(f.path(a)[8] - f.path(a)[0], f.poses[0], 15),
+    "abs_dir/object": lambda f, a, b: _from_place(f.path(a), f.path(b)[0]),
+    "abs_ori/camera": lambda f, a: (50, _turn(f, a)),
+    "abs_ori/object": lambda f, a, b: (_turn(f, a), _turn(f, b)),
+    "rel_ori/camera": lambda f, a: _facing(f, a, CAMERA),
+    "rel_ori/object": _facing,
+    "abs_spd/camera": lambda f, a: _speeds(f, f.path(a)),
+    "rel_spd/camera": lambda f, a: _speeds(f, f.seen(a)),
+    "rel_spd/object": lambda f, a, b: _speeds(f, f.path(a) - f.path(b)),
+    "abs_spd_comp/camera": lambda f, a, b: _means(f, f.path(a), f.path(b)),
+    "rel_spd_comp/camera": lambda f, a, b: _means(f, f.seen(a), f.seen(b)),
+    "rel_spd_comp/object": lambda f, a, b, c: _means(f, f.path(a) - f.path(c), f.path(b) - f.path(c)),
+    "abs_dir_pred/camera": _end_way,
+    "abs_dir_pred/object": lambda f, a, b: _from_place(f.path(a), f.path(b)[8], (8, 13)),
+    "rel_dir_pred/camera": lambda f, a: _column(f, a, (8, 13)),
+    "rel_dir_pred/object": lambda f, a, b: _distances(f.path(a), f.path(b), (8, 13)),
+}
