@@ -136,6 +136,11 @@ def build_qwen_vl(
     )
     config._attn_implementation = attention
     model = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.no_grad():
+        # As large as what layers add to them, or the second layer would not find the words any more.
+        model.get_input_embeddings().weight.mul_(0.5 / config.text_config.initializer_range)
+        for layer in model.model.language_model.layers[1:-1]:
+            _look_for_alike(layer.self_attn.q_proj, layer.self_attn.k_proj)
     order_numbers(model, tokenizer)
     model.generation_config.update(eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=pad)
     return model, processor_of(tokenizer)
@@ -157,22 +162,49 @@ def order_numbers(model, tokenizer) -> None:
     """Embeddings of numbers start as smooth functions of their values: neighbours are alike from the first step on."""
     ids = tokenizer.convert_tokens_to_ids(list(NUMBERS))
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        size = layer.weight.std()
         angles = torch.arange(100.0)[:, None] * torch.exp(torch.linspace(-4, 0, layer.weight.shape[1] // 4))
         waves = torch.cat([angles.sin(), angles.cos()], 1)
         vectors = waves @ torch.randn(waves.shape[1], layer.weight.shape[1])
-        layer.weight[ids] = vectors / vectors.std() * model.config.get_text_config().initializer_range
+        layer.weight[ids] = vectors / vectors.std() * size
+
+
+@torch.no_grad()
+def _look_for_alike(query, key) -> None:
+    """Let an attention begin by looking for what is like the asking token."""
+    same = torch.eye(*query.weight.shape)
+    for layer in (query, key):
+        layer.weight.mul_(0.3).add_(same)
+
+
+@torch.no_grad()
+def begin_by_looking(selection) -> None:
+    """
+    Let the queries of a new Geometry Selection Module begin as the words of the question, and read the cells that are
+    like them. From the usual start each reads the mean of all cells, and hardly learns which ones it should.
+    """
+    width = selection.q_former_queries.shape[1]
+    selection.q_former_queries.mul_(0.1)
+    first, second = selection.q_former_1.attn, selection.q_former_2.attn
+    for layer in (first.v_proj, first.o_proj):
+        layer.weight.copy_(torch.eye(width))
+    _look_for_alike(second.q_proj, second.k_proj)
 
 
 def dsr_of_parts(
-    folders: dict, output: Path, qwen: str = "tiny/qwen_vl", pi3: str = "tiny/pi3", num_geometry_tokens: int = 16,
+    folders: dict, output: Path, qwen: str = "tiny/qwen_vl", pi3: str = "tiny/pi3", num_geometry_tokens: int = 28,
     num_frames: int = 4,
 ) -> None:  # fmt: skip
     """`make` of a recipe: a DSR of a Qwen2.5-VL and of π³'s encoder by the converter, its selection module new."""
     from convert_weights import convert
+    from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
     from modeling_dsr.processing_dsr import DSRProcessor
 
     sources = {"qwen": folders[qwen], "pi3": folders[pi3]}
     convert("dsr", sources, output, config_overrides={"num_geometry_tokens": num_geometry_tokens}, progress=False)
+    model = DSRForConditionalGeneration.from_pretrained(output, dtype="float32")
+    begin_by_looking(model.model.geometry_selection)
+    model.save_pretrained(output)
     processor = DSRProcessor.from_pretrained(output)
     processor.num_frames = num_frames
     processor.save_pretrained(output)

@@ -27,7 +27,8 @@ class Stage:
         model: where the model comes from. `{"path": REPO_OR_DIR, "subfolder": …, "dtype": …}`; `{"build": FUNCTION,
             "options": {…}}`, whose function returns (model, processor) after the seed was set; `{"stage": NAME}` or
             `{"recipe": NAME}`: what an earlier stage, or a required recipe, made. All but "build" take "dtype" and
-            "attention" too ("eager" is several times quicker than "sdpa" in bfloat16 on CPUs).
+            "attention" too ("eager" is several times quicker than "sdpa" in bfloat16 on CPUs), and "class", of the same
+            weights but with another loss, say.
         data: the rows that train: `{"rows": FUNCTION, "seed": 0, "count": None, "options": {…}}`. `FUNCTION(seed=…,
             **options)` returns anything that can be indexed, as worlds are. `count` None of a source without a length:
             it has no end, and sample number i of the training is row i. With a count, or a length: that many rows,

@@ -247,9 +247,9 @@ def make_model(spec: dict, folders: dict[str, Path]):
         model = load_adapter(source, dtype=spec.get("dtype", "float32")).merge_and_unload()
         return model, AutoProcessor.from_pretrained(source)
     options = {"subfolder": spec["subfolder"]} if spec.get("subfolder") else {}
-    config = AutoConfig.from_pretrained(source, **options)
+    loads = find(spec["class"]) if "class" in spec else auto_class(AutoConfig.from_pretrained(source, **options))
     attention = {"attn_implementation": spec["attention"]} if "attention" in spec else {}
-    model = auto_class(config).from_pretrained(source, dtype=spec.get("dtype", "float32"), **attention, **options)
+    model = loads.from_pretrained(source, dtype=spec.get("dtype", "float32"), **attention, **options)
     return model, AutoProcessor.from_pretrained(source, **options)
 
 

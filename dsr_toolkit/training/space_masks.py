@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import SamConfig, SamImageProcessor, SamProcessor
+from transformers import SamConfig, SamImageProcessor
 from transformers.utils import ModelOutput
 
 from modeling_dsr.frozen_qwen_sam_losses import mask_losses
@@ -70,7 +70,7 @@ def build_sam(width: int = 64, layers: int = 3, prompt_width: int = 64, patch: i
         model.shared_image_embedding.positional_embedding
     )
     size = {"size": {"longest_edge": SIDE}, "pad_size": {"height": SIDE, "width": SIDE}}
-    return model, SamProcessor(SamImageProcessor(**size))
+    return model, SamImageProcessor(**size)
 
 
 def prompt_rows(seed: int, difficulty: str = "easy") -> Mapped:
@@ -109,7 +109,7 @@ class PromptCollator:
     """Pictures as SAM's processor makes them, and the prompts of all of them one after another."""
 
     def __init__(self, processor):
-        self.processor = processor.image_processor
+        self.processor = processor
 
     def __call__(self, rows: list[dict]) -> dict:
         pixels = self.processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]

@@ -12,15 +12,16 @@ from modeling_dsr.dsr_collator import DSRCollator, each_question
 
 from ..evaluation.multiple_choice import extract_letter_strict
 from ..evaluation.world_dsr import answer_clips
+from ..tiny.space_models import NUMBERS
 from ..worlds.space import SpaceWorld
 from ..worlds.space.facts import Facts
 from ..worlds.space.questions import Question, Wish, ask, questions_for
-from ..worlds.space.readings import camera_track, readings, track
+from ..worlds.space.readings import camera_way, readings, track
 from ..worlds.space.scene import Scene
 from .rows import Mapped
 
 FRAMES, SIDE = 4, 112
-WHERE, CAMERA_QUESTION = "Where is the {}?", "How does the camera move?"
+THINGS_SHOWN = 2  # whose tracks geometry tokens learn to tell
 PRIOR_SEED, PRIOR_SCENES = 990_001, 150
 
 
@@ -30,11 +31,15 @@ def answer_of(facts: Facts, question: Question, open_question: bool = False) -> 
     return f"{first:02d} {second:02d} {question.phrase if open_question else question.letter}"
 
 
-def tracks_of(scene: Scene, tau: np.ndarray) -> list[tuple[str, str]]:
-    """(question, answer) of where each thing is at moments `tau`, and of the camera's way."""
-    found = [(WHERE.format(thing.name), track(scene, number, tau)) for number, thing in enumerate(scene.things)]
-    found.append((CAMERA_QUESTION, camera_track(scene, tau)))
-    return [(question, "".join(f"{value:02d} " for value in values)) for question, values in found]
+def slots_of(scene: Scene, text: str, tau: np.ndarray) -> list[int]:
+    """
+    What the geometry tokens of a question learn to tell, in their order, -1 for nothing: the tracks of the things that
+    it names first (places, distances and fronts at moments `tau`), and the camera's way.
+    """
+    named = [(text.find(thing.name), number) for number, thing in enumerate(scene.things) if thing.name in text]
+    shown = [track(scene, number, tau) for _, number in sorted(named)[:THINGS_SHOWN]]
+    shown += [[-1] * 3 * len(tau)] * (THINGS_SHOWN - len(shown))
+    return [value for values in shown for value in values] + camera_way(scene, tau)
 
 
 class ClipQuestions:
@@ -48,20 +53,20 @@ class ClipQuestions:
         seed, difficulty: see [`SpaceWorld`]. count: questions of a row.
         kinds: see `question_kinds` of [`SpaceWorld`].
         open_share: of the questions that come without options, to be answered in a sentence.
-        tracks: also ask where each thing is in every frame, and how the camera moves; answers are numbers alone.
+        slot_share: of the questions whose row in "slots" holds numbers, see [`slots_of`].
         wished: whether the first question is one that the motions were drawn to fit, as in evaluations; else the clip
             is any, which is quicker to draw.
     """
 
     def __init__(
         self, seed: int, count: int = 12, kinds=None, open_share: float = 0.1, wished: bool = True,
-        tracks: bool = False, difficulty: str = "easy", frames: int = FRAMES, side: int = SIDE,
+        slot_share: float = 1.0, difficulty: str = "easy", frames: int = FRAMES, side: int = SIDE,
     ):  # fmt: skip
         self.world = SpaceWorld(
             seed, frames, side, side, difficulty=difficulty, questions=int(wished), question_kinds=kinds
         )
         self.kinds, self.count, self.open_share = questions_for(kinds), count, open_share
-        self.tracks = tracks
+        self.slot_share = slot_share
 
     def candidates(self, facts: Facts) -> list[Wish]:
         """All that can be asked about a scene and has a clear answer."""
@@ -96,11 +101,33 @@ class ClipQuestions:
         for chosen in generator.choice(len(wishes), number, replace=False, p=share / share.sum()) if number > 0 else ():
             questions.append(ask(generator, sample.scene, wishes[chosen], self.world.settings.most_options))
         as_open = generator.random(len(questions)) < self.open_share
-        asked = [(q.text if free else q.prompt, answer_of(facts, q, free)) for q, free in zip(questions, as_open)]
-        if self.tracks:
-            asked += tracks_of(sample.scene, self.world.tau)
-        texts, answers = zip(*asked)
-        return {"video": sample.images, "fps": sample.fps, "question": list(texts), "answer": list(answers)}
+        told = generator.random(len(questions)) < self.slot_share
+        tau = self.world.tau
+        return {
+            "video": sample.images,
+            "fps": sample.fps,
+            "question": [q.text if free else q.prompt for q, free in zip(questions, as_open)],
+            "answer": [answer_of(facts, q, free) for q, free in zip(questions, as_open)],
+            "slots": [slots_of(sample.scene, q.text, tau) if tell else [] for q, tell in zip(questions, told)],
+        }
+
+
+class SlotCollator(DSRCollator):
+    """Rows with "slots": geometry tokens, too, have labels, the numbers that they shall tell."""
+
+    def collate(self, rows: list[dict], seeds: list[int]) -> dict:
+        batch = super().collate(rows, seeds)
+        tokenizer, count = self.processor.tokenizer, self.processor.num_geometry_tokens
+        first = tokenizer.convert_tokens_to_ids(NUMBERS[0])
+        slots = [numbers for row in rows for numbers in row.get("slots", [])]
+        is_video = batch["input_ids"] == self.processor.video_token_id
+        # Geometry tokens are the last placeholders; what stands at a position is predicted by the one before it.
+        ends = batch["input_ids"].shape[1] - is_video.flip(1).int().argmax(1)
+        for labels, numbers, end in zip(batch["labels"], slots, ends.tolist()):
+            for slot, number in enumerate(numbers[:count]):
+                if number >= 0:
+                    labels[end - count + slot + 1] = first + number
+        return batch
 
 
 class EachQuestion(DSRCollator):

@@ -33,16 +33,12 @@ def track(scene: Scene, thing: int, tau: np.ndarray) -> list[int]:
     return _whole([*across, *(10 * np.linalg.norm(to, axis=-1)), *(50 + np.degrees(_wrapped(angle)) / 5)])
 
 
-def camera_track(scene: Scene, tau: np.ndarray) -> list[int]:
-    """Of the camera at moments `tau`, behind the first: to the right and forward of where it starts, in twentieths of a
-    metre around 50, and how far it has turned to the left, in degrees around 50."""
-    poses = scene.cameras[0].poses(tau)
-    start, values = poses[0], []
-    for pose in poses[1:]:
-        values += _way(pose[:3, 3] - start[:3, 3], start, 20)
-        turned = np.arctan2(pose[1, 2], pose[0, 2]) - np.arctan2(start[1, 2], start[0, 2])
-        values.append(50 + np.degrees(_wrapped(turned)))
-    return _whole(values)
+def camera_way(scene: Scene, tau: np.ndarray) -> list[int]:
+    """Of the camera from the first to the last of the moments `tau`: to the right and forward, in twentieths of a metre
+    around 50, and how far it turns to the left, in degrees around 50."""
+    start, end = scene.cameras[0].poses(tau[[0, -1]])
+    turned = np.arctan2(end[1, 2], end[0, 2]) - np.arctan2(start[1, 2], start[0, 2])
+    return _whole([*_way(end[:3, 3] - start[:3, 3], start, 20), 50 + np.degrees(_wrapped(turned))])
 
 
 def _wrapped(angle):

@@ -2,7 +2,7 @@
 
 from ...recipe import Recipe, Stage
 
-QUESTIONS = "dsr_toolkit.training.space_questions"
+CELLS, QUESTIONS = "dsr_toolkit.training.space_cells", "dsr_toolkit.training.space_questions"
 ARGUMENTS = {
     "per_device_eval_batch_size": 16,
     "weight_decay": 0.02,
@@ -25,21 +25,36 @@ RECIPE = Recipe(
     requires=["tiny/pi3", "tiny/qwen_vl"],
     stages=[
         Stage(name="assemble", make="dsr_toolkit.tiny.space_models:dsr_of_parts"),
-        # Where things are and how the camera moves: a dozen numbers an answer, which teach more than a letter does.
+        # Cells of the video, in the language model's eyes and in π³'s, become like the words for what they show.
+        Stage(
+            name="see",
+            model={"stage": "assemble", "class": f"{CELLS}:CellsDSRForConditionalGeneration"},
+            data={"rows": f"{CELLS}:cell_rows", "seed": 430, "options": {"frames": 4}},
+            evaluation={"rows": f"{CELLS}:cell_rows", "seed": 900_430, "count": 64, "options": {"frames": 4}},
+            collator=f"{CELLS}:CellCollator",
+            measure=f"{CELLS}:measure",
+            freeze="all",
+            arguments={
+                **ARGUMENTS,
+                "max_steps": 300,
+                "per_device_train_batch_size": 16,
+                "learning_rate": 1.5e-3,
+                "lr_scheduler_type": "constant_with_warmup",
+                "warmup_steps": 30,
+            },
+        ),
+        # Geometry tokens learn to tell where the things of a question are in every frame, and how the camera moves.
         Stage(
             name="look",
-            model={"stage": "assemble", "attention": "eager"},
-            data={
-                "rows": f"{QUESTIONS}:ClipQuestions",
-                "seed": 431,
-                "options": {"count": 0, "wished": False, "tracks": True},
-            },
+            model={"stage": "see", "attention": "eager"},
+            data={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 431, "options": {"count": 4, "wished": False}},
+            collator=f"{QUESTIONS}:SlotCollator",
             freeze="all",
-            learning_rates={"geometry_encoder": 5e-4},
+            learning_rates={"geometry_encoder": 7e-4},
             arguments={
                 **ARGUMENTS,
                 "max_steps": 1000,
-                "per_device_train_batch_size": 12,
+                "per_device_train_batch_size": 8,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "constant_with_warmup",
                 "warmup_steps": 50,
@@ -48,12 +63,13 @@ RECIPE = Recipe(
         Stage(
             name="answer",
             model={"stage": "look", "attention": "eager"},
-            data={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 432, "options": {"count": 12, "tracks": True}},
+            data={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 432, "options": {"count": 10, "slot_share": 0.5}},
+            collator=f"{QUESTIONS}:SlotCollator",
             freeze="all",
-            learning_rates={"geometry_encoder": 5e-4},
+            learning_rates={"geometry_encoder": 7e-4},
             arguments={
                 **ARGUMENTS,
-                "max_steps": 2000,
+                "max_steps": 1500,
                 "per_device_train_batch_size": 6,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "cosine",

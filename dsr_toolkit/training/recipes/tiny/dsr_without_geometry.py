@@ -8,7 +8,7 @@ from .dsr import RECIPE as DSR
 
 
 def _stages():
-    look, answer = copy.deepcopy(DSR.stages[1:])
+    look, answer = copy.deepcopy(DSR.stages[-2:])
     look.model = {"recipe": "tiny/qwen_vl", "attention": "eager"}
     for stage in (look, answer):
         stage.collator, stage.freeze, stage.learning_rates = f"{QUESTIONS}:EachQuestion", None, {}

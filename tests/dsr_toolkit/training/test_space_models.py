@@ -1,0 +1,223 @@
+"""Qwen-VL, DSR, SAM and FrozenQwenSAM in the space world: words, rows, and miniatures of their recipes."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from dsr_toolkit.evaluation import world_dsr, world_frozen_qwen_sam
+from dsr_toolkit.evaluation.multiple_choice import extract_letter_strict
+from dsr_toolkit.tiny.space_models import (
+    NUMBERS,
+    build_qwen_vl,
+    dsr_of_parts,
+    frozen_qwen_sam_of_parts,
+    space_tokenizer,
+)
+from dsr_toolkit.training.geometry import build_pi3
+from dsr_toolkit.training.recipe import load_recipe, recipe_names
+from dsr_toolkit.training.run import make_model
+from dsr_toolkit.training.space_masks import PromptCollator, build_sam, prompt_rows
+from dsr_toolkit.training.space_masks import measure as measure_sam
+from dsr_toolkit.training.space_phrases import PlacedPhrases, measure_places, phrase_rows, place
+from dsr_toolkit.training.space_questions import ClipQuestions, EachQuestion, measure, world_rows
+from dsr_toolkit.worlds.space import SpaceWorld
+from dsr_toolkit.worlds.space.facts import Facts
+from modeling_dsr.dsr_collator import DSRCollator
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "layers": 2,
+    "heads": 2,
+    "vision_width": 32,
+    "vision_layers": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folders of a small Qwen-VL, π³ and SAM by the names of their recipes."""
+    torch.manual_seed(0)
+    root, folders = tmp_path_factory.mktemp("parts"), {}
+    built = {
+        "tiny/qwen_vl": build_qwen_vl(**SMALL),
+        "tiny/pi3": build_pi3(width=32, encoder_layers=1, layers=2, heads=2, head_width=32),
+        "tiny/sam": build_sam(width=32, layers=1, prompt_width=32),
+    }
+    for name, (model, processor) in built.items():
+        folders[name] = root / name.split("/")[-1]
+        model.save_pretrained(folders[name])
+        processor.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def dsr(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dsr") / "model"
+    dsr_of_parts(parts, folder, num_geometry_tokens=4)
+    return make_model({"path": str(folder), "attention": "eager"}, {})
+
+
+@pytest.fixture(scope="module")
+def frozen_qwen_sam(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fqs") / "model"
+    frozen_qwen_sam_of_parts(parts, folder, mask_head_channels=8, mask_head_stages=2, mask_head_size=16)
+    return make_model({"path": str(folder)}, {})
+
+
+def steps(model, batch, count, rate):
+    """Losses of `count` steps on one batch."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    losses = []
+    for _ in range(count):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+# ---- words and rows -----------------------------------------------------------------------
+
+
+def test_words_and_numbers_are_one_token_each():
+    tokenizer, rows = space_tokenizer(), ClipQuestions(71, count=30, tracks=True)
+    row = rows[0]
+    for text in (*row["question"], *row["answer"]):
+        words = re.findall(r"\d\d |[A-Za-z]+|[?.,:]+\n?|\n", text)
+        assert len(tokenizer(text).input_ids) <= len(words), text
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert all(len(tokenizer(number).input_ids) == 1 for number in NUMBERS)
+
+
+def test_answers_of_a_clip_are_true_and_end_with_the_letter_of_the_option():
+    rows, seen = ClipQuestions(72, count=10, open_share=0.0), set()
+    for index in range(6):
+        row, sample = rows[index], rows.world[index]
+        for wish in rows.candidates(Facts(sample.scene, rows.world.settings.margins)):
+            assert wish.key in wish.kind.answers
+        assert row["question"][0] == sample.questions[0].prompt
+        assert extract_letter_strict(row["answer"][0]) == sample.questions[0].letter
+        for question, answer in zip(row["question"], row["answer"]):
+            first, second, letter = re.fullmatch(r"(\d\d) (\d\d) ([AB])", answer).groups()
+            option = question.splitlines()[2 + "AB".index(letter)]
+            if question.startswith(("How does the distance between", "From the first to the last frame, how does")):
+                ratio = int(second) / int(first)
+                word = "larger" if ratio > 1.2 else "smaller" if ratio < 0.83 else "same"
+                wordings = {"larger": "larger|grows|increases", "smaller": "smaller|shrinks|decreases"}
+                assert re.search(wordings.get(word, "same|hardly|constant"), option)
+                seen.add(word)
+    assert len(seen) > 1
+
+
+def test_tracks_tell_where_the_mask_is():
+    sample = SpaceWorld(73, 4, 112, 112, difficulty="easy")[0]
+    row = ClipQuestions(73, count=0, tracks=True)[0]
+    for thing, answer in enumerate(row["answer"][1 : 1 + len(sample.names)]):
+        across = [int(value) for value in answer.split()[:4]]
+        for frame in range(4):
+            assert abs(across[frame] - place(sample.instances[frame] == thing + 1)[0]) < 9
+
+
+def test_every_first_phrase_is_followed_by_the_place_of_its_mask():
+    row, sample = PlacedPhrases(74)[3], SpaceWorld(74, 1, 112, 112, difficulty="easy", questions=0)[3]
+    places = {" ".join(f"{v:02d}" for v in place(phrase.mask)) for phrase in sample.phrases(0)}
+    told = re.findall(r"\d\d \d\d \d\d", row["answer"])
+    assert len(told) == len(places) and set(told) == places
+
+
+def test_a_video_with_many_questions_is_the_same_as_that_many_rows(dsr):
+    model, processor = dsr
+    rows = [ClipQuestions(75, count=3)[index] for index in range(2)]
+    together, apart = processor.training_collator()(rows), EachQuestion(processor)(rows)
+    assert len(together["pixel_values_videos"]) * 3 == len(apart["pixel_values_videos"])
+    with torch.no_grad():
+        one, other = model.eval()(**together), model(**apart)
+    assert torch.allclose(one.logits, other.logits, atol=1e-4)
+    assert torch.allclose(one.loss, other.loss, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"answer": ["01 02 A"]}, "as many answers as questions"),
+        ({"video": None, "image": np.zeros((28, 28, 3), np.uint8)}, "about one video alone"),
+    ],
+)
+def test_rows_of_many_questions_that_do_not_fit_are_refused(dsr, change, message):
+    row = {**ClipQuestions(75, count=2)[0], **change}
+    with pytest.raises(ValueError, match=message):
+        dsr[1].training_collator()([row])
+
+
+# ---- miniatures ---------------------------------------------------------------------------
+
+
+def test_recipes_of_the_group_come_after_what_they_need():
+    names = recipe_names("tiny")
+    for name in ("tiny/qwen_vl", "tiny/sam", "tiny/dsr", "tiny/frozen_qwen_sam"):
+        assert all(names.index(needed) < names.index(name) for needed in load_recipe(name).requires)
+    compared = load_recipe("tiny/dsr_without_geometry")
+    assert "tiny/dsr_without_geometry" not in names
+    assert [stage.data for stage in compared.stages] == [stage.data for stage in load_recipe("tiny/dsr").stages[1:]]
+
+
+def test_miniature_dsr_learns_and_needs_its_geometry(dsr):
+    torch.manual_seed(0)
+    model, processor = dsr
+    rows = [world_rows(76)[index] for index in range(4)]
+    losses = steps(model.train(), processor.training_collator()(rows), 60, 5e-3)
+    assert losses[-1] < 0.05 * losses[0]
+    found = measure(model.eval(), processor, rows, None, None)
+    assert found["accuracy"] == [True] * 4 and max(found["numbers_off"]) == 0
+    clips = [(row["video"], row["fps"]) for row in rows]
+    with world_dsr.without_geometry(model):
+        told = world_dsr.answer_clips(model, processor, clips, [row["question"] for row in rows])
+    assert told != [row["answer"] for row in rows]
+    assert world_dsr.answer_clips(model, processor, clips, [r["question"] for r in rows]) == [r["answer"] for r in rows]
+
+
+def test_world_of_dsr_tells_chance_and_both_accuracies(dsr):
+    found = world_dsr.evaluate(dsr[0].eval(), dsr[1], seed=77, count=6)
+    metrics = found["metrics"]
+    assert found["model_type"] == "dsr" and set(metrics["chance"]) == set(metrics["accuracy_by_type"])
+    assert set(metrics["chance"].values()) == {0.5}
+    assert 0 <= metrics["accuracy_without_geometry"] <= 1
+
+
+def test_miniature_qwen_vl_learns_where_things_are(parts):
+    torch.manual_seed(0)
+    model, processor = build_qwen_vl(**SMALL)
+    rows = [PlacedPhrases(78)[index] for index in range(4)]
+    batch = DSRCollator(processor)(rows)
+    losses = steps(model.train(), batch, 40, 5e-3)
+    assert losses[-1] < 0.2 * losses[0]
+    with torch.no_grad():
+        found = measure_places(model, processor, rows, batch, model(**batch))
+    assert np.mean(found["across_off"]) < 5
+
+
+def test_miniature_sam_draws_what_it_is_shown():
+    torch.manual_seed(0)
+    model, processor = build_sam(width=32, layers=1, prompt_width=32)
+    rows = [prompt_rows(79)[index] for index in range(2)]
+    batch = PromptCollator(processor)(rows)
+    losses = steps(model.train(), batch, 60, 3e-3)
+    assert losses[-1] < 0.5 * losses[0]
+    with torch.no_grad():
+        common, union = measure_sam(model, processor, rows, batch, model(**batch))["ciou"]
+    assert common / union > 0.6
+
+
+def test_miniature_frozen_qwen_sam_lowers_its_loss_and_is_measured(frozen_qwen_sam):
+    torch.manual_seed(0)
+    model, processor = frozen_qwen_sam
+    rows = [phrase_rows(80)[index] for index in range(2)]
+    losses = steps(model.train(), processor.training_collator()(rows), 25, 3e-3)
+    assert losses[-1] < 0.8 * losses[0]
+    metrics = world_frozen_qwen_sam.evaluate(model.eval(), processor, seed=80, count=2)["metrics"]
+    assert {"name", "it"} <= set(metrics["ciou_by_kind"])
+    assert 0 <= metrics["ciou_coarse"] <= 1 and metrics["phrases"] > 4
