@@ -52,6 +52,7 @@ class CellsDSRForConditionalGeneration(DSRForConditionalGeneration):
     """A DSR of which both vision tokens and spatial states learn the same."""
 
     accepts_loss_kwargs = False
+    _auto_class = None  # saved as a DSR, whose code its folder gets with the next stage
 
     def forward(self, pixel_values_videos, video_grid_thw, labels=None, **kwargs):  # type: ignore[override]
         """`labels`: `[cells of all videos]`; logits are those of the spatial states."""

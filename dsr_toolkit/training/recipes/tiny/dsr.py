@@ -36,7 +36,7 @@ RECIPE = Recipe(
             freeze="all",
             arguments={
                 **ARGUMENTS,
-                "max_steps": 300,
+                "max_steps": 200,
                 "per_device_train_batch_size": 16,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "constant_with_warmup",
@@ -53,7 +53,7 @@ RECIPE = Recipe(
             learning_rates={"geometry_encoder": 7e-4},
             arguments={
                 **ARGUMENTS,
-                "max_steps": 1000,
+                "max_steps": 800,
                 "per_device_train_batch_size": 8,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "constant_with_warmup",
@@ -69,7 +69,7 @@ RECIPE = Recipe(
             learning_rates={"geometry_encoder": 7e-4},
             arguments={
                 **ARGUMENTS,
-                "max_steps": 1500,
+                "max_steps": 1200,
                 "per_device_train_batch_size": 6,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "cosine",
