@@ -23,10 +23,10 @@ RECIPE = Recipe(
             measure=f"{PHRASES}:measure_masks",
             show=f"{PHRASES}:show_masks",
             arguments={
-                "max_steps": 800,
+                "max_steps": 400,
                 "per_device_train_batch_size": 8,
                 "per_device_eval_batch_size": 16,
-                "learning_rate": 1e-3,
+                "learning_rate": 2e-3,
                 "lr_scheduler_type": "cosine",
                 "warmup_steps": 50,
                 "weight_decay": 0.02,

@@ -16,7 +16,7 @@ RECIPE = Recipe(
             collator=f"{MASKS}:PromptCollator",
             measure=f"{MASKS}:measure",
             arguments={
-                "max_steps": 1000,
+                "max_steps": 500,
                 "per_device_train_batch_size": 12,
                 "per_device_eval_batch_size": 32,
                 "learning_rate": 2e-3,
