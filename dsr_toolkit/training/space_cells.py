@@ -14,22 +14,25 @@ from transformers.utils import ModelOutput
 
 from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
-from ..tiny.space_models import build_qwen_vl
+from ..tiny.space_models import NUMBERS, build_qwen_vl
 from ..worlds.space import SpaceWorld
+from ..worlds.space.readings import track
 from ..worlds.space.scene import COLOURS, SHAPES
 from .rows import Mapped
 
 SIDE = 112
 COVERED = 0.35  # of a cell's pixels, from which it shows a thing
 EMPTY = " room"
+NUMBER_ROLES = 8  # place, distance, front and the camera's direction in two frames
 
 
 @dataclass
 class CellsOutput(ModelOutput):
-    """`loss`, and `logits` `[cells, words]`."""
+    """`loss`, `logits` `[cells, words]`, and `numbers` `[cells, 8]` that are told."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    numbers: torch.Tensor | None = None
 
 
 class CellsForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -49,19 +52,31 @@ class CellsForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
 
 class CellsDSRForConditionalGeneration(DSRForConditionalGeneration):
-    """A DSR of which both vision tokens and spatial states learn the same."""
+    """
+    A DSR of which both vision tokens and spatial states learn the same, and spatial states also numbers: of the thing
+    that a cell shows where it is, how far, and which way it faces in each of the cell's two frames, and for every cell
+    which way the camera looks. What reads them, a linear layer, is left behind.
+    """
 
     accepts_loss_kwargs = False
     _auto_class = None  # saved as a DSR, whose code its folder gets with the next stage
 
-    def forward(self, pixel_values_videos, video_grid_thw, labels=None, **kwargs):  # type: ignore[override]
-        """`labels`: `[cells of all videos]`; logits are those of the spatial states."""
+    def __init__(self, config):
+        super().__init__(config)
+        self.cell_numbers = nn.Linear(config.text_config.hidden_size, NUMBER_ROLES * len(NUMBERS))
+        self.post_init()
+
+    def forward(self, pixel_values_videos, video_grid_thw, labels=None, numbers=None, **kwargs):  # type: ignore[override]
+        """`labels`: `[cells of all videos]`. `numbers`: `[cells, 8]`, -100 for none. Logits are of spatial states."""
         features = self.get_video_features(pixel_values_videos, video_grid_thw)
-        words = self.get_input_embeddings()
-        seen = _words_of(torch.cat(features.pooler_output), words, labels)
-        found = _words_of(torch.cat(features.geometry_features), words, labels)
+        words, states = self.get_input_embeddings(), torch.cat(features.geometry_features)
+        found = _words_of(states, words, labels)
         if labels is not None:
-            found.loss = found.loss + seen.loss
+            found.loss = found.loss + _words_of(torch.cat(features.pooler_output), words, labels).loss
+        if numbers is not None:
+            told = self.cell_numbers(F.rms_norm(states, states.shape[-1:])).unflatten(-1, (NUMBER_ROLES, -1))
+            found.loss = found.loss + F.cross_entropy(told.float().flatten(0, 1), numbers.flatten())
+            found.numbers = told.argmax(-1)
         return found
 
 
@@ -95,10 +110,26 @@ def cell_rows(seed: int, frames: int = 1, difficulty: str = "easy") -> Mapped:
         masks = masks.reshape(len(things), -1, min(frames, 2), SIDE // cell, cell, SIDE // cell, cell)
         shares = masks.mean((2, 4, 6))[1:]  # [K, T, rows, columns]
         words = [_word(sample, shares[:, t, y, x], generator) for t, y, x in np.ndindex(shares.shape[1:])]
-        shown = {"image": Image.fromarray(sample.images[0])} if frames == 1 else {"video": sample.images}
-        return {**shown, "words": words}
+        if frames == 1:
+            return {"image": Image.fromarray(sample.images[0]), "words": words}
+        return {"video": sample.images, "words": words, "numbers": _numbers(sample, shares, world.tau)}
 
     return Mapped(world, row)
+
+
+def _numbers(sample, shares: np.ndarray, tau: np.ndarray) -> np.ndarray:
+    """`[cells, 8]`, see [`CellsDSRForConditionalGeneration`]."""
+    tracks = np.array([track(sample.scene, thing, tau) for thing in range(len(sample.names))])
+    tracks = tracks.reshape(len(tracks), 3, -1, 2)  # [K, role, T, 2]
+    poses = sample.scene.cameras[0].poses(tau)
+    looks = (50 * (1 + np.arctan2(poses[:, 1, 2], poses[:, 0, 2]) / np.pi)).astype(int).clip(0, 99).reshape(-1, 2)
+    found = np.full((*shares.shape[1:], NUMBER_ROLES), -100)
+    for place in np.ndindex(shares.shape[1:]):
+        thing = int(shares[(slice(None), *place)].argmax())
+        if shares[(thing, *place)] >= COVERED / 2:
+            found[place][:6] = tracks[thing, :, place[0]].reshape(-1)
+        found[place][6:] = looks[place[0]]
+    return found.reshape(-1, NUMBER_ROLES)
 
 
 def _word(sample, shares: np.ndarray, generator) -> str | None:
@@ -127,7 +158,10 @@ class CellCollator:
         known = {word: tokenizer(word).input_ids for word in set(words) - {None}}
         labels = torch.tensor([-100 if word is None else known[word][0] for word in words])
         names = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
-        return {**{name: inputs[name] for name in names if name in inputs}, "labels": labels}
+        batch = {**{name: inputs[name] for name in names if name in inputs}, "labels": labels}
+        if "numbers" in rows[0]:
+            batch["numbers"] = torch.from_numpy(np.concatenate([row["numbers"] for row in rows]))
+        return batch
 
 
 def measure(model, processor, rows, inputs, outputs) -> dict:
@@ -140,4 +174,9 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
         where = [number for number, word in enumerate(words) if word in among]
         guesses = ids[outputs.logits[where][:, ids].argmax(-1)]
         found[name] = (guesses == inputs["labels"][where]).tolist()
+    if "numbers" in inputs:
+        off = (outputs.numbers - inputs["numbers"]).abs()
+        for role, name in enumerate(("place", "distance", "front", "look")):
+            columns = slice(2 * role, 2 * role + 2)
+            found[f"{name}_off"] = off[:, columns][inputs["numbers"][:, columns] >= 0].tolist()
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from modeling_dsr.dsr_collator import DSRCollator, each_question
+from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
 from ..evaluation.multiple_choice import extract_letter_strict
 from ..evaluation.world_dsr import answer_clips
@@ -21,6 +22,7 @@ from ..worlds.space.scene import Scene
 from .rows import Mapped
 
 FRAMES, SIDE = 4, 112
+CELL = 28
 THINGS_SHOWN = 2  # whose tracks geometry tokens learn to tell
 PRIOR_SEED, PRIOR_SCENES = 990_001, 150
 
@@ -42,6 +44,43 @@ def slots_of(scene: Scene, text: str, tau: np.ndarray) -> list[int]:
     return [value for values in shown for value in values] + camera_way(scene, tau)
 
 
+def cells_of_slots(sample, text: str, slots: int) -> np.ndarray:
+    """
+    Which cells (two frames, 28 pixels) geometry tokens learn to read: bool `[slots, cells]`, for each track's number
+    the cells that show its thing in its frame; none for other tokens.
+    """
+    frames, side = sample.instances.shape[:2]
+    rows = side // CELL
+    found = np.zeros((slots, frames // 2, rows, rows), bool)
+    named = sorted((text.find(name), thing) for thing, name in enumerate(sample.names) if name in text)
+    for order, (_, thing) in enumerate(named[:THINGS_SHOWN]):
+        mask = (sample.instances == thing + 1).reshape(frames, rows, CELL, rows, CELL).mean((2, 4))
+        for frame in range(frames):
+            shown = mask[frame] >= min(0.15, mask[frame].max())
+            for role in range(3):
+                found[3 * frames * order + role * frames + frame, frame // 2] = shown
+    return found.reshape(slots, -1)
+
+
+class GuidedDSRForConditionalGeneration(DSRForConditionalGeneration):
+    """A DSR whose geometry tokens are also told which cells to read: the loss of a head that looks elsewhere is
+    -log of what it gives to those cells."""
+
+    _auto_class = None  # saved as a DSR, whose code its folder gets with the next stage
+
+    def forward(self, *args, slot_cells=None, **kwargs):
+        """`slot_cells`: bool `[prompts, Q, cells]`."""
+        guided = slot_cells is not None and bool(slot_cells.any())
+        outputs = super().forward(*args, output_geometry_attentions=guided, **kwargs)
+        if guided and outputs.loss is not None:
+            weights = torch.stack(outputs.geometry_attentions).float().flatten(3)  # [prompts, heads, Q, cells]
+            given = (weights * slot_cells[:, None]).sum(-1)
+            told = slot_cells.any(-1)[:, None].expand_as(given)
+            guidance = -torch.log(given[told] + 1e-6).mean()
+            outputs.loss = outputs.loss + guidance
+        return outputs
+
+
 class ClipQuestions:
     """
     Rows of the space world: "video" `[T, H, W, 3]`, "fps", and lists "question" and "answer" about it.
@@ -53,20 +92,22 @@ class ClipQuestions:
         seed, difficulty: see [`SpaceWorld`]. count: questions of a row.
         kinds: see `question_kinds` of [`SpaceWorld`].
         open_share: of the questions that come without options, to be answered in a sentence.
-        slot_share: of the questions whose row in "slots" holds numbers, see [`slots_of`].
+        slot_share: of the questions whose row in "slots" holds numbers, see [`slots_of`]; where `guided`, "slot_cells"
+            holds their cells, see [`cells_of_slots`]. num_slots: geometry tokens.
         wished: whether the first question is one that the motions were drawn to fit, as in evaluations; else the clip
             is any, which is quicker to draw.
     """
 
     def __init__(
         self, seed: int, count: int = 12, kinds=None, open_share: float = 0.1, wished: bool = True,
-        slot_share: float = 1.0, difficulty: str = "easy", frames: int = FRAMES, side: int = SIDE,
+        slot_share: float = 1.0, guided: bool = False, num_slots: int = 28, difficulty: str = "easy",
+        frames: int = FRAMES, side: int = SIDE,
     ):  # fmt: skip
         self.world = SpaceWorld(
             seed, frames, side, side, difficulty=difficulty, questions=int(wished), question_kinds=kinds
         )
         self.kinds, self.count, self.open_share = questions_for(kinds), count, open_share
-        self.slot_share = slot_share
+        self.slot_share, self.guided, self.num_slots = slot_share, guided, num_slots
 
     def candidates(self, facts: Facts) -> list[Wish]:
         """All that can be asked about a scene and has a clear answer."""
@@ -103,13 +144,17 @@ class ClipQuestions:
         as_open = generator.random(len(questions)) < self.open_share
         told = generator.random(len(questions)) < self.slot_share
         tau = self.world.tau
-        return {
+        row = {
             "video": sample.images,
             "fps": sample.fps,
             "question": [q.text if free else q.prompt for q, free in zip(questions, as_open)],
             "answer": [answer_of(facts, q, free) for q, free in zip(questions, as_open)],
             "slots": [slots_of(sample.scene, q.text, tau) if tell else [] for q, tell in zip(questions, told)],
         }
+        if self.guided:
+            cells = [cells_of_slots(sample, question.text, self.num_slots) for question in questions]
+            row["slot_cells"] = [one & tell for one, tell in zip(cells, told)]
+        return row
 
 
 class SlotCollator(DSRCollator):
@@ -127,7 +172,8 @@ class SlotCollator(DSRCollator):
             for slot, number in enumerate(numbers[:count]):
                 if number >= 0:
                     labels[end - count + slot + 1] = first + number
-        return batch
+        cells = [one for row in rows for one in row.get("slot_cells", [])]
+        return {**batch, "slot_cells": torch.from_numpy(np.stack(cells))} if cells else batch
 
 
 class EachQuestion(DSRCollator):

@@ -3,6 +3,7 @@
 from ...recipe import Recipe, Stage
 
 CELLS, QUESTIONS = "dsr_toolkit.training.space_cells", "dsr_toolkit.training.space_questions"
+GUIDED = f"{QUESTIONS}:GuidedDSRForConditionalGeneration"
 ARGUMENTS = {
     "per_device_eval_batch_size": 16,
     "weight_decay": 0.02,
@@ -25,7 +26,8 @@ RECIPE = Recipe(
     requires=["tiny/pi3", "tiny/qwen_vl"],
     stages=[
         Stage(name="assemble", make="dsr_toolkit.tiny.space_models:dsr_of_parts"),
-        # Cells of the video, in the language model's eyes and in π³'s, become like the words for what they show.
+        # Cells of the video, in the language model's eyes and in π³'s, become like the words for what they show, and
+        # π³'s tell where it is.
         Stage(
             name="see",
             model={"stage": "assemble", "class": f"{CELLS}:CellsDSRForConditionalGeneration"},
@@ -36,24 +38,29 @@ RECIPE = Recipe(
             freeze="all",
             arguments={
                 **ARGUMENTS,
-                "max_steps": 200,
+                "max_steps": 500,
                 "per_device_train_batch_size": 16,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "constant_with_warmup",
                 "warmup_steps": 30,
             },
         ),
-        # Geometry tokens learn to tell where the things of a question are in every frame, and how the camera moves.
+        # Geometry tokens learn to read the cells of the things that a question names, and to tell where these are in
+        # every frame and how the camera moves.
         Stage(
             name="look",
-            model={"stage": "see", "attention": "eager"},
-            data={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 431, "options": {"count": 4, "wished": False}},
+            model={"stage": "see", "attention": "eager", "class": GUIDED},
+            data={
+                "rows": f"{QUESTIONS}:ClipQuestions",
+                "seed": 431,
+                "options": {"count": 4, "wished": False, "guided": True},
+            },
             collator=f"{QUESTIONS}:SlotCollator",
             freeze="all",
             learning_rates={"geometry_encoder": 7e-4},
             arguments={
                 **ARGUMENTS,
-                "max_steps": 800,
+                "max_steps": 600,
                 "per_device_train_batch_size": 8,
                 "learning_rate": 1.5e-3,
                 "lr_scheduler_type": "constant_with_warmup",
