@@ -71,7 +71,9 @@ class GuidedDSRForConditionalGeneration(DSRForConditionalGeneration):
     def forward(self, *args, slot_cells=None, **kwargs):
         """`slot_cells`: bool `[prompts, Q, cells]`."""
         guided = slot_cells is not None and bool(slot_cells.any())
-        outputs = super().forward(*args, output_geometry_attentions=guided, **kwargs)
+        if guided:
+            kwargs["output_geometry_attentions"] = True
+        outputs = super().forward(*args, **kwargs)
         if guided and outputs.loss is not None:
             weights = torch.stack(outputs.geometry_attentions).float().flatten(3)  # [prompts, heads, Q, cells]
             given = (weights * slot_cells[:, None]).sum(-1)

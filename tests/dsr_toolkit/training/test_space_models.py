@@ -24,7 +24,14 @@ from dsr_toolkit.training.space_cells import measure as measure_cells
 from dsr_toolkit.training.space_masks import PromptCollator, build_sam, prompt_rows
 from dsr_toolkit.training.space_masks import measure as measure_sam
 from dsr_toolkit.training.space_phrases import PlacedPhrases, measure_places, phrase_rows, place
-from dsr_toolkit.training.space_questions import ClipQuestions, EachQuestion, SlotCollator, measure, world_rows
+from dsr_toolkit.training.space_questions import (
+    ClipQuestions,
+    EachQuestion,
+    GuidedDSRForConditionalGeneration,
+    SlotCollator,
+    measure,
+    world_rows,
+)
 from dsr_toolkit.worlds.space import SpaceWorld
 from dsr_toolkit.worlds.space.facts import Facts
 from modeling_dsr.dsr_collator import DSRCollator
@@ -210,6 +217,35 @@ def test_miniature_vision_learns_the_words_of_cells(dsr):
     videos = CellCollator(dsr[1])([cell_rows(82, frames=4)[0]])
     cells = CellsDSRForConditionalGeneration(dsr[0].config)(**videos)
     assert cells.logits.shape[0] == len(videos["labels"]) == 32 and cells.loss.isfinite()
+    assert cells.numbers.shape == videos["numbers"].shape == (32, 8)
+
+
+def test_guided_geometry_tokens_learn_to_read_the_cells_of_what_they_tell(dsr):
+    torch.manual_seed(0)
+    rows = ClipQuestions(83, count=2, guided=True)
+    batch = SlotCollator(dsr[1])([rows[0]])
+    cells = batch["slot_cells"] = batch["slot_cells"][:, :4]
+    sample = SpaceWorld(83, 4, 112, 112, difficulty="easy")[0]
+    first = min(range(len(sample.names)), key=lambda n: rows[0]["question"][0].find(sample.names[n]) % 10_000)
+    shown = (sample.instances == first + 1).reshape(4, 4, 28, 4, 28).mean((2, 4))
+    for frame in range(4):  # the first four tokens tell the first thing's place in each frame
+        read = cells[0, frame].reshape(2, 4, 4).numpy()
+        assert read[frame // 2].any() and not read[1 - frame // 2].any()
+        assert shown[frame][read[frame // 2]].min() >= min(0.15, shown[frame].max())
+    model = GuidedDSRForConditionalGeneration(dsr[0].config)
+    model.load_state_dict(dsr[0].state_dict())
+    model.config._attn_implementation = "eager"
+    model.freeze("all")
+
+    def share():
+        with torch.no_grad():
+            given = model(**{k: v for k, v in batch.items() if k != "slot_cells"}, output_geometry_attentions=True)
+        weights = torch.stack(given.geometry_attentions).mean(1).flatten(2)
+        return float((weights * cells).sum(-1)[cells.any(-1)].mean())
+
+    before = share()
+    steps(model.train(), batch, 15, 3e-3)
+    assert share() > before + 0.2
 
 
 # ---- miniatures ---------------------------------------------------------------------------
@@ -228,8 +264,8 @@ def test_miniature_dsr_learns_and_reads_its_geometry(dsr):
     torch.manual_seed(0)
     model, processor = dsr
     rows = [world_rows(76)[index] for index in range(4)]
-    losses = steps(model.train(), processor.training_collator()(rows), 60, 5e-3)
-    assert losses[-1] < 0.05 * losses[0]
+    losses = steps(model.train(), processor.training_collator()(rows), 50, 5e-3)
+    assert losses[-1] < 0.1 * losses[0]
     found = measure(model.eval(), processor, rows, None, None)
     assert found["accuracy"] == [True] * 4 and max(found["numbers_off"]) == 0
     batch = processor.training_collator()(rows)
