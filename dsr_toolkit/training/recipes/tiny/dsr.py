@@ -36,6 +36,7 @@ RECIPE = Recipe(
             collator=f"{CELLS}:CellCollator",
             measure=f"{CELLS}:measure",
             freeze="all",
+            learning_rates={"geometry_encoder": 2e-4},  # what π³ knows shall last
             arguments={
                 **ARGUMENTS,
                 "max_steps": 500,
