@@ -169,7 +169,7 @@ def load_cloud(path: str | os.PathLike) -> np.ndarray:
     cloud = cloud.astype(np.float64)
     finite = np.isfinite(cloud[:, :3]).all(1)
     if not finite.any():
-        raise ValueError(f"{path.name!r} holds no point of finite numbers. Export it again.")
+        raise ValueError(f"{path.name!r} holds no point of finite numbers, only NaN or infinity. Export it again.")
     if lost := int((~finite).sum()):
         warnings.warn(
             f"{path.name!r}: {lost} of {len(cloud)} points are not finite numbers and are left out.", stacklevel=2

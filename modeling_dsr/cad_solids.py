@@ -160,6 +160,8 @@ def _farthest_in_numpy(clouds: np.ndarray, num_points: int, dropping: bool = Tru
         farthest = nearest[rows, last]
         chosen[:, index] = last = last if names is None else names[rows, last]
         if dropping and index % DROPPING_STEPS == 0:
+            if (farthest < bound).any():
+                break  # points may be missing already, of a cloud of few places all of them
             bound = np.maximum(bound, farthest * (SHRINKING * index / num_points))
             dropped = nearest < bound[:, None]
             left = np.argsort(dropped, axis=1, kind="stable")[:, : (~dropped).sum(1).max()]

@@ -282,6 +282,8 @@ def test_farthest_points_are_those_of_the_definition():
     for wanted in (clouds, clouds.astype(np.float64)):
         found = farthest_point_sample(torch.from_numpy(wanted), 200)
         assert found.tolist() == [farthest_by_definition(cloud, 200) for cloud in wanted]
+    few = generator.integers(0, 2, (1, 300, 3)).astype(np.float32)  # eight places, all used up soon
+    assert farthest_point_sample(torch.from_numpy(few), 200).tolist() == [farthest_by_definition(few[0], 200)]
 
 
 @pytest.mark.parametrize("kind", ["pi3", "page4d", "scene_qformer"])
