@@ -30,7 +30,7 @@ def beside_files() -> dict[str, Path]:
     requires, the Space and its examples."""
     folder = beside("hub")
     found = [path for path in sorted(folder.glob("*")) if path.suffix in (".py", ".txt") and path.name != "__init__.py"]
-    found += sorted((folder / "endpoint").glob("*.py")) + sorted((folder / "examples").glob("*.*"))
+    found += sorted((folder / "endpoint").glob("*.py")) + sorted((folder / "space_files").glob("*.*"))
     names = {path.relative_to(folder).as_posix(): path for path in found}
     if missing := {"handler.py", "endpoint/__init__.py", "requirements.txt"} - names.keys():
         raise FileNotFoundError(errno.ENOENT, f"lacks {sorted(missing)}: install the library whole", str(folder))

@@ -87,7 +87,7 @@ def rebuild(source: str, kind: str, sample, sandbox, max_new_tokens: int):
         ((program,),) = write_programs(network, processor, [sample], "points", max_new_tokens=max_new_tokens)
     judge = Judge(sandbox)
     (value,) = judge.ious([program], sample)
-    true, found = (judge.executions[one] for one in (sample.program.strip(), program))
+    true, found = (judge.executions[one.strip()] for one in (sample.program, program))
     meshes = [normalize_prediction(TriangleMesh(one.vertices, one.faces)) if one.ok else None for one in (true, found)]
     return program, value, *meshes
 

@@ -43,5 +43,5 @@ def write(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    shutil.rmtree(beside("hub") / "examples", ignore_errors=True)
-    print(write(beside("hub") / "examples"))
+    shutil.rmtree(beside("hub") / "space_files", ignore_errors=True)
+    print(write(beside("hub") / "space_files"))

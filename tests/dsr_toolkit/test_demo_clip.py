@@ -37,7 +37,7 @@ def test_the_question_about_it_is_about_the_ball():
 
 
 def test_the_space_shows_what_the_worlds_make(tmp_path):
-    made, carried = space_examples.write(tmp_path / "made"), beside("hub") / "examples"
+    made, carried = space_examples.write(tmp_path / "made"), beside("hub") / "space_files"
     assert {path.name for path in made.iterdir()} == {path.name for path in carried.iterdir()}
     for path in made.iterdir():
         if path.suffix == ".png":
