@@ -23,7 +23,7 @@ RECIPE = Recipe(
             measure=f"{PHRASES}:measure_masks",
             show=f"{PHRASES}:show_masks",
             arguments={
-                "max_steps": 400,
+                "max_steps": 1200,
                 "per_device_train_batch_size": 8,
                 "per_device_eval_batch_size": 16,
                 "learning_rate": 2e-3,

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/cad_point_encoder.py

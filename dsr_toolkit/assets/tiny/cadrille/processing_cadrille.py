@@ -1,0 +1,1 @@
+../../../../modeling_dsr/processing_cadrille.py
