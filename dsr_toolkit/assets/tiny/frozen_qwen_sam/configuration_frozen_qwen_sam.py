@@ -1,0 +1,1 @@
+../../../../modeling_dsr/configuration_frozen_qwen_sam.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/frozen_qwen_sam_pipeline.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/modeling_frozen_qwen_sam.py

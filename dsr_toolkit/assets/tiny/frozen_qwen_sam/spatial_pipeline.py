@@ -1,0 +1,1 @@
+../../../../modeling_dsr/spatial_pipeline.py
