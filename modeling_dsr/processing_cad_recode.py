@@ -104,7 +104,7 @@ class CADRecodeProcessor(SolidProcessor):
             "point_token_mask": pad_tokens(
                 [[1] * self.num_points + [0] * (len(row) - self.num_points) for row in rows], 0, side
             ).bool(),
-            "point_cloud": torch.stack(clouds),
+            "point_cloud": torch.stack([cloud for cloud in clouds if cloud is not None]),
         }
         if any(program is not None for program in programs):
             data["labels"] = pad_tokens(labels, -100, side)
