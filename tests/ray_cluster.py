@@ -4,12 +4,23 @@ import importlib
 import logging
 import os
 
+# By default Ray's workers have a lower priority than others, and what does not start within half a minute ends it all:
+# on a busy machine it takes more than one attempt.
+PATIENCE = {"RAY_raylet_start_wait_time_s": "120", "RAY_agent_register_timeout_ms": "600000"}
 
-def start():
+
+def start(attempts: int = 4):
     """Ray with two CPUs and no dashboard; what starts it shuts it down."""
-    # By default Ray's workers have a lower priority than others: a busy machine then starts none in time.
-    for name, value in {"RAY_worker_niceness": str(os.nice(0)), "RAY_raylet_start_wait_time_s": "300"}.items():
+    for name, value in {**PATIENCE, "RAY_worker_niceness": str(os.nice(0))}.items():
         os.environ.setdefault(name, value)
     ray = importlib.import_module("ray")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    for attempt in range(attempts):
+        try:
+            ray.init(address="local", num_cpus=2, **options)
+            break
+        except Exception:  # Ray has no class of its own for it
+            ray.shutdown()
+            if attempt == attempts - 1:
+                raise
     return ray

@@ -196,7 +196,7 @@ def test_a_driver_that_is_killed_at_random_moments_loses_nothing_and_repeats_not
     source, generator, kills = write(media, rows), random.Random(0), 0
     while kills < 10:
         before, start = len(list(output.glob("parts/[0-9]*"))), time.monotonic()
-        driver = Driver(source, repository, output, "--chunk", "4")
+        driver = Driver(source, repository, output, "--chunk", "2")
         # At the beginning, while the model loads, and soon after one of the next chunks was kept.
         wanted = before + generator.choice((0, 1, 2, 4))
         while len(list(output.glob("parts/[0-9]*"))) < wanted and driver.process.poll() is None:
@@ -211,7 +211,7 @@ def test_a_driver_that_is_killed_at_random_moments_loses_nothing_and_repeats_not
         done = {path.name: path.stat().st_mtime_ns for path in output.glob("parts/[0-9]*/rows.parquet")}
         assert kills < 4 or done
     assert kills == 10
-    said = Driver(source, repository, output, "--chunk", "4").ends()
+    said = Driver(source, repository, output, "--chunk", "2").ends()
     assert "items are answered already" in said
     check(output, rows)
 
