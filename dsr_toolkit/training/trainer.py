@@ -42,7 +42,7 @@ class SpatialTrainer(Trainer):
         self.learning_rates = learning_rates or {}
         self.measure, self.show, self.shown, self.on_shown = measure, show, shown, on_shown
         self._terms: dict[str, list[torch.Tensor]] = {}
-        self._measures, self._last_row = Measures(), -1
+        self._measures, self._eval_steps = Measures(), 0
 
     # ---- training ------------------------------------------------------------------------
 
@@ -102,9 +102,16 @@ class SpatialTrainer(Trainer):
 
     def _measure(self, model, rows, inputs, outputs) -> None:
         """Measure a batch without the rows that fill up the last batches of several processes: they count once."""
-        numbers = [row.get("row_number", -1) for row in rows]
-        kept = [row for row, number in zip(rows, numbers) if number < 0 or number > self._last_row]
-        self._last_row = max([self._last_row, *numbers])
+        # Batches go round the processes. What lies outside of this one's, or comes once more, fills up.
+        size, processes = self.args.eval_batch_size, self.accelerator.num_processes
+        first = (self._eval_steps * processes + self.accelerator.process_index) * size
+        self._eval_steps += 1
+        kept, seen = [], set()
+        for row in rows:
+            number = row.get("row_number")
+            if number is None or (first <= number < first + size and number not in seen):
+                kept.append(row)
+            seen.add(number)
         if not kept:
             return
         bare = self.accelerator.unwrap_model(model)
@@ -115,7 +122,7 @@ class SpatialTrainer(Trainer):
         self._measures.add(self.measure(bare, self.processor, rows, inputs, outputs))
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
-        self._measures, self._last_row = Measures(), -1
+        self._measures, self._eval_steps = Measures(), 0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         found = self._measures.result(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
