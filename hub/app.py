@@ -9,6 +9,7 @@ If no model is there, it serves the tiny ones that this library carries.
 import argparse
 import base64
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -100,6 +101,13 @@ class Space:
         """
         count = len(outputs)
 
+        def at_once(progress=gr.Progress(), *given):
+            try:
+                results = function(*given, progress=progress)
+                return (*(results if isinstance(results, tuple) else (results,)), "")
+            except words.Problem as found:
+                return (*[gr.skip()] * count, f"**This cannot be answered.** {found}")
+
         def answered(progress=gr.Progress(), *given):
             try:
                 for results in live.each(function(*given, progress=progress)):
@@ -107,7 +115,8 @@ class Space:
             except words.Problem as found:
                 yield (*[gr.skip()] * count, f"**This cannot be answered.** {found}")
 
-        return answered, [*outputs, problem]
+        # Where nothing comes bit by bit: the viewer of solids and clouds draws no file that an answer in bits brings.
+        return answered if inspect.isgeneratorfunction(function) else at_once, [*outputs, problem]
 
     # ---- tabs ----------------------------------------------------------------------------
 
@@ -296,8 +305,10 @@ class Space:
                 step = gr.File(label="STEP", elem_id="cad-step")
         one_of(part, images, text)
         given, results = [part, images, text, model], [note, solid, picture, step]
-        cad, outputs = self.told(self.cad, [program, *results], problem)
-        run.click(cad, [*given, candidates, tokens], outputs)
+        outcome = gr.State()
+        cad, outputs = self.told(self.cad, [program, outcome], problem)
+        written = run.click(cad, [*given, candidates, tokens], outputs)
+        written.then(lambda found: [gr.skip()] * 4 if found is None else self._solid(found), [outcome], results)
         execute, outputs = self.told(self.execute, results, problem)
         again.click(execute, [program, *given], outputs)
 
@@ -305,11 +316,10 @@ class Space:
         parameters = {"model": model, "candidates": int(candidates), "max_new_tokens": int(tokens)}
         for so_far in self.answering("cad", self._part(part, images, text), parameters, progress):
             if isinstance(so_far, str):
-                yield so_far, *[gr.skip()] * 4
+                yield so_far, gr.skip()
         job, answer = so_far
         outcome = self._run_programs(answer["programs"], job, progress)
-        best = outcome.get("best") or 0
-        yield answer["programs"][best], *self._solid(outcome)
+        yield answer["programs"][outcome.get("best") or 0], outcome
 
     def execute(self, program, part, images, text, model, progress):
         """The program as it stands in the editor, which people may have changed."""
