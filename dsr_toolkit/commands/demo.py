@@ -42,6 +42,8 @@ def run(args) -> None:
         overwrite=args.overwrite,
     )
     from ..demo import page
+    from ..loading import resolve
+    from ..tiny.shipped import shipped
 
     report, panels = {}, []
     with output:
@@ -49,10 +51,18 @@ def run(args) -> None:
         for name in names:
             section = importlib.import_module(SECTIONS[name])
             print(f"\n== {section.TITLE}")
+            if not (args.sections or model or name in shipped()):
+                reason = f"no trained model of this kind is carried; `dsr demo {name}` shows what random weights give"
+                print(f"   Not shown: {reason}.")
+                report[name] = {"not_trained": reason}
+                panels.append(page.not_trained(section.TITLE, reason))
+                continue
+            if model is None:
+                print(f"   {resolve(None, name)[1].remark}")
             folder = output.folder / name
             folder.mkdir(parents=True, exist_ok=True)
             report[name], panel = section.run(folder, model)
-            panels.append(page.not_trained(panel, name) if report[name].get("random_weights") else panel)
+            panels.append(panel)
             output.adopt(name)
             output.report(report)
         remark = HEADING if model is None else f"Computed by `dsr demo --model {model}`."

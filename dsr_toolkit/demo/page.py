@@ -43,10 +43,9 @@ class Panel:
     lines: list[Text] = field(default_factory=list)
 
 
-def not_trained(panel: Panel, folder: str) -> Panel:
-    """In place of a section whose model has random weights, because no trained one of its kind is carried."""
-    line = f"Not shown: no trained model of this kind is carried. What random weights give is in {folder}/."
-    return Panel(panel.title, lines=[Text(line, FAINT)])
+def not_trained(title: str, reason: str) -> Panel:
+    """In place of a section of whose kind no trained model is carried."""
+    return Panel(title, lines=[Text(f"Not shown: {reason}.", FAINT)])
 
 
 def verdict(right: bool) -> tuple[str, tuple[int, int, int]]:

@@ -102,6 +102,7 @@ def test_images_stand_for_the_video_and_the_video_for_images(space, picture, tmp
     (tmp_path / "clip.mp4").write_bytes(samples.video())
     space.set_input_files("#ask-video input[type=file]", str(tmp_path / "clip.mp4"))
     space.wait_for_selector("#ask-images >> text=picture", state="detached", timeout=WAIT)
+    assert space.locator("#ask-video video").count() == 1
 
 
 def test_every_tab_is_to_be_seen_on_a_phone(space):
@@ -241,6 +242,7 @@ def test_errors_are_told(space, tmp_path):
     space.locator("#ask-images button[aria-label='Clear']").first.click()
     space.click("#ask-run")
     space.wait_for_selector("#ask-problem >> text=Give a video or images", timeout=WAIT)
+    assert "Image 1" not in space.inner_text("#ask-problem")
 
 
 def _npy_of_points() -> str:

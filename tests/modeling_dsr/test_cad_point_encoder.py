@@ -81,6 +81,7 @@ def test_a_leaf_that_requires_gradients_is_not_written_in_place():
     model.lm_head.weight.requires_grad_(True)
     inputs = cadrille_inputs("p", answer=2)
     model(**inputs).loss.backward()
+    assert model.lm_head.weight.grad.isfinite().all() and model.lm_head.weight.grad.any()
 
 
 def test_placeholders_are_the_first_unmasked_run():

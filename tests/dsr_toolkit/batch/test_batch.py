@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as parquet
 import pytest
 
@@ -18,7 +19,6 @@ from dsr_toolkit.batch.store import Store
 from dsr_toolkit.cli import main
 from tests.hub import samples
 
-psutil = pytest.importorskip("psutil")
 ROOT = Path(__file__).parents[3]
 QUICK = {"max_new_tokens": 4, "num_frames": 2}
 

@@ -103,7 +103,8 @@ def test_a_parquet_file_may_hold_the_files_themselves(media):
 
 
 def test_a_data_set_gives_its_files_as_they_are_stored(media):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     columns = {"id": datasets.Value("string"), "images": datasets.List(datasets.Image())}
     features = datasets.Features(columns | {"question": datasets.Value("string")})
     rows = [{"id": "x", "images": [{"bytes": b"no image at all", "path": None}], "question": "What?"}]
