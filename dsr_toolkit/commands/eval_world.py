@@ -55,8 +55,9 @@ def run(args) -> None:
     if extra is not None:
         needs(extra, f"dsr eval world {args.kind}")
     from ..loading import load, resolve
+    from ..tiny import model_type_of
 
-    model_type = args.kind.removesuffix("_multiview")
+    model_type = model_type_of(args.kind)
     source, _ = resolve(args.model, args.kind if args.model is None else model_type)
     model, processor = load(source, model_type, args.dtype, args.device, auto_class=auto_class)
     evaluation = importlib.import_module(f"..evaluation.{module}", __package__)

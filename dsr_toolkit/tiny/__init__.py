@@ -94,6 +94,11 @@ SOURCES = {
 VARIANTS = {"page4d_multiview": ("page4d", _page4d_multiview_sources)}
 
 
+def model_type_of(name: str) -> str:
+    """The model type of a tiny model by its name."""
+    return VARIANTS[name][0] if name in VARIANTS else name
+
+
 def build(model_type: str, folder: str | Path) -> Path:
     """Write the tiny sources of `model_type` to `folder/sources`, convert them, and return the result, `folder/hub`."""
     from convert_weights import convert

@@ -2,44 +2,23 @@
 
 import copy
 import math
-import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from configuration_dsr import CADRecodeConfig, CadrilleConfig
-from processing_dsr import CADRecodeProcessor, CadrilleProcessor
+from processing_dsr import CADRecodeProcessor
 
-from .cad_tokens import CORPUS, NUMBERS, PIECES
-from .tokenizer import write_tokenizer
+from .cad_inputs import VISION, cad_tokenizer, cadrille_processor
+from .cad_sight import PartSight, give_sight
+from .cad_tokens import NUMBERS
+from .language import mrope_section, number_vectors
+from .tokenizer import vocabulary_size
 
-VOCABULARY_MULTIPLE = 64
-VIEW_PIXELS = 112**2  # at least: two views are read as they are, 280 × 140 pixels, 50 tokens
-VISION = {
-    "depth": 2,
-    "embed_dim": 128,
-    "num_heads": 4,
-    "mlp_ratio": 2,
-    "patch_size": 14,
-    "in_channels": 3,
-    "initializer_range": 0.06,
-}
 TEXT_FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act",
 )  # fmt: skip
-
-
-def cad_tokenizer():
-    """A `Qwen2Tokenizer` with one token for each number and phrase of `cad_tokens`."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_tokenizer(Path(folder), CORPUS, PIECES)
-        return AutoTokenizer.from_pretrained(folder)
-
-
-def vocabulary_size(tokenizer) -> int:
-    return -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def build_cad_recode(
@@ -95,15 +74,13 @@ def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     names = ("<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     pad, end, image, video, vision_start, vision_end = tokenizer.convert_tokens_to_ids(list(names))
-    half = text.hidden_size // text.num_attention_heads // 2
-    side = 3 * half // 8  # of the published 64 channels 24 turn with each side, 16 with time
     config = CadrilleConfig(
         text_config={
             **{name: getattr(text, name) for name in TEXT_FIELDS},
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": text.rope_parameters["rope_theta"],
-                "mrope_section": [half - 2 * side, side, side],
+                "mrope_section": mrope_section(text.hidden_size // text.num_attention_heads),
             },
             "bos_token_id": pad,
             "eos_token_id": end,
@@ -130,13 +107,6 @@ def build_cadrille(recode, processor: CADRecodeProcessor, num_views: int = 2, **
     return model, cadrille_processor(tokenizer, num_views=num_views, **sampling)
 
 
-def cadrille_processor(tokenizer, **options) -> CadrilleProcessor:
-    from transformers import Qwen2VLImageProcessor
-
-    options = {"view_pixels": VIEW_PIXELS, "view_coordinates": True, **options}
-    return CadrilleProcessor(Qwen2VLImageProcessor(), tokenizer, **options)
-
-
 def with_more_points(folders: dict, output: Path, stage: str, num_points: int) -> None:
     """`make` of a recipe: the CAD-Recode of an earlier stage, to read `num_points` points of a cloud from now on."""
     model, processor = _load(folders[stage])
@@ -151,8 +121,6 @@ def cadrille_of_cad_recode(
     torch.manual_seed(seed)
     model, processor = build_cadrille(*_load(folders[recipe]), **options)
     if sight is not None:
-        from .cad_sight import PartSight, give_sight
-
         give_sight(model.model.visual, PartSight.from_pretrained(folders[sight]), model.model.point_encoder.projection)
     _save(model, processor, output)
 
@@ -170,17 +138,9 @@ def _save(model, processor, folder: Path) -> None:
 
 @torch.no_grad()
 def order_numbers(model, tokenizer) -> None:
-    """
-    Let the embeddings of numbers start as smooth functions of their values.
-
-    Sines and cosines with periods from 4 to 600, mixed at random: neighbours are alike from the first step on, and
-    what is learnt of 95 is not unknown to 100.
-    """
+    """Let the embeddings of numbers start as [`number_vectors`]."""
     weight = model.get_input_embeddings().weight
     values = torch.tensor([float(number) for number in NUMBERS])
-    frequencies = torch.exp(torch.linspace(math.log(0.01), math.log(1.5), weight.shape[1] // 4))
-    angles = values[:, None] * frequencies
-    waves = torch.cat([angles.sin(), angles.cos()], 1)
-    vectors = waves @ torch.randn(waves.shape[1], weight.shape[1])
+    vectors = number_vectors(values, (math.log(0.01), math.log(1.5)), weight.shape[1])
     ids = tokenizer.convert_tokens_to_ids(list(NUMBERS))
-    weight[ids] = vectors / vectors.std() * model.config.get_text_config().initializer_range
+    weight[ids] = vectors * model.config.get_text_config().initializer_range

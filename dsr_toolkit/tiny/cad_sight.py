@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from configuration_dsr import CADRecodeConfig
 from modeling_dsr.cad_point_encoder import FourierEmbedder
 
-from .cad_models import VISION, cad_tokenizer, cadrille_processor
+from .cad_inputs import VISION, cad_tokenizer, cadrille_processor
 
 LOST = 0.1  # weight of tokens that show paper alone, whose target is 0
 

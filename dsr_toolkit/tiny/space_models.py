@@ -15,44 +15,14 @@ from transformers import (
 
 from ..worlds.space.questions import KINDS
 from ..worlds.space.scene import COLOURS, SHAPES
-from .cad_models import vocabulary_size
-from .tokenizer import write_tokenizer
+from .language import mrope_section, number_vectors
+from .tokenizer import SHOW_MACRO, TURNS, vocabulary_size, write_tokenizer
 
 NUMBERS = tuple(f"{number:02d} " for number in range(100))
 PICTURE, FRAME = 224, 112  # sides in pixels of a picture and of a video's frames
 DESCRIBE = "Please give me a description of the image."
 PHRASE_WORDS = "the thing behind in front of to the left of to the right of it nearest to the camera and"
-# The world's questions need no system's turn.
-CHAT_TEMPLATE = """\
-{%- macro show(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- else -%}
-        {%- for item in content -%}
-            {%- if item.type == 'video' or 'video' in item -%}
-                {{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-            {%- elif item.type in ('image', 'image_url') or 'image' in item or 'image_url' in item -%}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-            {%- elif 'text' in item -%}
-                {{- item.text -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- for message in messages -%}
-    {{- '<|im_start|>' + message.role + '\\n' -}}
-    {%- if message.role == 'assistant' -%}
-        {%- generation -%}
-            {{- show(message.content) + '<|im_end|>\\n' -}}
-        {%- endgeneration -%}
-    {%- else -%}
-        {{- show(message.content) + '<|im_end|>\\n' -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
+CHAT_TEMPLATE = SHOW_MACRO + TURNS  # the world's questions need no system's turn
 
 
 def corpus() -> list[str]:
@@ -91,8 +61,6 @@ def build_qwen_vl(
     tokenizer = space_tokenizer()
     names = ("<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     pad, end, vision_start, vision_end, image, video = tokenizer.convert_tokens_to_ids(list(names))
-    half = hidden_size // heads // 2
-    side = 3 * half // 8
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": vocabulary_size(tokenizer),
@@ -107,7 +75,7 @@ def build_qwen_vl(
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
-                "mrope_section": [half - 2 * side, side, side],
+                "mrope_section": mrope_section(hidden_size // heads),
             },
             "bos_token_id": pad,
             "eos_token_id": end,
@@ -159,14 +127,11 @@ def processor_of(tokenizer) -> Qwen2_5_VLProcessor:
 
 @torch.no_grad()
 def order_numbers(model, tokenizer) -> None:
-    """Embeddings of numbers start as smooth functions of their values: neighbours are alike from the first step on."""
+    """Let the embeddings of numbers, read and written, start as [`number_vectors`]."""
     ids = tokenizer.convert_tokens_to_ids(list(NUMBERS))
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         size = layer.weight.std()
-        angles = torch.arange(100.0)[:, None] * torch.exp(torch.linspace(-4, 0, layer.weight.shape[1] // 4))
-        waves = torch.cat([angles.sin(), angles.cos()], 1)
-        vectors = waves @ torch.randn(waves.shape[1], layer.weight.shape[1])
-        layer.weight[ids] = vectors / vectors.std() * size
+        layer.weight[ids] = number_vectors(torch.arange(100.0), (-4, 0), layer.weight.shape[1]) * size
 
 
 @torch.no_grad()

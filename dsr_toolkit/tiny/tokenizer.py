@@ -54,7 +54,7 @@ CORPUS = (
 
 # ChatML: one block per turn. A video or image item becomes its placeholder between the vision marks; the generation
 # marks tell training which tokens the assistant wrote.
-CHAT_TEMPLATE = """\
+SHOW_MACRO = """\
 {%- macro show(content) -%}
     {%- if content is string -%}
         {{- content -}}
@@ -70,9 +70,13 @@ CHAT_TEMPLATE = """\
         {%- endfor -%}
     {%- endif -%}
 {%- endmacro -%}
+"""
+USUAL_SYSTEM = """\
 {%- if messages and messages[0].role != 'system' -%}
     {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
 {%- endif -%}
+"""
+TURNS = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message.role + '\\n' -}}
     {%- if message.role == 'assistant' -%}
@@ -87,6 +91,9 @@ CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
+CHAT_TEMPLATE = SHOW_MACRO + USUAL_SYSTEM + TURNS
+
+VOCABULARY_MULTIPLE = 64
 
 
 def build_tokenizer(corpus=CORPUS, merges: int = 200, pieces: Iterable[str] = ()) -> Tokenizer:
@@ -118,6 +125,11 @@ def build_tokenizer(corpus=CORPUS, merges: int = 200, pieces: Iterable[str] = ()
     plain = [*MARKER_TOKENS, *(piece for piece in dict.fromkeys(pieces) if piece not in known)]
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
     return tokenizer
+
+
+def vocabulary_size(tokenizer) -> int:
+    """Rows of the embedding of a model with this tokenizer."""
+    return -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def write_tokenizer(folder: Path, corpus=CORPUS, pieces: Iterable[str] = (), merges: int = 200) -> dict[str, int]:

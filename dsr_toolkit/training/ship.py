@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..console import say, step
-from ..tiny import shipped
+from ..tiny import model_type_of, shipped
 from .journal import read_log
 
 LARGEST = 8_000_000  # bytes of a model's weights
@@ -162,7 +162,7 @@ def open_evaluation(name: str):
 
     module, auto_class, _ = EVALUATIONS[name]
     folder = str(shipped.FOLDER / name)
-    model, processor = load(folder, name.removesuffix("_multiview"), "float32", "cpu", auto_class=auto_class)
+    model, processor = load(folder, model_type_of(name), "float32", "cpu", auto_class=auto_class)
     evaluation = importlib.import_module(f"..evaluation.{module}", __package__)
     return model, processor, evaluation, QUICK.get(module, {})
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dsr_toolkit.tiny.cad_models import build_cad_recode, build_cadrille, cad_tokenizer, with_more_points
+from dsr_toolkit.tiny.cad_inputs import cad_tokenizer
+from dsr_toolkit.tiny.cad_models import build_cad_recode, build_cadrille, with_more_points
 from dsr_toolkit.tiny.cad_sight import build_sight, give_sight
 from dsr_toolkit.tiny.cad_tokens import NUMBERS
 from dsr_toolkit.training.parts_rows import TRAINING_FAMILIES, PartRows, measure, outermost_points, show
