@@ -4,21 +4,31 @@ from ...recipe import Recipe, Stage
 
 CELLS, QUESTIONS = "dsr_toolkit.training.space_cells", "dsr_toolkit.training.space_questions"
 GUIDED = f"{QUESTIONS}:GuidedDSRForConditionalGeneration"
-ARGUMENTS = {
-    "per_device_eval_batch_size": 16,
-    "weight_decay": 0.02,
-    "adam_beta2": 0.98,
-    "optim": "adamw_torch_fused",
-    "bf16": True,
-    "eval_steps": 250,
-    "save_steps": 250,
-    "dataloader_num_workers": 1,
-}
 SHOWN = {
     "evaluation": {"rows": f"{QUESTIONS}:world_rows", "seed": 900_431, "count": 192},
     "measure": f"{QUESTIONS}:measure",
     "show": f"{QUESTIONS}:show",
 }
+
+
+def arguments(steps: int, batch: int, warmup: int, schedule: str = "constant_with_warmup") -> dict:
+    """Of each of the three trainings."""
+    return {
+        "per_device_eval_batch_size": 16,
+        "weight_decay": 0.02,
+        "adam_beta2": 0.98,
+        "optim": "adamw_torch_fused",
+        "bf16": True,
+        "eval_steps": 250,
+        "save_steps": 250,
+        "dataloader_num_workers": 1,
+        "max_steps": steps,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 1.5e-3,
+        "lr_scheduler_type": schedule,
+        "warmup_steps": warmup,
+    }
+
 
 RECIPE = Recipe(
     name="tiny/dsr",
@@ -37,14 +47,7 @@ RECIPE = Recipe(
             measure=f"{CELLS}:measure",
             freeze="all",
             learning_rates={"geometry_encoder": 2e-4},  # what π³ knows shall last
-            arguments={
-                **ARGUMENTS,
-                "max_steps": 500,
-                "per_device_train_batch_size": 16,
-                "learning_rate": 1.5e-3,
-                "lr_scheduler_type": "constant_with_warmup",
-                "warmup_steps": 30,
-            },
+            arguments=arguments(steps=500, batch=16, warmup=30),
         ),
         # Geometry tokens learn to read the cells of the things that a question names, and to tell where these are in
         # every frame and how the camera moves.
@@ -59,14 +62,7 @@ RECIPE = Recipe(
             collator=f"{QUESTIONS}:SlotCollator",
             freeze="all",
             learning_rates={"geometry_encoder": 7e-4},
-            arguments={
-                **ARGUMENTS,
-                "max_steps": 600,
-                "per_device_train_batch_size": 8,
-                "learning_rate": 1.5e-3,
-                "lr_scheduler_type": "constant_with_warmup",
-                "warmup_steps": 50,
-            },
+            arguments=arguments(steps=600, batch=8, warmup=50),
         ),
         Stage(
             name="answer",
@@ -75,14 +71,7 @@ RECIPE = Recipe(
             collator=f"{QUESTIONS}:SlotCollator",
             freeze="all",
             learning_rates={"geometry_encoder": 7e-4},
-            arguments={
-                **ARGUMENTS,
-                "max_steps": 1200,
-                "per_device_train_batch_size": 6,
-                "learning_rate": 1.5e-3,
-                "lr_scheduler_type": "cosine",
-                "warmup_steps": 50,
-            },
+            arguments=arguments(steps=1200, batch=6, warmup=50, schedule="cosine"),
             **SHOWN,
         ),
     ],

@@ -1,6 +1,7 @@
 """FrozenQwenSAM by the published way: Qwen-VL frozen, a new mask head on its attention, SAM's decoder refining."""
 
 from ...recipe import Recipe, Stage
+from .sam import mask_arguments
 
 PHRASES = "dsr_toolkit.training.space_phrases"
 
@@ -22,20 +23,7 @@ RECIPE = Recipe(
             freeze="published",
             measure=f"{PHRASES}:measure_masks",
             show=f"{PHRASES}:show_masks",
-            arguments={
-                "max_steps": 1200,
-                "per_device_train_batch_size": 8,
-                "per_device_eval_batch_size": 16,
-                "learning_rate": 2e-3,
-                "lr_scheduler_type": "cosine",
-                "warmup_steps": 50,
-                "weight_decay": 0.02,
-                "adam_beta2": 0.98,
-                "optim": "adamw_torch_fused",
-                "eval_steps": 200,
-                "save_steps": 200,
-                "dataloader_num_workers": 1,
-            },
+            arguments=mask_arguments(steps=1200, batch=8, measured=16, every=200),
         ),
     ],
 )
