@@ -1,8 +1,10 @@
-"""Tiny Cadrille and CAD-Recode models and prompts for the tests."""
+"""A box, and tiny Cadrille and CAD-Recode models and prompts for the tests."""
 
+import numpy as np
 import torch
 
 from configuration_dsr import CADRecodeConfig, CadrilleConfig
+from modeling_dsr.cad_solids import TriangleMesh
 
 VOCABULARY, NUM_POINTS = 96, 5
 POINT, IM_START, IM_END, VISION_START, VISION_END, IMAGE, VIDEO = 80, 81, 82, 83, 84, 85, 86
@@ -12,6 +14,17 @@ TEXT = dict(
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=256,
 )  # fmt: skip
+
+CUBE_CORNERS = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
+CUBE_FACES = [
+    [0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1],
+    [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3],
+]  # fmt: skip
+
+
+def box(*size: float) -> TriangleMesh:
+    """A box with a corner at the origin."""
+    return TriangleMesh(CUBE_CORNERS * size, CUBE_FACES)
 
 
 def cadrille_config(**overrides) -> CadrilleConfig:

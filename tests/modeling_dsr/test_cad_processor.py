@@ -13,27 +13,9 @@ from modeling_dsr.cad_files import load_mesh
 from modeling_dsr.cad_solids import TriangleMesh, farthest_point_sample, sample_surface
 from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, encode_views, render_mesh
 from modeling_dsr.processing_cadrille import answer_labels
+from tests.modeling_dsr.cad_samples import CUBE_CORNERS, CUBE_FACES, box
 
 PROGRAM = "import cadquery as cq\nr = cq.Workplane().box(1, 1, 1)"
-CORNERS = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
-FACES = [
-    [0, 1, 3],
-    [0, 3, 2],
-    [4, 6, 7],
-    [4, 7, 5],
-    [0, 4, 5],
-    [0, 5, 1],
-    [2, 3, 7],
-    [2, 7, 6],
-    [0, 2, 6],
-    [0, 6, 4],
-    [1, 5, 7],
-    [1, 7, 3],
-]
-
-
-def box(*size) -> TriangleMesh:
-    return TriangleMesh(CORNERS * size, FACES)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +37,7 @@ def cad_recode(tmp_path_factory):
 def test_mesh_files_are_read(tmp_path, suffix):
     trimesh = pytest.importorskip("trimesh")
     path = tmp_path / f"box.{suffix}"
-    trimesh.Trimesh(box(4, 2, 1).vertices, FACES).export(path)
+    trimesh.Trimesh(box(4, 2, 1).vertices, CUBE_FACES).export(path)
     mesh = load_mesh(path)
     np.testing.assert_allclose(mesh.bounds, [[0, 0, 0], [4, 2, 1]])
     assert mesh.face_normals()[1].sum() == pytest.approx(2 * (8 + 4 + 2))
@@ -94,10 +76,10 @@ def test_a_missing_file_is_refused(tmp_path):
     "vertices, faces, message",
     [
         (np.empty((0, 3)), np.empty((0, 3)), "empty"),
-        (CORNERS, np.empty((0, 3)), "empty"),
-        (CORNERS * np.nan, FACES, "NaN"),
-        (CORNERS, [[0, 1, 8]], "refer to vertices"),
-        (CORNERS[:, :2], FACES, "needs `vertices`"),
+        (CUBE_CORNERS, np.empty((0, 3)), "empty"),
+        (CUBE_CORNERS * np.nan, CUBE_FACES, "NaN"),
+        (CUBE_CORNERS, [[0, 1, 8]], "refer to vertices"),
+        (CUBE_CORNERS[:, :2], CUBE_FACES, "needs `vertices`"),
     ],
 )
 def test_meshes_that_enclose_nothing_are_refused(vertices, faces, message):
@@ -314,7 +296,7 @@ def silhouette(mesh: TriangleMesh, direction) -> np.ndarray:
 def test_a_point_of_the_part_lies_where_the_camera_projects_it(direction):
     """The published camera: 0.9·direction away, 433.01 pixels of 500, world +y down."""
     where = np.array([0.8, 0.3, 0.65])
-    small = TriangleMesh((CORNERS - 0.5) * 0.04 + where, FACES)
+    small = TriangleMesh((CUBE_CORNERS - 0.5) * 0.04 + where, CUBE_FACES)
     front = np.array(direction, float)
     right = np.cross([0, 1, 0], front)
     down = np.cross(front, right)
@@ -325,13 +307,13 @@ def test_a_point_of_the_part_lies_where_the_camera_projects_it(direction):
     ]
     rows, columns = silhouette(small, direction).nonzero()
     assert [columns.mean(), rows.mean()] == pytest.approx(expected, abs=0.6)
-    high = TriangleMesh((CORNERS - 0.5) * 0.04 + [0.5, 0.9, 0.5], FACES)
+    high = TriangleMesh((CUBE_CORNERS - 0.5) * 0.04 + [0.5, 0.9, 0.5], CUBE_FACES)
     assert silhouette(high, direction).nonzero()[0].mean() > 64  # +y points down
 
 
 def test_nearer_faces_hide_those_behind():
-    near = TriangleMesh(CORNERS * 0.2 + 0.1, FACES)  # towards the camera that looks along (1, 1, 1)
-    behind = TriangleMesh(CORNERS * 0.05 + [0.8, 0.77, 0.8], FACES)
+    near = TriangleMesh(CUBE_CORNERS * 0.2 + 0.1, CUBE_FACES)  # towards the camera that looks along (1, 1, 1)
+    behind = TriangleMesh(CUBE_CORNERS * 0.05 + [0.8, 0.77, 0.8], CUBE_FACES)
     both = TriangleMesh(
         np.concatenate([near.vertices, behind.vertices]), np.concatenate([near.faces, behind.faces + 8])
     )

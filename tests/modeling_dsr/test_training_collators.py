@@ -17,28 +17,12 @@ from dsr_toolkit.training import make_model
 from modeling_dsr.cad_solids import TriangleMesh, farthest_point_sample
 from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
 from modeling_dsr.training_collator import without_none
-
-CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
-FACES = np.array(
-    [
-        [0, 1, 3],
-        [0, 3, 2],
-        [4, 6, 7],
-        [4, 7, 5],
-        [0, 4, 5],
-        [0, 5, 1],
-        [2, 3, 7],
-        [2, 7, 6],
-        [0, 2, 6],
-        [0, 6, 4],
-        [1, 5, 7],
-        [1, 7, 3],
-    ]
-)
+from tests.modeling_dsr.cad_samples import CUBE_CORNERS, CUBE_FACES
 
 
 def box(x: float) -> TriangleMesh:
-    return TriangleMesh(CORNERS * [x, 1, 1], FACES)
+    """Around the origin, 2x by 2 by 2."""
+    return TriangleMesh((2 * CUBE_CORNERS - 1) * [x, 1, 1], CUBE_FACES)
 
 
 def frames(count: int = 4, seed: int = 0) -> np.ndarray:
