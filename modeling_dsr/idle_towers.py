@@ -25,3 +25,10 @@ def reach(
     if not together and not any(parameter.requires_grad for tower in towers for parameter in tower.parameters()):
         return inputs_embeds
     return inputs_embeds + 0.0 * features().mean().to(inputs_embeds)
+
+
+def grey_patches(vision_config, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest video of Qwen-VL's vision towers, one token: patches `[P, channels]` of zeros, grid `[1, 3]`."""
+    vision, merge = vision_config, vision_config.spatial_merge_size
+    channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return torch.zeros(merge**2, channels, device=device), torch.tensor([[1, merge, merge]], device=device)

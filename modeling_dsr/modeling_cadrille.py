@@ -21,7 +21,7 @@ from .configuration_cadrille import CadrilleConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
 from .generation_settings import OwnGenerationSettings, prompt_length
-from .idle_towers import reach
+from .idle_towers import grey_patches, reach
 from .multimodal_rope import count_media, multimodal_positions
 from .packing import packed_samples, separate_samples
 
@@ -193,10 +193,7 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
 
     def _small_view(self, device) -> torch.Tensor:
         """The vision token of the smallest grey view there is."""
-        vision = self.config.vision_config
-        grid = torch.tensor([[1, vision.spatial_merge_size, vision.spatial_merge_size]], device=device)
-        channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        patches = torch.zeros(int(grid.prod()), channels, device=device)
+        patches, grid = grey_patches(self.config.vision_config, device)
         return torch.cat(self.get_video_features(patches, grid, return_dict=True).pooler_output)
 
     def _positions(self, input_ids, inputs_embeds, attention_mask, past_key_values, image_grid_thw, video_grid_thw):

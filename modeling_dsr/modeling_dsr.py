@@ -8,18 +8,16 @@ Data flow, for P patches of all videos, D the width of the language model:
     placeholders of the prompt ← vision tokens, then geometry tokens ─ language model
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLModel
 
 from .chunked_loss import next_token_loss
 from .configuration_dsr import DSRConfig
 from .dsr_geometry_selection import GeometrySelectionModule, regroup_patch_tokens, renormalize, unflatten_patches
+from .dsr_outputs import DSRCausalLMOutputWithPast, DSRModelOutputWithPast, DSRVisionFeatures
 from .dsr_token_layout import (
     TokenLayout,
     build_token_layout,
@@ -33,73 +31,15 @@ from .float_modules import for_quantizers
 from .freezing import FreezePresets
 from .generation_settings import prompt_length
 from .geometry_encoder import GeometryEncoder
-from .idle_towers import reach
+from .idle_towers import grey_patches, reach
 from .multimodal_rope import count_media
 from .packing import packed_samples, separate_samples
-
-
-@dataclass
-class DSRVisionFeatures(BaseModelOutputWithPooling):
-    """
-    Everything that DSR computes of images or videos before it sees a question.
-
-    Encode once, ask many: pass it as `mm_encoder_outputs={"video": features}` instead of pixels, with any prompts whose
-    videos are these, in this order; [`~DSRVisionFeatures.select`] repeats or reorders them.
-
-    Args:
-        pooler_output (`tuple[torch.FloatTensor]`): vision tokens `[t·h·w/4, D]` of each medium.
-        geometry_features (`tuple[torch.FloatTensor]`, *optional*): spatial states `[t·h·w/4, D]` of each medium.
-        grid_thw (`torch.LongTensor` of shape `(n, 3)`): patches (time, rows, columns) of each medium.
-    """
-
-    geometry_features: tuple[torch.FloatTensor, ...] | None = None
-    grid_thw: torch.LongTensor | None = None
-
-    def select(self, indices) -> "DSRVisionFeatures":
-        """The media of `indices` (repeats allowed), sharing memory: `features.select([0] * 8)` for eight questions."""
-        indices = [int(i) for i in indices]
-        return DSRVisionFeatures(
-            pooler_output=tuple(self.pooler_output[i] for i in indices),
-            geometry_features=None
-            if self.geometry_features is None
-            else tuple(self.geometry_features[i] for i in indices),
-            grid_thw=self.grid_thw[indices],
-        )
-
-
-@dataclass
-class DSRModelOutputWithPast(BaseModelOutputWithPast):
-    """
-    Output of [`DSRModel`]; see [`BaseModelOutputWithPast`] for the fields of the language model.
-
-    Args:
-        rope_deltas (`torch.LongTensor` of shape `(batch, 1)`): next rotary position minus number of tokens.
-        geometry_tokens (`torch.FloatTensor` of shape `(groups, num_geometry_tokens, hidden)`): what the language model
-            reads in the geometry placeholders.
-        geometry_attentions (`tuple[torch.FloatTensor]`): with `output_geometry_attentions=True`, for each medium that
-            has geometry the probabilities `(heads, num_geometry_tokens, t, h/2, w/2)` with which each token read each
-            2-frame, 28×28-pixel cell. They sum to 1 over all media of a group.
-    """
-
-    rope_deltas: torch.LongTensor | None = None
-    geometry_tokens: torch.FloatTensor | None = None
-    geometry_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class DSRCausalLMOutputWithPast(CausalLMOutputWithPast):
-    """Output of [`DSRForConditionalGeneration`]; the last three fields are those of [`DSRModelOutputWithPast`]."""
-
-    rope_deltas: torch.LongTensor | None = None
-    geometry_tokens: torch.FloatTensor | None = None
-    geometry_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class DSRParts(FreezePresets):
     """
     What model and head share: presets of `freeze`, and initial values of a new Geometry Selection Module (standard
-        normal
-    queries, the parent's rule for the rest).
+    normal queries, the parent's rule for the rest).
 
     "published" trains the merger of the vision tower, the Geometry Selection Module, the language model and its head;
     "geometry" the Geometry Selection Module alone; "all" everything, π³'s encoder included.
@@ -452,12 +392,8 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
 
     def _reach_idle(self, inputs_embeds, seen: bool) -> torch.Tensor:
         """Rows without geometry, or without anything to see, reach what they have no use for; see [`reach`]."""
-        vision = self.config.vision_config
-        merge, device = vision.spatial_merge_size, inputs_embeds.device
-        grid = torch.tensor([[1, merge, merge]], device=device)
-        channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        patches = torch.zeros(merge**2, channels, device=device)
-        one = torch.ones(1, dtype=torch.long)
+        device, one = inputs_embeds.device, torch.ones(1, dtype=torch.long)
+        patches, grid = grey_patches(self.config.vision_config, device)
 
         def geometry():
             return self.geometry_selection(
