@@ -50,18 +50,18 @@ def _column(shown, color, sizes) -> list[Image.Image]:
     mesh = shown if isinstance(shown, TriangleMesh) else _octahedra(shown)
     points = shown.vertices if isinstance(shown, TriangleMesh) else shown[:, :3]
     low, high = points.min(0), points.max(0)
-    upright = TriangleMesh(_upright(mesh.vertices), mesh.faces)
+    turned = TriangleMesh(upright(mesh.vertices), mesh.faces)
     views = []
     for name, direction in DIRECTIONS.items():
         camera = (direction[0], -direction[2], direction[1])
-        view = Image.fromarray(render_mesh(upright, camera, VIEW, color, smooth=False, oversampling=2))
+        view = Image.fromarray(render_mesh(turned, camera, VIEW, color, smooth=False, oversampling=2))
         _draw_dimensions(view, low, high, camera, high - low if sizes is None else sizes, name == "from above")
         ImageDraw.Draw(view).text((6, VIEW - 20), name, FAINT, ImageFont.load_default(13))
         views.append(view)
     return views
 
 
-def _upright(points: np.ndarray) -> np.ndarray:
+def upright(points: np.ndarray) -> np.ndarray:
     """The frame of the published cameras has +y down: z up becomes y down."""
     return np.stack([points[:, 0], 1 - points[:, 2], points[:, 1]], axis=1)
 
@@ -73,7 +73,7 @@ def _draw_dimensions(view: Image.Image, low, high, camera, sizes, above: bool) -
     edges = (((x0, y0, near), (x1, y0, near)), ((x1, y0, near), (x1, y1, near)), ((x0, y0, z0), (x0, y0, z1)))
     draw, middle = ImageDraw.Draw(view), (VIEW - 1) / 2
     for name, edge, size, color in zip("xyz", edges, sizes, AXIS_COLORS):
-        (ax, ay), (bx, by) = project_points(_upright(np.array(edge, float)), camera, VIEW)[1]
+        (ax, ay), (bx, by) = project_points(upright(np.array(edge, float)), camera, VIEW)[1]
         away = np.array([(ax + bx) / 2 - middle, (ay + by) / 2 - middle])
         away *= 10 / max(float(np.linalg.norm(away)), 1e-9)
         line = [(ax + away[0], ay + away[1]), (bx + away[0], by + away[1])]

@@ -11,13 +11,14 @@ from .shown import choose, facts, measured
 TITLE = "Cadrille and CAD-Recode: a part is rebuilt by a CAD program"
 SEED, INDEX = 2026, 3  # no recipe trains on this seed
 EDGE = 8  # pixels around a solid
-LONGEST = {True: 96, False: 768}  # tokens of a program: of a tiny model, of another
+LONGEST = 768  # tokens of a program of a model that is not tiny
 
 
 def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
     """Both tiny models read the part's points and write; the solids are compared with the part."""
     from ..cad import ConfinementError, Sandbox
     from ..cad.pictures import INPUT_COLOR, RESULT_COLOR, part_sheet
+    from ..evaluation.world_cad import MAX_NEW_TOKENS
     from ..worlds.parts import PartsWorld
 
     try:
@@ -34,7 +35,9 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
         chosen = [_chosen(model, kind) for kind in (("cadrille", "cad_recode") if model is None else (None,))]
         trained = [one for one in chosen if one[2] is None or not one[2].random]
         for source, kind, stand_in, figures in trained or chosen:
-            program, value, true, solid = rebuild(source, kind, sample, sandbox, LONGEST[stand_in is not None])
+            program, value, true, solid = rebuild(
+                source, kind, sample, sandbox, MAX_NEW_TOKENS if stand_in else LONGEST
+            )
             programs[kind] = program
             report["models"][kind] = {**facts(source, stand_in), "program": program, "iou": value}
             outcome = "gives no valid solid" if value is None else f"gives a solid with an IoU of {value:.3f}"
@@ -99,12 +102,12 @@ def view(mesh, color):
     from modeling_dsr.cad_solids import TriangleMesh
     from modeling_dsr.cad_views import render_mesh
 
-    from ..cad.pictures import PAPER, VIEW, _upright
+    from ..cad.pictures import PAPER, VIEW, upright
 
     if mesh is None:
         return Image.new("RGB", (VIEW, VIEW), PAPER)
-    upright = TriangleMesh(_upright(mesh.vertices), mesh.faces)
-    shown = render_mesh(upright, (-1.0, 1.0, 1.0), VIEW, color, smooth=False, oversampling=2)
+    turned = TriangleMesh(upright(mesh.vertices), mesh.faces)
+    shown = render_mesh(turned, (-1.0, 1.0, 1.0), VIEW, color, smooth=False, oversampling=2)
     rows, columns = ((shown < 255).any(-1).any(axis) for axis in (1, 0))
     top, left = (max(0, int(line.argmax()) - EDGE) for line in (rows, columns))
     bottom, right = (VIEW - max(0, int(line[::-1].argmax()) - EDGE) for line in (rows, columns))

@@ -49,7 +49,7 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
     said = [
         Text(question.prompt.replace("\n", "  ")),
         Text(f"It says: {result['answer']!r}. True is {true!r}: {word}.", colour),
-        Text(f"The red ball covers {area:.1%} of the pixels and gets {share:.1%} of the geometry tokens' attention."),
+        Text(looked_at(truth, question, share, area)),
     ]
     if figures := measured("dsr", stand_in, "accuracy"):
         said.append(
@@ -89,6 +89,12 @@ def is_right(answer: str, question) -> bool:
     if letter is not None:
         return letter == question.letter
     return answer.strip().casefold() in (question.phrase.casefold(), question.options[question.answer].casefold())
+
+
+def looked_at(truth, question, share: float, area: float) -> str:
+    """What the first thing that is asked about covers of the pixels, and gets of the attention."""
+    name = truth.names[question.things[0]]
+    return f"The {name} covers {area:.1%} of the pixels and gets {share:.1%} of the geometry tokens' attention."
 
 
 def attention_on(mask: np.ndarray, heat: np.ndarray) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..console import step
 from .clip import CLIP, sample
-from .page import Panel, Text
+from .page import Panel, Text, lit
 from .shown import choose, facts, measured
 
 TITLE = "FrozenQwenSAM: masks for phrases"
@@ -38,11 +38,11 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
     ious = {phrase: iou(masks[phrase], true[phrase]) for phrase in PHRASES}
     said = [Text("; ".join(f'"{phrase}": IoU {value:.2f}' for phrase, value in ious.items()) + " with the true mask.")]
     if figures := measured("frozen_qwen_sam", stand_in, "ciou"):
-        said.append(Text(f"On phrases of {figures['count']} fresh clips: cIoU {figures['ciou']:.2f}."))
+        said.append(Text(f"On phrases of {figures['count']} fresh pictures: cIoU {figures['ciou']:.2f}."))
     for line in said:
         print(f"   {line.text}")
     print(f"   {folder / 'debug.png'}\n   {source}  loads with AutoModel.from_pretrained(…, trust_remote_code=True)")
-    row = [("a frame", image), *((f'"{phrase}"', lit(image, masks[phrase])) for phrase in PHRASES)]
+    row = [("a frame", image), *((f'"{phrase}"', lit(frames[0], masks[phrase])) for phrase in PHRASES)]
     report = {
         **facts(source, stand_in),
         "video": CLIP.name,
@@ -56,11 +56,3 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
 
 def iou(found: np.ndarray, true: np.ndarray) -> float:
     return float((found & true).sum() / max(1, (found | true).sum()))
-
-
-def lit(image, mask: np.ndarray):
-    """The image, pale where the mask is not."""
-    from PIL import Image
-
-    pixels = np.asarray(image).astype(float)
-    return Image.fromarray(np.where(mask[..., None], pixels, 255 - 0.25 * (255 - pixels)).astype(np.uint8))

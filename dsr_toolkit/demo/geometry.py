@@ -14,11 +14,10 @@ from ..commands import reconstruct
 from ..console import step
 from ..evaluation.world_geometry import clip_errors
 from .clip import CLIP, FPS, sample
-from .page import Panel, Text, aside, cloud_picture
+from .page import Panel, Text, aside, cloud_picture, lit
 from .shown import choose, facts, measured
 
 FRAMES = 8
-DIM = 0.3  # brightness that a mask leaves to the rest
 
 
 def show(kind: str, title: str, folder: Path, model: str | None) -> tuple[dict, Panel]:
@@ -97,19 +96,14 @@ def pictures(found: dict, truth: dict, errors: dict) -> list[list[tuple[str, Ima
     first, last = 1, len(truth["images"]) - 2
     rows = []
     if "dynamic" in found:
-        moves = lambda number, mask: Image.fromarray(  # noqa: E731
-            np.where(mask[..., None], truth["images"][number], 255 - DIM * (255.0 - truth["images"][number])).astype(
-                np.uint8
-            )
-        )
         rows.append(
             [
                 (caption, picture)
                 for number in (first, last)
                 for caption, picture in (
                     ("a frame", Image.fromarray(truth["images"][number])),
-                    ("moves, true", moves(number, truth["dynamic"][number])),
-                    ("moves, found", moves(number, found["dynamic"][number] >= 0.5)),
+                    ("moves, true", lit(truth["images"][number], truth["dynamic"][number])),
+                    ("moves, found", lit(truth["images"][number], found["dynamic"][number] >= 0.5)),
                 )
             ]
         )

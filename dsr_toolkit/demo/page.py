@@ -15,6 +15,7 @@ GROUND, BORDER = (243, 244, 247), (222, 224, 230)
 RIGHT, WRONG = (22, 128, 60), (190, 45, 45)
 TITLE = "What the tiny models see"
 LINE = 1.42  # height of a line of text, in letters
+PALE = 0.3  # of its darkness that a mask leaves to the rest of a picture
 
 
 @dataclass
@@ -137,6 +138,11 @@ def _row(row: list[tuple[str, Image.Image]], width: int) -> Image.Image:
         block.paste(shown, (left, caption))
         left += shown.width + BETWEEN
     return block
+
+
+def lit(picture: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """A picture `[H, W, 3]` uint8, pale where the mask `[H, W]` is not."""
+    return Image.fromarray(np.where(mask[..., None], picture, 255 - PALE * (255.0 - picture)).astype(np.uint8))
 
 
 def cloud_picture(

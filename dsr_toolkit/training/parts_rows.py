@@ -126,13 +126,15 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
 @torch.no_grad()
 def show(model, processor, rows) -> list[dict]:
     """The program that the model writes for each row, beside the true one."""
+    from ..evaluation.world_cad import MAX_NEW_TOKENS
+
     shown = []
     for row in rows:
         given = {"point_clouds": row["cloud"], "normalization": "program"} if "cloud" in row else {}
         given |= {"images": row["views"]} if "views" in row else {}
         given |= {"text": row["text"]} if "text" in row else {}
         inputs = processor(**given)
-        ids = model.generate(**inputs, max_new_tokens=72, do_sample=False)
+        ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         (program,) = processor.decode_programs(ids, inputs["input_ids"].shape[1])
         shown.append({"program": program, "true": row["program"]} | ({"text": row["text"]} if "text" in row else {}))
     return shown

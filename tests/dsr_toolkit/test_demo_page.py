@@ -1,5 +1,7 @@
 """What `dsr demo` puts beside the truth, and the page that shows it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
@@ -40,6 +42,13 @@ def test_attention_is_compared_with_the_share_of_pixels():
     heat = np.zeros((2, 4, 4))
     heat[:, 0, 0] = 1
     assert dsr.attention_on(mask, heat) == (1.0, 0.25)
+
+
+def test_what_is_said_to_be_looked_at_is_what_is_asked_about():
+    truth = sample()
+    for number, name in enumerate(truth.names):
+        line = dsr.looked_at(truth, replace(question(truth), things=(number,)), 0.25, 0.125)
+        assert line.startswith(f"The {name} covers 12.5% of the pixels and gets 25.0%")
 
 
 @pytest.mark.parametrize(
