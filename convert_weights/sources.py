@@ -26,10 +26,10 @@ from .containers import KeyList, SafetensorsFile, TensorInfo, read_json
 from .pickles import PICKLES, PickleFile
 
 HUB_ID = re.compile(r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<path>.+))?")
-# What the Hub's repositories hold beside the weights and a conversion may need.
 # transformers 5 writes the settings of all parts of a processor into one file.
 PROCESSOR_FILE = "processor_config.json"
 JOINT = {"preprocessor_config.json": "image_processor", "video_preprocessor_config.json": "video_processor"}
+# What the Hub's repositories hold beside the weights and a conversion may need.
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
 CLOCK_TICK = 2_000_000_000  # nanoseconds in which a file system may give two changes one time
 

@@ -32,6 +32,7 @@ def evaluate(model, processor, seed: int, count: int = 64, difficulty: str = "ea
     """
     world = SpaceWorld(seed, 1, SIDE, SIDE, difficulty=difficulty, questions=0)
     pixels: dict[str, list] = defaultdict(lambda: [0, 0])
+    by_kind: dict[tuple[str, str], list] = defaultdict(lambda: [0, 0])
     single: dict[str, list] = defaultdict(list)
     for start in range(0, count, PICTURES_AT_ONCE):
         rows = []
@@ -44,24 +45,31 @@ def evaluate(model, processor, seed: int, count: int = 64, difficulty: str = "ea
         for (sample, asked), (coarse, refined) in zip(rows, segment(model, processor, rows)):
             truth = torch.stack([torch.from_numpy(phrase.mask) for phrase, _ in asked])
             kinds = ["it" if it else phrase.kind for phrase, it in asked]
-            for name, masks in (("coarse", coarse), ("", refined)):
+            for name, masks in (("coarse", coarse), ("refined", refined)):
                 common, union = (values.tolist() for values in mask_overlaps(masks, truth))
                 single[name] += [one / max(1, other) for one, other in zip(common, union)]
                 for kind, one, other in zip(kinds, common, union):
-                    for group in (name, f"kind {kind}") if not name else (name,):
-                        pixels[group][0] += one
-                        pixels[group][1] += other
-    share = lambda group: pixels[group][0] / max(1, pixels[group][1])  # noqa: E731
-    mean = lambda group: sum(single[group]) / max(1, len(single[group]))  # noqa: E731
+                    for total in (pixels[name], by_kind[name, kind]):
+                        total[0] += one
+                        total[1] += other
     metrics = {
-        "ciou": share(""),
-        "ciou_coarse": share("coarse"),
-        "giou": mean(""),
-        "giou_coarse": mean("coarse"),
-        "ciou_by_kind": {group.removeprefix("kind "): share(group) for group in pixels if group.startswith("kind ")},
-        "phrases": len(single[""]),
+        "ciou": _share(pixels["refined"]),
+        "ciou_coarse": _share(pixels["coarse"]),
+        "giou": _mean(single["refined"]),
+        "giou_coarse": _mean(single["coarse"]),
+        "ciou_by_kind": {kind: _share(total) for (name, kind), total in by_kind.items() if name == "refined"},
+        "phrases": len(single["refined"]),
     }
     return {"model_type": model.config.model_type, "seed": seed, "count": count, "metrics": metrics}
+
+
+def _share(pixels: list[int]) -> float:
+    common, union = pixels
+    return common / max(1, union)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def caption_of(sample, phrase: Phrase, number: int, as_it: bool) -> list[tuple[str, int]]:

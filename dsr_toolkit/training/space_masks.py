@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from modeling_dsr.frozen_qwen_sam_losses import mask_losses
 from modeling_dsr.frozen_qwen_sam_refiner import PhraseSamModel
 
+from ..evaluation.segmentation_metrics import mask_overlaps, masks_from_logits
 from ..worlds.space import SpaceWorld
 from .geometry import start_narrow
 from .rows import Mapped
@@ -126,6 +127,5 @@ class PromptCollator:
 
 def measure(model, processor, rows, inputs, outputs) -> dict:
     """cIoU of the masks at the pictures' size."""
-    logits = torch.nn.functional.interpolate(outputs["logits"][:, None].float(), size=(SIDE, SIDE), mode="bilinear")
-    found, truth = logits[:, 0] > 0, inputs["labels"].bool()
-    return {"ciou": (int((found & truth).sum()), int((found | truth).sum()))}
+    common, union = mask_overlaps(masks_from_logits(outputs["logits"], (SIDE, SIDE)), inputs["labels"])
+    return {"ciou": (int(common.sum()), int(union.sum()))}

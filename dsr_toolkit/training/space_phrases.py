@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..evaluation.segmentation_metrics import mask_overlaps, masks_from_logits
 from ..evaluation.world_frozen_qwen_sam import caption_of
 from ..tiny.space_models import DESCRIBE
 from ..worlds.space import SpaceWorld
@@ -100,12 +101,11 @@ def measure_masks(model, processor, rows, inputs, outputs) -> dict:
     """cIoU (pixels of all masks together) of coarse and refined masks."""
     found = {}
     for name, predictions in (("ciou", outputs.sam_pred_masks), ("ciou_coarse", outputs.pred_masks)):
-        common = union = 0
-        for logits, truth in zip(predictions, inputs["labels"]):
-            size = truth.shape[-2:]
-            larger = torch.nn.functional.interpolate(logits[None].float(), size=size, mode="bilinear")[0] > 0
-            common, union = common + int((larger & truth).sum()), union + int((larger | truth).sum())
-        found[name] = (common, union)
+        counts = [
+            mask_overlaps(masks_from_logits(logits, truth.shape[-2:]), truth)
+            for logits, truth in zip(predictions, inputs["labels"])
+        ]
+        found[name] = tuple(sum(int(count.sum()) for count in some) for some in zip(*counts))
     return found
 
 

@@ -49,7 +49,7 @@ class PartSample:
 
         Args:
             oversampling: rays per pixel along either side; fewer than the processor's 4 are quicker and coarser, as are
-            fewer `segments` of a circle.
+                fewer `segments` of a circle.
         """
         from modeling_dsr.cad_solids import TriangleMesh
         from modeling_dsr.cad_views import VIEW_DIRECTIONS, compose_views, render_mesh

@@ -23,7 +23,7 @@ from dsr_toolkit.training.space_cells import build as build_cells
 from dsr_toolkit.training.space_cells import measure as measure_cells
 from dsr_toolkit.training.space_masks import PromptCollator, build_sam, prompt_rows
 from dsr_toolkit.training.space_masks import measure as measure_sam
-from dsr_toolkit.training.space_phrases import PlacedPhrases, measure_places, phrase_rows, place
+from dsr_toolkit.training.space_phrases import PlacedPhrases, measure_masks, measure_places, phrase_rows, place
 from dsr_toolkit.training.space_questions import (
     ClipQuestions,
     EachQuestion,
@@ -35,6 +35,7 @@ from dsr_toolkit.training.space_questions import (
 from dsr_toolkit.worlds.space import SpaceWorld
 from dsr_toolkit.worlds.space.facts import Facts
 from modeling_dsr.dsr_collator import DSRCollator
+from modeling_dsr.frozen_qwen_sam_outputs import FrozenQwenSAMOutput
 from modeling_dsr.modeling_pi3 import Pi3Model
 
 SMALL = {
@@ -307,6 +308,16 @@ def test_miniature_sam_draws_what_it_is_shown():
     with torch.no_grad():
         common, union = measure_sam(model, processor, rows, batch, model(**batch))["ciou"]
     assert common / union > 0.6
+
+
+def test_masks_are_measured_in_training_as_in_evaluation():
+    """By the published rule: probabilities are resized, not logits, which would make 3 of these 4 pixels the mask."""
+    logits, truth = torch.tensor([[[10.0, -1.0]]]), torch.ones(1, 1, 4, dtype=torch.bool)
+    outputs = FrozenQwenSAMOutput(pred_masks=[logits], sam_pred_masks=[logits, -logits])
+    found = measure_masks(None, None, None, {"labels": [truth, truth]}, outputs)
+    assert found == {"ciou": (2 + 2, 8), "ciou_coarse": (2, 4)}
+    whole = torch.ones(1, 112, 112)
+    assert measure_sam(None, None, None, {"labels": whole}, {"logits": logits})["ciou"] == (66 * 112, 112 * 112)
 
 
 def test_miniature_frozen_qwen_sam_lowers_its_loss_and_is_measured(frozen_qwen_sam):
