@@ -265,6 +265,7 @@ def test_unknown_arguments_are_refused(capsys):
     assert exit.value.code == 2 and "unrecognized arguments: --colour" in capsys.readouterr().err
 
 
-def test_help_does_not_wait_for_torch():
-    code = "import sys, dsr_toolkit.cli as cli; cli.build_parser(); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("parser", ["dsr_toolkit.cli.build_parser()", "convert_weights.__main__._parser()"])
+def test_help_does_not_wait_for_torch(parser):
+    code = f"import sys, {parser.rpartition('.')[0]}; {parser}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
