@@ -10,24 +10,18 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
-from modeling_dsr.pose import quaternion_to_matrix
+
+from ..quaternions import rotation_of
 
 TABLES = ("scene", "sample", "sample_data", "calibrated_sensor", "sensor", "ego_pose")
-
-
-def rotation_matrix(quaternion) -> np.ndarray:
-    """`[3, 3]` of a quaternion (w, x, y, z); its length does not matter."""
-    w, x, y, z = quaternion
-    return quaternion_to_matrix(torch.tensor([x, y, z, w], dtype=torch.float64)).numpy()
 
 
 def rigid(rotation, translation) -> np.ndarray:
     """`[4, 4]` float32 from a quaternion (w, x, y, z) and metres."""
     matrix = np.eye(4, dtype=np.float32)
-    matrix[:3, :3], matrix[:3, 3] = rotation_matrix(rotation), translation
+    matrix[:3, :3], matrix[:3, 3] = rotation_of(rotation), translation
     return matrix
 
 

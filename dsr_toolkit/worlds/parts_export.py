@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .parts import PartSample, PartsWorld
+from .world import new_folder
 
 STL_FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 
@@ -20,10 +21,10 @@ def write_cad_recode(world: PartsWorld, folder: str | Path, counts: dict[str, in
     `{"py_path", "mesh_path"}`.
 
     Args:
-        folder: must not exist.
+        folder: a folder that does not exist yet, or is empty.
         counts: split → number of samples; "train" and "val" as published. Splits follow one another in the world.
     """
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     for split, samples in _splits(world, counts):
         (folder / split).mkdir()
         rows = []
@@ -38,7 +39,7 @@ def write_cad_recode(world: PartsWorld, folder: str | Path, counts: dict[str, in
 
 def write_text2cad(world: PartsWorld, folder: str | Path, counts: dict[str, int]) -> Path:
     """`cadquery/UID.py` and `SPLIT.pkl`, a list of `{"uid", "description"}`; arguments as in `write_cad_recode`."""
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     (folder / "cadquery").mkdir()
     for split, samples in _splits(world, counts):
         rows = []
@@ -57,14 +58,6 @@ def write_stl(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
     facets["normal"] = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
     facets["corners"] = corners
     path.write_bytes(bytes(80) + np.uint32(len(faces)).tobytes() + facets.tobytes())
-
-
-def _new_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"`folder` must not exist yet, {str(folder)!r} does.")
-    folder.mkdir(parents=True)
-    return folder
 
 
 def _splits(world: PartsWorld, counts: dict[str, int]) -> Iterable[tuple[str, Iterable[PartSample]]]:

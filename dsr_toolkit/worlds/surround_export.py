@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..quaternions import quaternion_of
 from .surround import SurroundSample
 from .surround_scene import KINDS
+from .world import new_folder
 
 # Names of nuScenes' categories.
 CATEGORIES = {
@@ -25,7 +27,7 @@ VERSION = "v1.0-mini"
 
 def write_scene(sample: SurroundSample, folder: str | Path) -> Path:
     """A folder as `dsr scene` reads it: CAMERA.png for each camera and calibration.json."""
-    folder = _new_folder(folder)
+    folder = new_folder(folder)
     for name, image in sample.images.items():
         Image.fromarray(image).save(folder / f"{name}.png")
     cameras = {
@@ -47,7 +49,7 @@ def write_nuscenes(samples: Iterable[SurroundSample], root: str | Path, version:
     Args:
         root: a folder that does not exist yet, or is empty.
     """
-    root = _new_folder(root)
+    root = new_folder(root)
     tables: dict[str, list[dict]] = {
         name: []
         for name in (
@@ -102,7 +104,7 @@ def _add_sample(tables: dict[str, list[dict]], sample: SurroundSample, root: Pat
                 "token": f"{token}-{name}",
                 "sensor_token": name,
                 "translation": camera.extrinsics[:3, 3].tolist(),
-                "rotation": quaternion(camera.extrinsics[:3, :3]),
+                "rotation": quaternion_of(camera.extrinsics[:3, :3]).tolist(),
                 "camera_intrinsic": camera.intrinsics.tolist(),
             }
         )
@@ -164,27 +166,3 @@ def _add_sample(tables: dict[str, list[dict]], sample: SurroundSample, root: Pat
         tables["map_elements"].append(
             {"sample_token": token, "label": element["label"], "points": element["points"].tolist()}
         )
-
-
-def quaternion(rotation: np.ndarray) -> list[float]:
-    """(w, x, y, z) of a rotation `[3, 3]`: the main axis of Shepperd's symmetric matrix, which no angle makes
-    singular."""
-    (a, b, c), (d, e, f), (g, h, i) = rotation
-    symmetric = np.array(
-        [
-            [a + e + i, h - f, c - g, d - b],
-            [h - f, a - e - i, b + d, c + g],
-            [c - g, b + d, e - a - i, f + h],
-            [d - b, c + g, f + h, i - a - e],
-        ]
-    )
-    axis = np.linalg.eigh(symmetric)[1][:, -1]
-    return (axis * (1 if axis[0] >= 0 else -1)).tolist()
-
-
-def _new_folder(folder: str | Path) -> Path:
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; name a new one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

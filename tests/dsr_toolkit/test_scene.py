@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 from dsr_toolkit.cli import main
 from dsr_toolkit.commands.scene import read_scene
-from dsr_toolkit.datasets.nuscenes import NuScenes, rotation_matrix
+from dsr_toolkit.datasets.nuscenes import NuScenes
 from dsr_toolkit.loading import resolve
+from dsr_toolkit.quaternions import quaternion_of, rotation_of
 from dsr_toolkit.scenes import answer_questions
 from dsr_toolkit.tiny.tokenizer import write_tokenizer
 from dsr_toolkit.training.scene_qformer import begin_stage, jitter, mirror_scene
@@ -203,8 +204,11 @@ def test_incomplete_nuscenes_folders_are_refused(tmp_path):
 
 def test_rotations_of_quaternions():
     half = np.sqrt(0.5)
-    assert np.allclose(rotation_matrix([half, 0, 0, half]), [[0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    assert np.allclose(rotation_matrix([2, 0, 0, 0]), np.eye(3))
+    assert np.allclose(rotation_of([half, 0, 0, half]), [[0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    assert np.allclose(rotation_of([2, 0, 0, 0]), np.eye(3))
+    for quaternion in ([0.1, -0.7, 0.5, 0.5], [0, 0, 1, 0]):  # a half turn has w = 0
+        there_and_back = quaternion_of(rotation_of(quaternion))
+        assert np.allclose(there_and_back, quaternion / np.linalg.norm(quaternion))
 
 
 # ---- training ----------------------------------------------------------------------------

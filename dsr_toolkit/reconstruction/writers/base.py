@@ -111,16 +111,6 @@ def frustum_corners(intrinsics: np.ndarray, shape: tuple[int, int], depth: float
     return np.array([[x[0], y[0], depth], [x[1], y[0], depth], [x[1], y[1], depth], [x[0], y[1], depth]])
 
 
-def quaternion(rotation: np.ndarray) -> np.ndarray:
-    """w, x, y, z of a rotation matrix."""
-    import torch
-
-    from modeling_dsr.pose import matrix_to_quaternion
-
-    x, y, z, w = matrix_to_quaternion(torch.from_numpy(rotation)).tolist()
-    return np.array([w, x, y, z])
-
-
 def upright(root: np.ndarray) -> np.ndarray:
     """
     World transform `[4, 4]` that puts a camera at the origin of a world in which y points up and it looks along −z.

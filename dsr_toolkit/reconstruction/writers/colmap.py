@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...quaternions import quaternion_of
 from ..views import View
-from .base import About, PointSample, cloud, quaternion
+from .base import About, PointSample, cloud
 from .tracks import TrackBuilder
 
 PINHOLE = 1  # number of the camera model in binary files
@@ -115,7 +116,7 @@ def shared_cameras(images: list[_Image]) -> dict[int, tuple]:
 def _pose(image: _Image) -> list[float]:
     """Quaternion w, x, y, z and translation, world to camera."""
     pose = np.linalg.inv(image.camera_to_world)
-    return [*quaternion(pose[:3, :3]).tolist(), *pose[:3, 3].tolist()]
+    return [*quaternion_of(pose[:3, :3]).tolist(), *pose[:3, 3].tolist()]
 
 
 def write_binary(folder: Path, cameras: dict, images: list[_Image], points, colours, errors, observations) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...quaternions import quaternion_of
 from ..views import View
-from .base import About, cloud, quaternion
+from .base import About, cloud
 
 
 class PlyWriter:
@@ -61,7 +62,7 @@ class TumWriter:
         if view.time == self.previous:
             self.file.write(f"# {view.name}\n")
         self.previous = view.time
-        w, x, y, z = quaternion(view.camera_to_world[:3, :3])
+        w, x, y, z = quaternion_of(view.camera_to_world[:3, :3])
         numbers = [*view.camera_to_world[:3, 3], x, y, z, w]
         self.file.write(" ".join([repr(float(view.time)), *(f"{number:.9g}" for number in numbers)]) + "\n")
 

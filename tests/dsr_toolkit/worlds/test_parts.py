@@ -204,7 +204,7 @@ def test_export_in_the_published_layouts(tmp_path):
     (first, _) = pickle.loads((folder / "train.pkl").read_bytes())
     assert first == {"uid": world[0].name, "description": world[0].text}
     assert (folder / "cadquery" / f"{first['uid']}.py").read_text() == world[0].program
-    with pytest.raises(ValueError, match="must not exist yet"):
+    with pytest.raises(ValueError, match="not an empty folder"):
         write_text2cad(world, folder, {"train": 1})
 
 
