@@ -11,14 +11,17 @@ import numpy as np
 from .margins import Margins
 from .scene import Scene
 
-MOMENTS = np.linspace(-1, 1, 9)  # τ at which scenes are looked at; START and END are its ends
+CAMERA = -1  # in place of a thing's number
+MOMENTS = np.linspace(-1, 1, 9)  # τ at which scenes are looked at
+START, END, AFTER_START, BEFORE_END, NEXT = 0, 8, 9, 10, 11  # places in a path: ends, beside them, and after the clip
 STEP = 0.02  # τ, for speeds
 AHEAD = 0.5  # τ that predictions look beyond the end of the clip
 
 
 class Facts:
     """
-    Paths of a scene's things and of its first camera at `MOMENTS` and shortly after each, for the answers below.
+    Paths of a scene's things and of its first camera at `MOMENTS`, beside both ends and after the clip, for the answers
+    below.
 
     Args:
         margins: how clear an answer must be; default: those of the normal world.
@@ -26,17 +29,18 @@ class Facts:
 
     def __init__(self, scene: Scene, margins: Margins = Margins()):
         self.scene, self.seconds, self.margins = scene, scene.seconds, margins
-        moments = np.concatenate([MOMENTS, [-1 + STEP, 1 - STEP, -STEP, STEP, 1 + AHEAD]])
-        self.paths = scene.positions(moments)  # [K, 14, 3]
+        moments = np.concatenate([MOMENTS, [-1 + STEP, 1 - STEP, 1 + AHEAD]])
+        self.paths = scene.positions(moments)  # [K, 12, 3]
         self.fronts = scene.rotations(MOMENTS)[..., 0]  # [K, 9, 3]
-        self.poses = scene.cameras[0].poses(moments)  # [14, 4, 4]
+        self.poses = scene.cameras[0].poses(moments)  # [12, 4, 4]
         self.eye = self.poses[:, :3, 3]
         # After the clip things keep the velocity of its end.
-        self.paths[:, 13] = self.paths[:, 8] + (self.paths[:, 8] - self.paths[:, 10]) / STEP * AHEAD
+        end = self.paths[:, END]
+        self.paths[:, NEXT] = end + (end - self.paths[:, BEFORE_END]) / STEP * AHEAD
 
     def path(self, who: int) -> np.ndarray:
-        """World path of thing `who`; -1: of the camera."""
-        return self.eye if who < 0 else self.paths[who]
+        """World path of thing `who`, or of `CAMERA`."""
+        return self.eye if who == CAMERA else self.paths[who]
 
     def seen(self, who: int) -> np.ndarray:
         """Path of thing `who` in the axes of the camera of the same moment."""
@@ -45,11 +49,19 @@ class Facts:
     def speeds(self, path: np.ndarray) -> tuple[float, float]:
         """Metres a second at the start and at the end of a path."""
         unit = STEP * self.seconds / 2
-        return np.linalg.norm(path[9] - path[0]) / unit, np.linalg.norm(path[8] - path[10]) / unit
+        start, end = path[AFTER_START] - path[START], path[END] - path[BEFORE_END]
+        return np.linalg.norm(start) / unit, np.linalg.norm(end) / unit
 
     def way_length(self, path: np.ndarray) -> float:
         """Mean speed along a path, metres a second."""
         return float(np.linalg.norm(np.diff(path[:9], axis=0), axis=-1).sum() / self.seconds)
+
+    def front_angles(self, thing: int, viewer: int) -> np.ndarray:
+        """At `MOMENTS`, radians between the front of a thing and the way to a viewer, camera or thing."""
+        to = (self.path(viewer) - self.path(thing))[:9, :2]
+        front = self.fronts[thing][:, :2]
+        cosine = (to * front).sum(-1) / np.linalg.norm(to, axis=-1) / np.linalg.norm(front, axis=-1)
+        return np.arccos(np.clip(cosine, -1, 1))
 
     def moving(self, who: int) -> bool:
         """Whether thing `who` moves in the room."""
@@ -100,7 +112,7 @@ def distance_to_moving(facts: Facts, thing: int, viewer: int) -> str | None:
 
 def distance_to_place(facts: Facts, thing: int, viewer: int) -> str | None:
     """To where the viewer is at the start."""
-    distances = np.linalg.norm(facts.path(thing) - facts.path(viewer)[0], axis=-1)
+    distances = np.linalg.norm(facts.path(thing) - facts.path(viewer)[START], axis=-1)
     return distance_change(distances[:9], facts.margins.distance)
 
 
@@ -125,13 +137,13 @@ def _side(change: float, margin: float) -> str | None:
 def way_from_start(facts: Facts, thing: int) -> str | None:
     """Where it goes, in the view of a camera that stays where it is at the start."""
     path = facts.path(thing)
-    return direction(path[8] - path[0], facts.poses[0], facts.margins)
+    return direction(path[END] - path[START], facts.poses[START], facts.margins)
 
 
 def way_to_place(facts: Facts, thing: int, other: int) -> str | None:
     """ "towards" or "away" from where another thing is at the start."""
-    path, place = facts.path(thing), facts.path(other)[0]
-    way, to = path[8] - path[0], place - path[0]
+    path, place = facts.path(thing), facts.path(other)[START]
+    way, to = path[END] - path[START], place - path[START]
     length = np.linalg.norm(way)
     if length < facts.margins.least_way:
         return None
@@ -159,14 +171,11 @@ def same_turning(facts: Facts, thing: int, other: int) -> str | None:
 
 
 def facing(facts: Facts, thing: int, viewer: int) -> str | None:
-    """ "towards" or "away": whether the front turns nearer to the viewer, camera (-1) or thing, as both move."""
+    """ "towards" or "away": whether the front turns nearer to the viewer, camera or thing, as both move."""
     if facts.scene.things[thing].floats:
         return None
-    to = (facts.path(viewer) - facts.path(thing))[:9, :2]
-    front = facts.fronts[thing][:, :2]
-    cosine = (to * front).sum(-1) / np.linalg.norm(to, axis=-1) / np.linalg.norm(front, axis=-1)
-    angle = np.arccos(np.clip(cosine, -1, 1))
-    change = angle[-1] - angle[0]
+    angle = facts.front_angles(thing, viewer)
+    change = angle[END] - angle[START]
     return None if abs(change) < facts.margins.facing else "towards" if change < 0 else "away"
 
 
@@ -217,28 +226,28 @@ def _faster(margins: Margins, first: float, second: float) -> str | None:
 def heading_at_end(facts: Facts, thing: int) -> str | None:
     """Where it would go after the clip, in the view of a camera that stays where it is at the end."""
     path = facts.path(thing)
-    way = path[8] - path[10]
+    way = path[END] - path[BEFORE_END]
     if np.linalg.norm(way) / (STEP * facts.seconds / 2) < facts.margins.least_speed:
         return None
-    return direction(way / np.linalg.norm(way), facts.poses[8], facts.margins)
+    return direction(way / np.linalg.norm(way), facts.poses[END], facts.margins)
 
 
 def next_shift_in_view(facts: Facts, thing: int) -> str | None:
     """To which side of the view it goes on, if camera and things go on as they do."""
     seen = facts.seen(thing)
     bearing = np.arctan2(seen[:, 0], seen[:, 2])
-    return _side(bearing[13] - bearing[8], facts.margins.bearing / 4)
+    return _side(bearing[NEXT] - bearing[END], facts.margins.bearing / 4)
 
 
 def next_distance(facts: Facts, thing: int, other: int) -> str | None:
     """ "more" or "less": distance of two things a moment after the clip, if both go on as they do."""
     distance = np.linalg.norm(facts.path(thing) - facts.path(other), axis=-1)
-    return _next(distance[13] / distance[8], facts.margins)
+    return _next(distance[NEXT] / distance[END], facts.margins)
 
 
 def next_distance_to_place(facts: Facts, thing: int, other: int) -> str | None:
     """The same to where the other is at the end."""
-    distance = np.linalg.norm(facts.path(thing)[[8, 13]] - facts.path(other)[8], axis=-1)
+    distance = np.linalg.norm(facts.path(thing)[[END, NEXT]] - facts.path(other)[END], axis=-1)
     return _next(distance[1] / distance[0], facts.margins)
 
 

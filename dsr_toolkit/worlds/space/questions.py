@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import facts
-from .facts import Facts
+from .facts import CAMERA, Facts
 from .scene import Scene
 
 LETTERS = "ABCD"
 TYPES = tuple(
     f"{view}_{kind}" for kind in ("dis", "dir", "ori", "spd", "spd_comp", "dir_pred") for view in ("abs", "rel")
 )
-CAMERA = -1
 
 
 @dataclass

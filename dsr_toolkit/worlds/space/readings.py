@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .facts import Facts
+from .facts import BEFORE_END, CAMERA, END, NEXT, START, Facts
 from .scene import Scene
 
-CAMERA = -1
 MOST = 99
 
 
@@ -49,15 +48,12 @@ def _whole(values) -> list[int]:
     return [int(np.clip(round(float(value)), 0, MOST)) for value in values]
 
 
-def _distances(first, second, moments=(0, 8)):
-    return [10 * np.linalg.norm(first[i] - second[i]) for i in moments]
+def _distances(first, second, moments=(START, END)):
+    """Of two paths, or of a path and a place."""
+    return [10 * np.linalg.norm(way) for way in (first - second)[list(moments)]]
 
 
-def _from_place(path, place, moments=(0, 8)):
-    return [10 * np.linalg.norm(path[i] - place) for i in moments]
-
-
-def _column(facts: Facts, who: int, moments=(0, 8)):
+def _column(facts: Facts, who: int, moments=(START, END)):
     seen = facts.seen(who)
     half = np.tan(facts.scene.cameras[0].field_of_view / 2)
     return [50 + 50 * seen[i, 0] / seen[i, 2] / half for i in moments]
@@ -76,8 +72,8 @@ def _way(way: np.ndarray, pose: np.ndarray, unit: float):
 
 def _end_way(facts: Facts, thing: int):
     path = facts.path(thing)
-    way = path[8] - path[10]
-    return _way(way / np.linalg.norm(way), facts.poses[8], 40)
+    way = path[END] - path[BEFORE_END]
+    return _way(way / np.linalg.norm(way), facts.poses[END], 40)
 
 
 def _turn(facts: Facts, thing: int) -> float:
@@ -85,9 +81,7 @@ def _turn(facts: Facts, thing: int) -> float:
 
 
 def _facing(facts: Facts, thing: int, viewer: int):
-    to, front = (facts.path(viewer) - facts.path(thing))[:9, :2], facts.fronts[thing][:, :2]
-    cosine = (to * front).sum(-1) / np.linalg.norm(to, axis=-1) / np.linalg.norm(front, axis=-1)
-    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))[[0, 8]] / 2
+    return np.degrees(facts.front_angles(thing, viewer))[[START, END]] / 2
 
 
 def _speeds(facts: Facts, path: np.ndarray):
@@ -101,12 +95,12 @@ def _means(facts: Facts, *paths: np.ndarray):
 READINGS = {
     "rel_dis/camera": lambda f, a: _distances(f.path(a), f.path(CAMERA)),
     "rel_dis/object": lambda f, a, b: _distances(f.path(a), f.path(b)),
-    "abs_dis/camera": lambda f, a: _from_place(f.path(a), f.path(CAMERA)[0]),
-    "abs_dis/object": lambda f, a, b: _from_place(f.path(a), f.path(b)[0]),
+    "abs_dis/camera": lambda f, a: _distances(f.path(a), f.path(CAMERA)[START]),
+    "abs_dis/object": lambda f, a, b: _distances(f.path(a), f.path(b)[START]),
     "rel_dir/camera": _column,
     "rel_dir/object": _gap,
-    "abs_dir/camera": lambda f, a: _way(f.path(a)[8] - f.path(a)[0], f.poses[0], 15),
-    "abs_dir/object": lambda f, a, b: _from_place(f.path(a), f.path(b)[0]),
+    "abs_dir/camera": lambda f, a: _way(f.path(a)[END] - f.path(a)[START], f.poses[START], 15),
+    "abs_dir/object": lambda f, a, b: _distances(f.path(a), f.path(b)[START]),
     "abs_ori/camera": lambda f, a: (50, _turn(f, a)),
     "abs_ori/object": lambda f, a, b: (_turn(f, a), _turn(f, b)),
     "rel_ori/camera": lambda f, a: _facing(f, a, CAMERA),
@@ -118,7 +112,7 @@ READINGS = {
     "rel_spd_comp/camera": lambda f, a, b: _means(f, f.seen(a), f.seen(b)),
     "rel_spd_comp/object": lambda f, a, b, c: _means(f, f.path(a) - f.path(c), f.path(b) - f.path(c)),
     "abs_dir_pred/camera": _end_way,
-    "abs_dir_pred/object": lambda f, a, b: _from_place(f.path(a), f.path(b)[8], (8, 13)),
-    "rel_dir_pred/camera": lambda f, a: _column(f, a, (8, 13)),
-    "rel_dir_pred/object": lambda f, a, b: _distances(f.path(a), f.path(b), (8, 13)),
+    "abs_dir_pred/object": lambda f, a, b: _distances(f.path(a), f.path(b)[END], (END, NEXT)),
+    "rel_dir_pred/camera": lambda f, a: _column(f, a, (END, NEXT)),
+    "rel_dir_pred/object": lambda f, a, b: _distances(f.path(a), f.path(b), (END, NEXT)),
 }
