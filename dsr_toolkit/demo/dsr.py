@@ -18,7 +18,7 @@ from ..pictures import attention_sheet
 from .clip import CLIP, sample
 from .clip import question as question_of
 from .page import Panel, Text, verdict
-from .shown import choose, facts, mean, measured
+from .shown import choose, facts, told_accuracy
 
 TITLE = "DSR: a question about motion"
 HUB_USER = Path(__file__).with_name("dsr_hub_user.py")
@@ -51,13 +51,8 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
         Text(f"It says: {result['answer']!r}. True is {true!r}: {word}.", colour),
         Text(looked_at(truth, question, share, area)),
     ]
-    if figures := measured("dsr", stand_in, "accuracy"):
-        said.append(
-            Text(
-                f"On the questions of {figures['count']} fresh clips it is right "
-                f"{figures['accuracy']:.0%} of the time; chance is {mean(figures['metrics']['chance']):.0%}."
-            )
-        )
+    if accuracy := told_accuracy("dsr", stand_in, "clips"):
+        said.append(Text(accuracy))
     for line in said:
         print(f"   {line.text}")
     print(

@@ -9,7 +9,7 @@ from ..console import step
 from ..worlds.surround import LAYOUT, SurroundWorld
 from ..worlds.surround_export import write_scene
 from .page import Panel, Text, verdict
-from .shown import choose, facts, mean, measured
+from .shown import choose, facts, told_accuracy
 
 TITLE = "Scene Q-Former: questions about a street, through six cameras"
 SEED, INDEX = 2026, 3  # no recipe trains on this seed
@@ -32,7 +32,7 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
         summary, picture = look(getattr(qformer, "scene_qformer", qformer), processor, scene)
     picture.save(folder / "attention.png")
     print(describe(summary))
-    answers, said = [], []
+    answers, said, counted = [], [], []
     if auto_class is not None and processor.tokenizer is not None:
         given = ask(qformer, processor, scene, [one.text for one in sample.questions], max_new_tokens=16)
         for question, answer in zip(sample.questions, given):
@@ -45,15 +45,10 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
             if question.type in TOLD:
                 said.append(line)
         hits = sum(one["right"] for one in answers)
-        said.append(Text(f"Of the {len(answers)} questions about this street {hits} are answered right."))
-    if figures := measured("scene_qformer", stand_in, "accuracy"):
-        said.append(
-            Text(
-                f"On the questions of {figures['count']} fresh streets it is right "
-                f"{figures['accuracy']:.0%} of the time; chance is {mean(figures['metrics']['chance']):.0%}."
-            )
-        )
-    for line in said[-2:]:
+        counted.append(Text(f"Of the {len(answers)} questions about this street {hits} are answered right."))
+    if accuracy := told_accuracy("scene_qformer", stand_in, "streets"):
+        counted.append(Text(accuracy))
+    for line in counted:
         print(f"   {line.text}")
     print(f"   {folder / 'attention.png'}")
     report = {
@@ -62,7 +57,7 @@ def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:
         "answers": answers,
         "picture": "attention.png",
     }
-    return report, Panel(TITLE, stand_in.remark if stand_in else source, street(), said)
+    return report, Panel(TITLE, stand_in.remark if stand_in else source, street(), said + counted)
 
 
 def street() -> list[list]:

@@ -29,6 +29,14 @@ def measured(kind: str, stand_in: StandIn | None, *names: str) -> dict | None:
     }
 
 
-def mean(chance: dict[str, float] | float) -> float:
-    """Chance over all types of questions."""
-    return sum(chance.values()) / len(chance) if isinstance(chance, dict) else chance
+def told_accuracy(kind: str, stand_in: StandIn | None, samples: str) -> str | None:
+    """How often the model that stands in answers rightly, beside the mean chance of all types of questions; None of any
+    other model. `samples`: what the questions are about."""
+    figures = measured(kind, stand_in, "accuracy")
+    if figures is None:
+        return None
+    chance = figures["metrics"]["chance"].values()
+    return (
+        f"On the questions of {figures['count']} fresh {samples} it is right {figures['accuracy']:.0%} of the time; "
+        f"chance is {sum(chance) / len(chance):.0%}."
+    )

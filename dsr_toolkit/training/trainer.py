@@ -66,7 +66,8 @@ class SpatialTrainer(Trainer):
         if model.training and not loss.isfinite().all():
             raise ValueError(
                 f"The loss is {loss.item():g} at step {self.state.global_step + 1}: the training has diverged. Lower "
-                "the learning rate, warm up longer, or clip gradients (`max_grad_norm`); an earlier checkpoint is whole"
+                "the learning rate, warm up longer, or clip gradients (`max_grad_norm`). An earlier checkpoint is "
+                "whole."
             )
         if model.training:
             for name, value in (getattr(outputs, "losses", None) or {}).items():
