@@ -128,7 +128,7 @@ class Output:
         if target.is_symlink() or target.is_dir():
             kind = "a link" if target.is_symlink() else "a folder"
             raise ValueError(f"{target} is {kind} where a file is to be written. Choose another -o.")
-        if any(path.exists() and os.path.samefile(path, target) for path in self.inputs):
+        if self._is_input(target):
             raise ValueError(f"{target} is an input: it is never overwritten. Choose another -o.")
         if not self.overwrite:
             raise ValueError(f"{target} is there already; choose another -o.")
@@ -142,6 +142,15 @@ class Output:
                 f"{target} was changed since an earlier run wrote it: it is not overwritten. Move it, or choose "
                 f"another -o."
             )
+
+    def _is_input(self, target: Path) -> bool:
+        """Whether a file is read, by itself or in a folder inside the output: one run's results may be another's."""
+        whole, places = self.folder.resolve(), target.resolve().parents
+        return any(
+            os.path.samefile(path, target) or (whole in path.resolve().parents and path.resolve() in places)
+            for path in self.inputs
+            if path.exists()
+        )
 
     def _exists(self, name: str) -> bool:
         return os.path.lexists(self.folder / name)
@@ -230,13 +239,18 @@ class Output:
                 self._remove_if_empty()
 
     def _remove_stale(self) -> None:
-        """What an earlier run wrote, this one did not, and nobody has changed since."""
+        """What an earlier run wrote, this one neither wrote nor read, and nobody has changed since."""
+        kept = {}
         for name in self._earlier.keys() - self.written.keys():
             path = self.folder / name
-            if path.is_file() and not path.is_symlink() and sha256_of(path) == self._earlier[name]:
-                path.unlink()
-                self._remove_empty(path.parent)
-        self._earlier = {}
+            if not path.is_file() or path.is_symlink() or sha256_of(path) != self._earlier[name]:
+                continue
+            if self._is_input(path):
+                kept[name] = self._earlier[name]
+                continue
+            path.unlink()
+            self._remove_empty(path.parent)
+        self._earlier = kept
         self._save()
 
     def _remove_empty(self, place: Path) -> None:

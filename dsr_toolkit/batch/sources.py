@@ -6,7 +6,7 @@ import csv
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .columns import BY_SUFFIX, CALIBRATION, CAMERA_FILE, COLUMNS, IMAGES, ItemError, column_of, inputs_of
@@ -134,6 +134,14 @@ def _cell(text: str):
     return text
 
 
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    """Numbers in names by their value, without what operating systems leave in folders."""
+    from modeling_dsr.image_reader import LITTER, natural_key
+
+    found = [path for path in paths if not LITTER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: [natural_key(part) for part in path.parts])
+
+
 class Media(Source):
     """Files and folders: each file that the task reads, each folder of images that make one scene."""
 
@@ -144,7 +152,7 @@ class Media(Source):
         elif path.exists():
             root, found = path.resolve().parent, [path.resolve()]
         else:
-            found = [Path(name).resolve() for name in sorted(glob.glob(self.name, recursive=True))]
+            found = _in_order(Path(name).resolve() for name in glob.glob(self.name, recursive=True))
             if not found:
                 raise ValueError(f"nothing matches {self.name!r}.")
             root = Path(os.path.commonpath([str(one.parent) for one in found]))
@@ -162,7 +170,7 @@ class Media(Source):
             else:
                 yield path, {column: [str(path)] if COLUMNS[self.task][column] == "files" else str(path)}
             return
-        files = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+        files = _in_order(path.iterdir())
         images = [one for one in files if one.is_file() and one.suffix.lower() in IMAGES]
         if self.task == "scene" and any(one.name.startswith(CAMERA_FILE) for one in images):
             yield path, self._scene(path, images)

@@ -194,8 +194,10 @@ class Store:
         """Leave nothing of a run that answered nothing."""
         shutil.rmtree(self.parts, ignore_errors=True)
         (self.folder / REPORT).unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
+        try:
             self.folder.rmdir()
+        except OSError:
+            pass  # it holds something, or is a place that stays: `.`, or where a disk is mounted
 
     # ---- chunks --------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 MESHES, CLOUDS, PICTURES = (
     (".stl", ".ply", ".obj", ".step", ".stp"),
     (".npy", ".xyz", ".txt", ".csv", ".asc", ".pts"),
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
 BEGINNINGS = {  # of files that have one
     ".step": b"ISO-10303-21", ".stp": b"ISO-10303-21", ".ply": b"ply", ".npy": b"\x93NUMPY", ".png": b"\x89PNG",

@@ -11,6 +11,7 @@ its own (Pi3X: metres), or those of the cameras that are known beforehand. Camer
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -201,9 +202,9 @@ def _one(work, scene, output: Output, about: dict, dtype: str) -> dict:
             output.report({**about, "input": str(scene.source), **report})
         done = True
     finally:
-        if cache.is_dir() and done:
+        if done and _holds_windows(cache):
             shutil.rmtree(cache)
-        elif cache.is_dir():
+        elif not done and _holds_windows(cache):
             say(f"What was predicted so far is kept in {cache}: the same command goes on from there.")
     print(f"{report['views']} views, {report['points']:,} points")
     if report["points"] == 0:
@@ -288,15 +289,26 @@ def _state(path: Path) -> list:
     return [[str(one.resolve()), one.stat().st_size, one.stat().st_mtime_ns] for one in files]
 
 
+def _holds_windows(cache: Path) -> bool:
+    """Whether a folder is what [`_reuse`] made, and not a folder of that name that somebody else has."""
+    try:
+        key = json.loads((cache / "key.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return not cache.is_symlink() and isinstance(key, dict) and {"model", "dtype", "known"} <= key.keys()
+
+
 def _reuse(cache: Path, key: dict) -> None:
     """Keep what an interrupted run left in `cache` if it had the same `key`."""
     text, file = json.dumps(key, sort_keys=True), cache / "key.json"
-    if cache.exists() and not file.is_file():
+    if os.path.lexists(cache) and not _holds_windows(cache):
         raise ValueError(f"windows would be kept in {cache}, which holds something else; choose another -o.")
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         done = sum(1 for path in cache.iterdir() if path.is_dir() and not path.name.endswith(".partial"))
         say(f"Going on with an interrupted run: {done} windows are in {cache}; what fits its frames is used again.")
         return
-    shutil.rmtree(cache, ignore_errors=True)
+    if cache.exists():
+        say(f"An interrupted run with other settings left windows in {cache}: they are removed.")
+        shutil.rmtree(cache)
     cache.mkdir(parents=True)
     file.write_text(text, encoding="utf-8")

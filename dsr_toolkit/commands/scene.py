@@ -13,7 +13,6 @@ from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "scene tokens of six surround cameras"
 READER = "AutoModelForImageTextToText"  # a scene Q-Former with its language model
-IMAGE_KINDS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser) -> None:
@@ -93,7 +92,9 @@ def read_scene(folder: Path, sample: str | None = None) -> dict:
         raise ValueError(
             f"--sample names a sample of a nuScenes folder, and {folder} is none: it has no v1.0-…/sample.json."
         )
-    images = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_KINDS}
+    from modeling_dsr.image_reader import list_images
+
+    images = {path.stem: path for path in list_images(folder)[0]}
     scene = {"images": images, "cam_intrinsics": None, "cam_extrinsics": None, "name": folder.name}
     described = folder / "calibration.json"
     if described.is_file():

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ..reconstruction.inputs import TIME_FOLDER, is_multiview, multiview_files
 
-IMAGES = (".png", ".jpg", ".jpeg")
 LAYOUTS = ("tum", "bonn", "sintel", "kitti", "room", "multiview")
 # The sequences on which camera motion is scored; the others hardly move or have no usable truth.
 SINTEL_POSE = (
@@ -91,9 +90,11 @@ def find_sequences(root: str | Path, layout: str | None = None) -> list[Sequence
 
 
 def _images(folder: Path) -> list[Path]:
+    from modeling_dsr.image_reader import list_images
+
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    return list_images(folder)[0]
 
 
 def _depth_png(scale: float) -> Callable[[Path], np.ndarray]:
@@ -111,7 +112,7 @@ def _depth_png(scale: float) -> Callable[[Path], np.ndarray]:
 def _numbers(path: Path, columns: int) -> np.ndarray:
     """Rows of numbers; lines that start with # are comments."""
     try:
-        rows = np.loadtxt(path, comments="#", ndmin=2)
+        rows = np.loadtxt(path, comments="#", ndmin=2, encoding="utf-8-sig")
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as rows of {columns} numbers: {error}.") from error
     if rows.shape[1] != columns or not np.isfinite(rows).all():

@@ -26,7 +26,7 @@ class Programs:
     def __init__(self, path: str | Path, split: str = "train"):
         self.root = Path(path)
         if self.root.is_file():
-            lines = self.root.read_text(encoding="utf-8").splitlines()
+            lines = self.root.read_text(encoding="utf-8-sig").splitlines()
             self.entries = [json.loads(line) for line in lines if line.strip()]
             self.root = self.root.parent
         elif (self.root / f"{split}.pkl").is_file():
@@ -60,7 +60,7 @@ class Programs:
         file = row.pop("program_file", None)
         if file is not None:
             path = self.root / file
-            row["program"] = path.read_text(encoding="utf-8") if path.is_file() else None
+            row["program"] = path.read_text(encoding="utf-8-sig") if path.is_file() else None
         if isinstance(row.get("mesh"), str):
             row["mesh"] = str(self.root / row["mesh"])
         if isinstance(row.get("cloud"), str):

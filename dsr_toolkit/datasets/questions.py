@@ -23,7 +23,7 @@ def read_questions(path: str | Path, media: str | Path | None = None) -> list[di
     folder = Path(media) if media is not None else path.parent / "videos"
     if media is None and not folder.is_dir():
         folder = path.parent
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".jsonl":
         rows = [_loaded(line, f"line {number}") for number, line in enumerate(text.splitlines(), 1) if line.strip()]
         return [_found(row, folder) for row in rows]

@@ -86,7 +86,7 @@ class NuScenesRows:
 
         def table(name: str) -> list[dict]:
             found = next((p for p in (self.reader.tables / name, Path(path) / name) if p.is_file()), None)
-            return [] if found is None else json.loads(found.read_text(encoding="utf-8"))
+            return [] if found is None else json.loads(found.read_text(encoding="utf-8-sig"))
 
         questions, elements = table("questions.json"), table("map_elements.json")
         if not questions and not elements:

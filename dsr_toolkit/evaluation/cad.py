@@ -155,7 +155,7 @@ def measure_pair(
         sample.message = printable(str(error))
         return sample
     sample.iou = 0.0 if _encloses_volume(truth) else None
-    done = sandbox.run(program.read_text(encoding="utf-8", errors="replace"), check_solid=check_solid)
+    done = sandbox.run(program.read_text(encoding="utf-8-sig", errors="replace"), check_solid=check_solid)
     sample.code, sample.message, sample.seconds = done.code, done.message, done.seconds
     if not done.ok:
         return sample

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..console import say
 
-TIME_FOLDER, VIEW_FILE = re.compile(r"time_?(\d+)", re.I), re.compile(r"view_?(\d+)\.(png|jpe?g)", re.I)
+TIME_FOLDER, VIEW_FILE = re.compile(r"time_?(\d+)", re.I), re.compile(r"view_?(\d+)\.\w+", re.I)
 
 
 def check_readable(source) -> None:
@@ -39,11 +39,14 @@ def multiview_files(source: Path) -> dict[str, list[Path]]:
     Raises:
         ValueError: a time without views, or times that do not have the same views.
     """
+    from modeling_dsr.image_reader import list_images
+
     numbered = lambda paths, pattern: sorted(  # noqa: E731
         (int(match[1]), path) for path in paths if (match := pattern.fullmatch(path.name))
     )
+    images = lambda folder: list_images(folder)[0]  # noqa: E731
     times = numbered((path for path in source.iterdir() if path.is_dir()), TIME_FOLDER)
-    found = {folder.name: numbered(folder.iterdir(), VIEW_FILE) for _, folder in times}
+    found = {folder.name: numbered(images(folder), VIEW_FILE) for _, folder in times}
     first = next(iter(found))
     expected = [number for number, _ in found[first]]
     for name, views in found.items():

@@ -106,6 +106,18 @@ def test_an_input_inside_the_output_stays(tmp_path):
     assert (tmp_path / "proj" / "a.txt").read_text() == "two"
 
 
+@pytest.mark.parametrize("read", ["deep", "deep/b.txt"])
+def test_results_that_the_next_run_reads_are_neither_removed_nor_replaced(tmp_path, read):
+    folder = run(tmp_path / "out")
+    with pytest.raises(ValueError, match="is an input"):
+        run(folder, "two", inputs=[folder / read], overwrite=True)
+    with Output(folder, "report.json", names=("*.txt",), inputs=[folder / read], overwrite=True) as out:
+        out.path("a.txt").write_text("two")
+    assert (folder / "a.txt").read_text() == "two" and (folder / "deep" / "b.txt").read_text() == "one"
+    run(folder, "three", overwrite=True)  # still known for ours, once it is not read
+    assert (folder / "deep" / "b.txt").read_text() == "three"
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_input_file_is_never_a_target(tmp_path, overwrite):
     run(tmp_path)

@@ -54,6 +54,66 @@ def test_results_beside_the_photos_and_again(tmp_path, capsys):
     assert json.loads((tmp_path / "proj" / "reconstruct.json").read_text())["views"] == 3
 
 
+def test_photos_in_a_folder_that_is_named_as_ours_stay(tmp_path):
+    """Windows that are predicted one after another are kept in OUT/windows while they are; houses have windows too."""
+    (tmp_path / "house" / "windows").mkdir(parents=True)
+    for number in range(2):
+        photo(tmp_path / "house" / "windows" / f"{number}.png", number)
+    (tmp_path / "house" / "windows" / "key.json").write_text('{"mine": 1}')
+    photos = contents(tmp_path / "house" / "windows")
+    command = ["reconstruct", str(tmp_path / "house" / "windows"), "-o", str(tmp_path / "house"), "--format", "tum"]
+    assert main(command) == 0
+    assert main([*command, "--overwrite", "--window", "2", "--overlap", "1", "--no-loops"]) == 2
+    assert contents(tmp_path / "house" / "windows") == photos
+
+
+def test_results_of_one_run_are_the_input_of_the_next(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(2):
+        photo(tmp_path / "photos" / f"{number}.png", number)
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(tmp_path / "photos"), "-o", str(out), "--format", "nerfstudio"]) == 0
+    images = contents(out / "nerfstudio")
+    again = ["reconstruct", str(out / "nerfstudio" / "images"), "-o", str(out), "--overwrite", "--format"]
+    assert main([*again, "nerfstudio"]) == 2
+    assert main([*again, "tum"]) == 0
+    assert contents(out / "nerfstudio").items() >= {k: v for k, v in images.items() if k.startswith("images/")}.items()
+
+
+@pytest.mark.parametrize("kind", ["bmp", "tif", "webp"])
+def test_cameras_and_views_come_in_every_format(tmp_path, kind):
+    from dsr_toolkit.commands.scene import read_scene
+    from dsr_toolkit.reconstruction.inputs import multiview_files
+
+    for place in ("car", "time_0", "time_1"):
+        (tmp_path / place).mkdir()
+        for number in (10, 2):
+            photo(tmp_path / place / f"view{number}.{kind}", number)
+            (tmp_path / place / f"._view{number}.{kind}").write_text("litter")
+        (tmp_path / place / "Thumbs.db").write_text("litter")
+    assert list(read_scene(tmp_path / "car")["images"]) == ["view2", "view10"]
+    files = {name: [path.name for path in views] for name, views in multiview_files(tmp_path).items()}
+    assert files == {name: [f"view2.{kind}", f"view10.{kind}"] for name in ("time_0", "time_1")}
+
+
+def test_a_mark_at_the_beginning_of_a_text_is_no_part_of_it(tmp_path):
+    from dsr_toolkit.datasets.geometry import read_trajectory
+    from dsr_toolkit.datasets.programs import Programs
+    from dsr_toolkit.datasets.questions import read_questions
+    from dsr_toolkit.evaluation.video_benchmarks import _table
+
+    def write(name, text):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        return tmp_path / name
+
+    write("parts.py", "result = 1")
+    assert Programs(write("rows.jsonl", '{"program_file": "parts.py"}'))[0]["program"] == "result = 1"
+    rows = '{"video": "a.mp4", "question": "What?", "answer": "A ball."}'
+    assert read_questions(write("questions.jsonl", rows))[0]["question"] == "What?"
+    assert _table(write("table.json", "[1]")) == [1]
+    assert read_trajectory(write("poses.txt", "1 0 0 0 0 0 0 1\n"))[1] == [1.0]
+
+
 def test_what_is_transparent_is_no_point(tmp_path):
     (tmp_path / "cut").mkdir()
     for number in range(2):

@@ -154,3 +154,14 @@ def test_wrong_rows_of_a_table_are_told_when_they_are_read(media):
     assert list(source.items()) == [{"id": "0", "row": 0}]
     with pytest.raises(ItemError, match="addresses"):
         source.read(0)
+
+
+@pytest.mark.parametrize("glob", ["", "*.png"])
+def test_numbers_in_names_have_their_order_and_litter_is_no_item(tmp_path, glob):
+    for name in ("1.png", "2.png", "10.png", "._1.png", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"")
+    source = open_source("segment", str(tmp_path / glob) if glob else str(tmp_path))
+    assert [item["id"] for item in source.items()] == ["1.png", "2.png", "10.png"] and source.left_out == []
+    if not glob:
+        (scene,) = items("reconstruct", tmp_path)
+        assert [Path(path).name for path in scene["inputs"]["images"]] == ["1.png", "2.png", "10.png"]

@@ -225,3 +225,12 @@ def test_what_is_written_at_last_is_there_whole(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         module.write_file(tmp_path / "report", b"second")
     assert (tmp_path / "report").read_bytes() == b"first"
+
+
+def test_a_folder_that_cannot_be_removed_stays_when_nothing_was_answered(tmp_path, monkeypatch):
+    """The present one cannot, nor one where a disk is mounted."""
+    monkeypatch.chdir(tmp_path)
+    with Store(".", SETTINGS, 3, False) as store:
+        store.save()
+        store.discard()
+    assert list(tmp_path.iterdir()) == []
