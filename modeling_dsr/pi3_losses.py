@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from .point_maps import depth_edge
 from .pose import invert_rigid, transform_points
 
 SCALE_SAMPLES = 4096  # points of a scene that decide its scale
@@ -276,13 +277,6 @@ def _corners(valid: torch.Tensor, both):
     ring = [_cells(valid, *corner) for corner in ((1, 1), (0, 1), (0, 0), (1, 0))]
     for i in range(4):
         yield both(both(ring[i], ring[(i + 1) % 4]), ring[(i + 3) % 4])
-
-
-def depth_edge(depth: torch.Tensor, tolerance: float) -> torch.Tensor:
-    """Pixels of `[B, N, H, W]` whose 3×3 neighbourhood, valid or not, spans more than `tolerance` of their depth."""
-    highest = F.max_pool2d(depth, 3, stride=1, padding=1)
-    lowest = -F.max_pool2d(-depth, 3, stride=1, padding=1)
-    return ((highest - lowest) / depth).nan_to_num() > tolerance
 
 
 def confidence_loss(logits: torch.Tensor, deserved: torch.Tensor, targets: Pi3Targets) -> torch.Tensor:
