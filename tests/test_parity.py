@@ -11,24 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.model_checks import kind_of
-from tests.parity import (
-    Case,
-    Models,
-    Result,
-    Suite,
-    Tolerance,
-    Value,
-    adapters,
-    compare_case,
-    compare_tensor,
-    convert_suite,
-    find_suites,
-    find_tolerance,
-    format_table,
-    load_adapter,
-    main,
-    run_parity,
-)
+from tests.parity import adapters, convert_suite, format_table, load_adapter, main, run_parity
+from tests.parity_cases import Case, Suite, Tolerance, find_suites, find_tolerance
+from tests.parity_results import Models, Result, Value, compare_case, compare_tensor
 
 SMALL = Path(__file__).parent / "reference"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "reference"

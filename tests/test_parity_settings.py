@@ -18,22 +18,10 @@ from dsr_toolkit.tiny import page4d as tiny_page4d
 from dsr_toolkit.tiny.page4d import write_page4d
 from dsr_toolkit.tiny.qwen2_5_vl import TEXT, write_qwen2_5_vl
 from dsr_toolkit.tiny.sam import write_flmm, write_sam
-from tests.parity import (
-    Case,
-    Models,
-    Result,
-    Row,
-    Suite,
-    case_rows,
-    compare_case,
-    convert_suite,
-    find_suites,
-    load_adapter,
-    published_overrides,
-    rows_like,
-    uncompared,
-)
+from tests.parity import case_rows, convert_suite, load_adapter, uncompared
 from tests.parity_adapters.cadrille import code_of_outcome, seconds_of, special_ids
+from tests.parity_cases import Case, Suite, find_suites
+from tests.parity_results import Models, Result, Row, compare_case, published_overrides, rows_like
 
 SMALL = Path(__file__).parent / "reference"
 

@@ -4,8 +4,8 @@ import re
 
 from transformers import AutoModelForCausalLM
 
-from tests.parity import rows_like
 from tests.parity_adapters.cadrille import encoder_case, outputs_of, point_token, run_model
+from tests.parity_results import rows_like
 
 
 def conversions(suite):

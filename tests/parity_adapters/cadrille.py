@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests.parity import Result, Tolerance, Value, rows_like
+from tests.parity_cases import Tolerance
+from tests.parity_results import Result, Value, rows_like
 
 
 def conversions(suite):

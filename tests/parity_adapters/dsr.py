@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedTokenizerFast, Qwen2VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from tests.parity import Result, Tolerance, Value, published_overrides
+from tests.parity_cases import Tolerance
+from tests.parity_results import Result, Value, published_overrides
 
 
 def conversions(suite):

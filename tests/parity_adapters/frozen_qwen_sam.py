@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from transformers import AutoModel, AutoProcessor
 
-from tests.parity import Result, Value, published_overrides
+from tests.parity_results import Result, Value, published_overrides
 
 # The published inference generates with these, besides bad words that no case produces, unless a case says otherwise.
 PUBLISHED_GENERATION = {"repetition_penalty": 1.12, "no_repeat_ngram_size": 6}

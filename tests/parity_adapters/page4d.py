@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from tests.parity import Case, Models, Result, Tolerance, Value, published_overrides
+from tests.parity_cases import Case, Tolerance
+from tests.parity_results import Models, Result, Value, published_overrides
 
 POST_CLIP = 3.0  # where the stored `*_postclip` metrics cut predictions, unless the case has a `post_clip`
 

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from tests.parity import Case, Models, Result, Value, published_overrides
+from tests.parity_cases import Case
+from tests.parity_results import Models, Result, Value, published_overrides
 
 SETTINGS = (
     "aa_order", "special_token_pos", "dual_stream_layers", "enable_dual_stream", "mask_standardize", "time_pos",

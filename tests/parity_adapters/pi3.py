@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from tests.parity import Case, Models, Result, Suite, Value, published_overrides
+from tests.parity_cases import Case, Suite
+from tests.parity_results import Models, Result, Value, published_overrides
 
 # Arguments of the published model -> ours.
 ARGUMENTS = {

@@ -5,7 +5,7 @@ import re
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
-from tests.parity import Result, published_overrides
+from tests.parity_results import Result, published_overrides
 
 CHECKPOINTS = ("*.pth", "*.pt", "*.bin", "*.safetensors")
 
