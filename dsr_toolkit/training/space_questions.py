@@ -38,10 +38,15 @@ def slots_of(scene: Scene, text: str, tau: np.ndarray) -> list[int]:
     What the geometry tokens of a question learn to tell, in their order, -1 for nothing: the tracks of the things that
     it names first (places, distances and fronts at moments `tau`), and the camera's way.
     """
-    named = [(text.find(thing.name), number) for number, thing in enumerate(scene.things) if thing.name in text]
-    shown = [track(scene, number, tau) for _, number in sorted(named)[:THINGS_SHOWN]]
+    shown = [track(scene, number, tau) for number in named_first([thing.name for thing in scene.things], text)]
     shown += [[-1] * 3 * len(tau)] * (THINGS_SHOWN - len(shown))
     return [value for values in shown for value in values] + camera_way(scene, tau)
+
+
+def named_first(names: list[str], text: str) -> list[int]:
+    """Numbers of the things that a question names first, in its order."""
+    places = sorted((text.find(name), number) for number, name in enumerate(names) if name in text)
+    return [number for _, number in places[:THINGS_SHOWN]]
 
 
 def cells_of_slots(sample, text: str, slots: int) -> np.ndarray:
@@ -52,8 +57,7 @@ def cells_of_slots(sample, text: str, slots: int) -> np.ndarray:
     frames, side = sample.instances.shape[:2]
     rows = side // CELL
     found = np.zeros((slots, frames // 2, rows, rows), bool)
-    named = sorted((text.find(name), thing) for thing, name in enumerate(sample.names) if name in text)
-    for order, (_, thing) in enumerate(named[:THINGS_SHOWN]):
+    for order, thing in enumerate(named_first(sample.names, text)):
         mask = (sample.instances == thing + 1).reshape(frames, rows, CELL, rows, CELL).mean((2, 4))
         for frame in range(frames):
             shown = mask[frame] >= min(0.15, mask[frame].max())
@@ -205,9 +209,15 @@ def world_rows(seed: int, kinds=None, difficulty: str = "easy", frames: int = FR
     return Mapped(world, row)
 
 
+def _told(model, processor, rows) -> list[str]:
+    return answer_clips(
+        model, processor, [(row["video"], row["fps"]) for row in rows], [row["question"] for row in rows]
+    )
+
+
 def measure(model, processor, rows, inputs, outputs) -> dict:
     """Letters of greedy answers, over all and by type; and how far the first number is from the true one."""
-    told = answer_clips(model, processor, [(row["video"], row["fps"]) for row in rows], [r["question"] for r in rows])
+    told = _told(model, processor, rows)
     found: dict[str, list] = {"accuracy": [], "numbers_off": []}
     for row, text in zip(rows, told):
         right = extract_letter_strict(text) == row["letter"]
@@ -220,5 +230,5 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
 
 @torch.no_grad()
 def show(model, processor, rows) -> list[dict]:
-    told = answer_clips(model, processor, [(row["video"], row["fps"]) for row in rows], [r["question"] for r in rows])
+    told = _told(model, processor, rows)
     return [{"question": row["question"], "said": text, "true": row["answer"]} for row, text in zip(rows, told)]
