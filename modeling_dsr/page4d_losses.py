@@ -287,7 +287,7 @@ def multiview_losses(
     scene = None if targets is None else normalize_scene(targets)
     extrinsics = outputs.extrinsics if scene is None else scene.extrinsics
     if outputs.depth is not None and outputs.world_points is not None and extrinsics is not None:
-        deep = transform_points(extrinsics.detach(), outputs.world_points)[..., 2]
+        deep = transform_points(extrinsics.detach().float(), outputs.world_points.float())[..., 2]
         known = torch.ones_like(deep, dtype=torch.bool) if scene is None else scene.point_masks
         error = _finite((outputs.depth.squeeze(-1) - deep).abs(), LIMIT)
         losses["consistency"] = torch.where(known, error, 0.0).sum() / known.sum().clamp_min(1)

@@ -26,7 +26,7 @@ def main():
     torch.set_num_threads(1)
     auto = getattr(transformers, JOB["auto_class"])
     model = auto.from_pretrained(
-        WORK / "repository", trust_remote_code=True
+        WORK / "repository", trust_remote_code=True, dtype=torch.float64
     ).eval()  # no dropout: one process repeats it
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     # torch shards no single numbers (the map head has some): they stay whole, and their gradients are averaged by hand.

@@ -28,6 +28,13 @@ MODELS = {
 CAMERAS = ("FRONT", "FRONT_RIGHT", "FRONT_LEFT", "BACK", "BACK_LEFT", "BACK_RIGHT")
 PICTURES = ("street", *(f"CAM_{camera}" for camera in CAMERAS))
 
+LEFT_BY_COMMANDS = {
+    "scene/colmap": f"reconstruct {CLIP} --frames 4 --model {{pi3}} --edge-tolerance 0 -o scene".split()
+    + ["--format", "colmap,glb"],
+    "answers/results.parquet": f"batch ask {CLIP} --model {{dsr}} -o answers --set max_new_tokens=2".split()
+    + ["--question", "Which way does the camera move?"],
+}
+
 
 def examples(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
@@ -57,18 +64,9 @@ def in_time(page: str):
 @pytest.mark.parametrize("page", [in_time(page) for page in PAGES if examples(page, "python")])
 def test_python_examples_run_in_order(page, tiny_models, pictures, capsys):
     names = {}
-    if "scene/colmap" in (ROOT / page).read_text():  # what a command of the page leaves for its Python
-        command = [
-            "reconstruct",
-            str(CLIP),
-            "--frames",
-            "4",
-            "--model",
-            str(tiny_models["pi3"]),
-            "--edge-tolerance",
-            "0",
-        ]
-        assert main([*command, "--format", "colmap,glb", "-o", "scene"]) == 0
+    for left, command in LEFT_BY_COMMANDS.items():  # what a command of the page leaves for its Python
+        if left in (ROOT / page).read_text():
+            assert main([part.format(**tiny_models) for part in command]) == 0
     for example in examples(page, "python"):
         for name, folder in tiny_models.items():
             example = example.replace(f"OWNER/{name}", str(folder))

@@ -65,6 +65,13 @@ def choose(space, tab: str) -> None:
     space.get_by_role("tab", name=tab, exact=True).click()
 
 
+def write(space, selector: str, text: str) -> None:
+    """Into a field, and wait until the page has taken it: what is pressed at once is pressed with the old text."""
+    space.fill(selector, text)
+    space.keyboard.press("Tab")
+    space.wait_for_timeout(500)
+
+
 def size_of(space, selector: str) -> list[int]:
     """Of an image on the page, once the browser has decoded it."""
     space.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=selector, timeout=WAIT)
@@ -84,7 +91,7 @@ def test_ask_about_a_picture(space, picture):
     space.wait_for_selector("#ask-images >> text=picture")
     answers = []
     for question in ("What is left of the box, seen from the camera?", "Does it come nearer?"):
-        space.fill("#ask-question textarea", question)
+        write(space, "#ask-question textarea", question)
         space.click("#ask-run")
         before = answers[-1] if answers else ""
         space.wait_for_function(
@@ -156,15 +163,15 @@ def test_segment_shows_the_mask_of_the_phrase_that_is_clicked(space, picture):
     ).first.click()
     space.set_input_files("#segment-image input[type=file]", picture)
     space.wait_for_selector("#segment-image img")
-    space.fill("#segment-question textarea", "What is in the picture?")
-    space.fill("#segment-phrases textarea", "")
+    write(space, "#segment-question textarea", "What is in the picture?")
+    write(space, "#segment-phrases textarea", "")
     space.click("#segment-run")
     space.wait_for_selector("#segment-note >> text=No phrase", timeout=WAIT)  # random weights list no noun phrases
     words = [
         word for word in space.inner_text("#segment-answer .textfield").split() if word.isalpha() and len(word) > 3
     ]
     chosen = [word for word in dict.fromkeys(words) if sum(word in other for other in words) == 1][:2]
-    space.fill("#segment-phrases textarea", ", ".join(chosen))
+    write(space, "#segment-phrases textarea", ", ".join(chosen))
     space.click("#segment-run")
     space.wait_for_selector("#segment-answer .token.highlighted", timeout=WAIT)
     both = space.get_attribute("#segment-overlay img", "src")
@@ -207,7 +214,7 @@ def test_scene(space, tmp_path):
     Path(picture).write_bytes(samples.picture(5, (112, 64)))
     # The example has a question of its own; without one the answer tells what was looked at.
     space.wait_for_function("document.querySelector('#scene-question textarea').value.length > 0")
-    space.fill("#scene-question textarea", "")
+    write(space, "#scene-question textarea", "")
     space.click("#scene-run")
     width, height = size_of(space, "#scene-picture img")
     before = space.input_value("#scene-answer textarea")
@@ -219,7 +226,7 @@ def test_scene(space, tmp_path):
     space.wait_for_selector("#scene-CAM_FRONT img")
     # The example's calibration is not that of somebody else's images.
     space.wait_for_selector("#scene-calibration table", state="detached", timeout=WAIT)
-    space.fill("#scene-question textarea", "How many cars are there?")
+    write(space, "#scene-question textarea", "How many cars are there?")
     space.click("#scene-run")
     space.wait_for_selector("#scene-problem >> text=calibration.json", timeout=WAIT)
     assert space.input_value("#scene-answer textarea") == before  # beside the answer, not over it
