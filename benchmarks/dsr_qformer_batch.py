@@ -49,8 +49,9 @@ def dense_block_diagonal(module: GeometrySelectionModule, inputs: dict) -> torch
     """`[B·32, D]` queries against all keys of the batch; what belongs to other samples is masked with -inf."""
     batch, per_sample = len(inputs["text_lengths"]), module.num_queries
     queries = module.q_former_queries.repeat(batch, 1)
-    query_positions = torch.arange(per_sample).repeat(batch).expand(3, 1, -1)
-    text_positions = torch.cat([torch.arange(n) for n in inputs["text_lengths"].tolist()]).expand(3, 1, -1)
+    query_positions = torch.arange(per_sample, device=queries.device).repeat(batch).expand(3, 1, -1)
+    text_positions = torch.cat([torch.arange(n, device=queries.device) for n in inputs["text_lengths"].tolist()])
+    text_positions = text_positions.expand(3, 1, -1)
     reads = (
         (module.q_former_1, inputs["text_states"], inputs["text_lengths"], text_positions),
         (
@@ -61,7 +62,7 @@ def dense_block_diagonal(module: GeometrySelectionModule, inputs: dict) -> torch
         ),
     )
     for layer, targets, lengths, positions in reads:
-        mask = torch.full((len(queries), len(targets)), float("-inf"))
+        mask = torch.full((len(queries), len(targets)), float("-inf"), dtype=queries.dtype, device=queries.device)
         start = 0
         for i, length in enumerate(lengths.tolist()):
             mask[i * per_sample : (i + 1) * per_sample, start : start + length] = 0.0

@@ -27,6 +27,7 @@ import transformers
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.0005
 FEWEST_ROUNDS = 5  # that can tell a median with 90 %
+ROW_SECONDS = 120.0  # after which no more rounds begin; `--seconds`
 
 
 class Seconds(float):
@@ -123,20 +124,21 @@ def alternate(
     rounds: int = 5,
     warmup: int = 1,
     within: float = 0.03,
-    seconds: float = 120.0,
+    seconds: float | None = None,
     measure: Callable[[Callable[[], object]], float] | None = None,
 ) -> tuple[Seconds, Seconds]:
     """
     Seconds of both sides, called in turn (and in turn first), so that a busy machine hits both alike.
 
     Args:
-        rounds: at least so many. Then more, until the interval of the paired ratios lies within `within` of their
-            median, or `seconds` have passed, which is said.
+        rounds: at least so many, where time allows it. Then more, until the interval of the paired ratios lies within
+            `within` of their median, or `seconds` (default `ROW_SECONDS`) have passed, which is said.
         measure: runs a call and returns its seconds; default [`timed`].
     """
     for _ in range(warmup):
         baseline()
         ours()
+    seconds = ROW_SECONDS if seconds is None else seconds
     times: dict[str, list[float]] = {"baseline": [], "ours": []}
     sides = (("baseline", baseline), ("ours", ours))
     start = time.perf_counter()
@@ -144,12 +146,13 @@ def alternate(
         for side, call in sides if len(times["ours"]) % 2 == 0 else sides[::-1]:
             times[side].append((measure or timed)(call))
         ratios = paired(times["baseline"], times["ours"])
-        if len(ratios) < rounds:
+        up = time.perf_counter() - start > seconds
+        if len(ratios) < rounds and not up:
             continue
         middle, (low, high) = statistics.median(ratios), median_interval(ratios)
         if len(ratios) >= FEWEST_ROUNDS and max(high - middle, middle - low) <= within * middle:
             break
-        if time.perf_counter() - start > seconds:
+        if up:
             said = f"after {len(ratios)} rounds the interval is {low / middle - 1:+.1%} … {high / middle - 1:+.1%}"
             print(f"  time is up: {said} of the median", file=sys.stderr, flush=True)
             break
