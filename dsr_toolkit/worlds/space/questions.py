@@ -294,9 +294,10 @@ def ask(generator: np.random.Generator, scene: Scene, wish: Wish, most_options: 
     order = generator.permutation(len(kind.answers))
     keys = [list(kind.answers)[i] for i in order]
     if most_options is not None:
-        # Of the wrong ones any are as likely, and the true one stands anywhere.
-        wrong = [key for key in keys if key != wish.key][: most_options - 1]
-        keys = [key for key in keys if key in (wish.key, *wrong)]
+        # Of the wrong ones any are as likely. What is kept is shuffled once more: in the order so far the true one is
+        # seldom before the first wrong ones.
+        keys = [wish.key, *[key for key in keys if key != wish.key][: most_options - 1]]
+        keys = [keys[i] for i in generator.permutation(len(keys))]
     options = [kind.answers[key][wording].format(**names) for key in keys]
     answer = keys.index(wish.key)
     plain = kind.answers[wish.key][0].format(**names)
