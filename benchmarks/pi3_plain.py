@@ -227,7 +227,8 @@ class PlainPi3(nn.Module):
         config = self.config
         batch, frames, _, height, width = images.shape
         rows, columns = height // config.patch_size, width // config.patch_size
-        tokens = self.encoder(((images - self.image_mean) / self.image_std).reshape(batch * frames, 3, height, width))
+        pixels = ((images - self.image_mean) / self.image_std).reshape(batch * frames, 3, height, width)
+        tokens = self.encoder(pixels)  # the published forward, too, holds the normalised images to its end
         registers = config.num_register_tokens
         tokens = torch.cat([self.register_token[0].expand(batch * frames, -1, -1), tokens], 1)
         length = tokens.shape[1]

@@ -1,0 +1,1 @@
+"""How time and memory grow with the work: `python -m benchmarks.scaling` measures, and writes SCALING.md and plots."""
