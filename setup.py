@@ -37,6 +37,7 @@ EXTRAS["test"] = sorted(
     {
         "pytest>=8",
         "pytest-timeout",
+        "pytest-xdist",
         "hypothesis",
         "httpx",
         "openai>=1.60",

@@ -8,6 +8,8 @@ import pytest
 # Before torch is imported, and inherited by the processes that tests start. The models are tiny: more threads would
 # spend their time waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # of several processes that share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture
