@@ -17,7 +17,7 @@ from .chunked_loss import logits_and_loss
 from .configuration_cad_recode import CADRecodeConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
-from .generation_settings import OwnGenerationSettings, prompt_length
+from .generation_settings import CACHE, OwnGenerationSettings, is_started, prompt_length
 from .idle_towers import reach
 
 
@@ -61,6 +61,7 @@ class CADRecodeModel(CADRecodeParts, Qwen2Model):
         use_cache: bool | None = None,
         point_cloud: torch.FloatTensor | None = None,
         point_token_mask: torch.BoolTensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         r"""
@@ -73,13 +74,13 @@ class CADRecodeModel(CADRecodeParts, Qwen2Model):
             point_token_mask: `[B, S]` bool, the placeholders of the points; when absent the -1 of the mask, or the
                 first run of `config.point_token_id`.
         """
+        cache = past_key_values if cache is None else cache
         if input_ids is None and inputs_embeds is None:
             raise ValueError("Pass `input_ids` or `inputs_embeds`; both are None.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         prompt_mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
-        prefill = past_key_values is None or not bool(past_key_values.get_seq_length() > 0)
-        if point_cloud is not None and prefill:
+        if point_cloud is not None and not is_started(cache):
             if point_token_mask is None:
                 if input_ids is None:
                     raise ValueError("`point_cloud` with `inputs_embeds` alone needs `point_token_mask`, got None.")
@@ -98,9 +99,8 @@ class CADRecodeModel(CADRecodeParts, Qwen2Model):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
-            **kwargs,
+            **{CACHE: cache, **kwargs},
         )
 
 
@@ -136,6 +136,7 @@ class CADRecodeForCausalLM(CADRecodeParts, OwnGenerationSettings, Qwen2ForCausal
         point_token_mask: torch.BoolTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         r"""
@@ -151,6 +152,7 @@ class CADRecodeForCausalLM(CADRecodeParts, OwnGenerationSettings, Qwen2ForCausal
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             point_cloud=point_cloud,
@@ -161,9 +163,9 @@ class CADRecodeForCausalLM(CADRecodeParts, OwnGenerationSettings, Qwen2ForCausal
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     # ---- generation ----------------------------------------------------------------------

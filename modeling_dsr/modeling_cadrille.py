@@ -20,10 +20,17 @@ from .chunked_loss import logits_and_loss
 from .configuration_cadrille import CadrilleConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
-from .generation_settings import OwnGenerationSettings, prompt_length
+from .generation_settings import CACHE, OwnGenerationSettings, is_started, prompt_length
 from .idle_towers import grey_patches, reach
 from .multimodal_rope import count_media, multimodal_positions
 from .packing import packed_samples, separate_samples
+
+# Transformers 5.24 adds the towers' own outputs, earlier releases have none.
+LANGUAGE_MODEL_FIELDS = tuple(field.name for field in fields(BaseModelOutputWithPast))
+PREFILL_INPUTS = (
+    "point_clouds", "point_token_mask", "is_pc", "is_img", "pixel_values", "pixel_values_videos", "image_grid_thw",
+    "video_grid_thw",
+)  # fmt: skip
 
 
 @dataclass
@@ -111,6 +118,7 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
         is_img: torch.BoolTensor | None = None,
         point_token_mask: torch.BoolTensor | None = None,
         cu_seq_lens_q: torch.LongTensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CadrilleModelOutputWithPast:
         r"""
@@ -127,12 +135,13 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
             is_img: `[B]` bool, rows with views; by `video_grid_thw` when absent.
             point_token_mask: `[B, S]` bool, the placeholders of the points; found in `input_ids` when absent.
         """
+        cache = past_key_values if cache is None else cache
         if input_ids is None and inputs_embeds is None:
             raise ValueError("Pass `input_ids` or `inputs_embeds`; both are None.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         prompt_mask = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
-        if point_clouds is not None and not _has_past(past_key_values):
+        if point_clouds is not None and not is_started(cache):
             inputs_embeds = self._place_points(
                 inputs_embeds, input_ids, prompt_mask, point_clouds, is_pc, point_token_mask
             )
@@ -142,33 +151,29 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
         if self.training:
             shown = pixel_values is not None or pixel_values_videos is not None
             inputs_embeds = self._reach_idle(inputs_embeds, point_clouds is not None, shown)
-        packed = None if _has_past(past_key_values) else packed_samples(position_ids, prompt_mask, cu_seq_lens_q)
-        if packed is not None:
+        packed = packed_samples(position_ids, prompt_mask, cu_seq_lens_q)
+        if packed is not None and not is_started(cache):
             if point_clouds is not None or pixel_values is not None or pixel_values_videos is not None:
                 raise ValueError(
                     "Rows with points or views cannot be packed: each shows one part. Pack rows of text alone."
                 )
             position_ids, attention_mask, use_cache = packed_positions(packed), None, False
         if position_ids is None:
-            position_ids = self._positions(
-                input_ids, inputs_embeds, prompt_mask, past_key_values, image_grid_thw, video_grid_thw
-            )
+            position_ids = self._positions(input_ids, inputs_embeds, prompt_mask, cache, image_grid_thw, video_grid_thw)
         kwargs.pop("return_dict", None)
         outputs = super().forward(
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             pixel_values=pixel_values,
             pixel_values_videos=pixel_values_videos,
             image_grid_thw=image_grid_thw,
             video_grid_thw=video_grid_thw,
-            **kwargs,
+            **{CACHE: cache, **kwargs},
         )
-        # The language model's fields alone: transformers 5.24 adds the towers' own outputs, earlier releases have none.
-        kept = {field.name: outputs.get(field.name) for field in fields(BaseModelOutputWithPast)}
+        kept = {name: outputs.get(name) for name in LANGUAGE_MODEL_FIELDS}
         return CadrilleModelOutputWithPast(**kept, rope_deltas=self.rope_deltas)
 
     def _place_points(self, inputs_embeds, input_ids, attention_mask, point_clouds, is_pc, point_token_mask):
@@ -196,11 +201,11 @@ class CadrilleModel(CadrilleParts, Qwen2VLModel):
         patches, grid = grey_patches(self.config.vision_config, device)
         return torch.cat(self.get_video_features(patches, grid, return_dict=True).pooler_output)
 
-    def _positions(self, input_ids, inputs_embeds, attention_mask, past_key_values, image_grid_thw, video_grid_thw):
+    def _positions(self, input_ids, inputs_embeds, attention_mask, cache, image_grid_thw, video_grid_thw):
         """Positions of a prefill; after it the index in the cache, moved by what the prefill found."""
         batch, length, _ = inputs_embeds.shape
-        if _has_past(past_key_values) and self.rope_deltas is not None:
-            past = past_key_values.get_seq_length()
+        if is_started(cache) and self.rope_deltas is not None:
+            past = cache.get_seq_length()
             index = torch.arange(length, device=inputs_embeds.device) + past
             deltas = self.rope_deltas.to(inputs_embeds.device).repeat_interleave(batch // len(self.rope_deltas), dim=0)
             return (index + deltas).expand(3, -1, -1)
@@ -255,6 +260,7 @@ class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwe
         point_token_mask: torch.BoolTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CadrilleCausalLMOutputWithPast:
         r"""
@@ -270,6 +276,7 @@ class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwe
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             pixel_values=pixel_values,
@@ -289,10 +296,10 @@ class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwe
         return CadrilleCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             rope_deltas=outputs.rope_deltas,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     # ---- generation ----------------------------------------------------------------------
@@ -322,8 +329,8 @@ class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwe
         )
         input_ids = model_kwargs.get("input_ids")
         input_ids = inputs_tensor if input_ids is None or not input_ids.shape[1] else input_ids
-        cache = model_kwargs.get("past_key_values")
-        if _has_past(cache) and self.model.rope_deltas is not None:
+        cache = model_kwargs.get(CACHE)
+        if is_started(cache) and self.model.rope_deltas is not None:
             # The deltas count from the index in the cache, padding included.
             past = cache.get_seq_length()
             length = model_kwargs["attention_mask"].shape[1] if model_kwargs.get("attention_mask") is not None else None
@@ -375,7 +382,7 @@ class CadrilleForConditionalGeneration(CadrilleParts, OwnGenerationSettings, Qwe
             input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("point_clouds", "point_token_mask", "is_pc", "is_img", "pixel_values", "pixel_values_videos"):
+            for name in PREFILL_INPUTS:
                 model_inputs.pop(name, None)
         elif model_inputs.get("point_token_mask") is not None:  # without a cache the prompt has grown
             grown = prompt_length(model_inputs) - model_inputs["point_token_mask"].shape[1]
@@ -429,10 +436,6 @@ def packed_positions(numbers: torch.Tensor) -> torch.Tensor:
     index = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
     start = torch.where(first, index, 0).cummax(1).values
     return (index - start).expand(4, -1, -1)
-
-
-def _has_past(cache: Cache | None) -> bool:
-    return cache is not None and bool(cache.get_seq_length() > 0)
 
 
 for _model_class, _auto_class in (

@@ -29,7 +29,7 @@ from .dsr_token_layout import (
 )
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
-from .generation_settings import prompt_length
+from .generation_settings import CACHE, is_started, prompt_length
 from .geometry_encoder import GeometryEncoder
 from .idle_towers import grey_patches, reach
 from .multimodal_rope import count_media
@@ -292,6 +292,7 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
         question_mask: torch.BoolTensor | None = None,
         output_geometry_attentions: bool = False,
         video_copies: torch.LongTensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> DSRModelOutputWithPast:
         r"""
@@ -311,6 +312,7 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             output_geometry_attentions: also return where the geometry tokens looked.
             video_copies: `[n]`, how many times in a row the prompts show each video; it is encoded once. None: once.
         """
+        cache = past_key_values if cache is None else cache
         features = dict(mm_encoder_outputs or {})
         if features and (pixel_values is not None or pixel_values_videos is not None):
             raise ValueError(
@@ -326,15 +328,15 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             order = torch.arange(len(video_copies)).repeat_interleave(video_copies.cpu())
             features["video"] = features["video"].select(order)
             second_per_grid_ts = None if second_per_grid_ts is None else torch.as_tensor(second_per_grid_ts)[order]
-        if past_key_values is None or not past_key_values.get_seq_length():
-            packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
-            attention_mask, position_ids = (attention_mask, position_ids) if packed is None else (packed, None)
+        packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
+        if packed is not None and not is_started(cache):
+            attention_mask, position_ids = packed, None
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         kwargs.pop("return_dict", None)
         tokens = weights = None
-        past_length = past_key_values.get_seq_length() if past_key_values is not None and position_ids is None else 0
+        past_length = cache.get_seq_length() if cache is not None and position_ids is None else 0
         if features or (position_ids is None and past_length == 0 and input_ids is not None):
             if input_ids is None:
                 raise ValueError("`input_ids` are needed with images or videos: placeholders are found by their ids.")
@@ -381,10 +383,9 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             input_ids=None,
             position_ids=position_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{CACHE: cache, **kwargs},
         )
         return DSRModelOutputWithPast(
             **outputs, rope_deltas=self.rope_deltas, geometry_tokens=tokens, geometry_attentions=weights
@@ -503,6 +504,7 @@ class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
         question_mask: torch.BoolTensor | None = None,
         output_geometry_attentions: bool = False,
         num_items_in_batch: int | torch.Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> DSRCausalLMOutputWithPast:
         r"""
@@ -513,16 +515,17 @@ class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
 
         The other arguments are those of [`DSRModel.forward`].
         """
-        if past_key_values is None or not past_key_values.get_seq_length():
-            packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
-            attention_mask, position_ids = (attention_mask, position_ids) if packed is None else (packed, None)
+        cache = past_key_values if cache is None else cache
+        packed = packed_samples(position_ids, attention_mask, kwargs.get("cu_seq_lens_q"))
+        if packed is not None and not is_started(cache):
+            attention_mask, position_ids = packed, None
         if labels is not None and question_mask is None and input_ids is not None:
             question_mask = self.model.question_mask(input_ids, attention_mask, labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             pixel_values=pixel_values,
@@ -544,12 +547,12 @@ class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
         return DSRCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             rope_deltas=outputs.rope_deltas,
             geometry_tokens=outputs.geometry_tokens,
             geometry_attentions=outputs.geometry_attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     # ---- generation ----------------------------------------------------------------------
@@ -559,8 +562,8 @@ class DSRForConditionalGeneration(DSRParts, Qwen2_5_VLForConditionalGeneration):
         text_positions = super(Qwen2_5_VLForConditionalGeneration, self)._prepare_position_ids_for_generation(
             inputs_tensor, model_kwargs
         )
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() and self.model.rope_deltas is not None:
+        cache = model_kwargs.get(CACHE)
+        if is_started(cache) and self.model.rope_deltas is not None:
             return text_positions[None] + self.model.rope_deltas.to(text_positions.device)
         input_ids = model_kwargs.get("input_ids")
         input_ids = inputs_tensor if input_ids is None or not input_ids.shape[1] else input_ids

@@ -395,6 +395,16 @@ def test_a_second_turn_continues_the_cache(model):
     assert torch.allclose(second.logits, whole[:, cut:], atol=ATOL)
 
 
+def test_generation_goes_on_from_a_cache(model):
+    """A second call with the first one's cache and all tokens so far writes what one call would have written."""
+    inputs = collate([conversation(0, answer=0), conversation(1, answer=0)])
+    first = generate(model, inputs, tokens=3, return_dict_in_generate=True)
+    ids = first.sequences
+    grown = torch.nn.functional.pad(inputs["attention_mask"], (0, 3), value=1)
+    rest = generate(model, {"input_ids": ids, "attention_mask": grown}, tokens=3, past_key_values=first.past_key_values)
+    assert torch.equal(rest, generate(model, inputs))
+
+
 # --------------------------------------------------------------------------------------
 # Bad inputs
 # --------------------------------------------------------------------------------------
