@@ -137,7 +137,7 @@ def candidates(count: int):
 # Repositories and servers
 # --------------------------------------------------------------------------------------
 
-KINDS = ("pi3", "page4d", "cadrille", "cad_recode", "frozen_qwen_sam", "scene_qformer", "dsr")
+KINDS = ("dsr", "pi3", "page4d", "cadrille", "cad_recode", "frozen_qwen_sam", "scene_qformer")  # DSR is at the root
 
 
 def models(count: int):
@@ -207,7 +207,7 @@ CURVES = {
             "a row of the batch each; while weights are what is read, a row costs nothing", limits.candidates,
         ),
         Curve(
-            "hub.models", "models in a repository", (1, 2, 4, 6), models, 0, 0,
+            "hub.models", "models in a repository", (2, 3, 5, 7), models, 0, 0,
             "a model is loaded from its own folder", limits.models,
         ),
         Curve(
