@@ -72,10 +72,9 @@ def reward(
     if len(programs) != len(meshes):
         raise ValueError(f"`meshes` must hold one part per program, got {len(meshes)} for {len(programs)} programs.")
     sandbox = sandbox or shared_sandbox()
-    parts: dict = {}
+    first: dict = {}  # number of the first program of each part
     for number, mesh in enumerate(meshes):
-        if _key(mesh) not in parts:
-            parts[_key(mesh)] = _Part(mesh, number, samples, seed)
+        first.setdefault(_key(mesh), number)
 
     def one(pair) -> tuple[Execution, float, float]:
         program, mesh = pair
@@ -83,6 +82,9 @@ def reward(
         return found, *parts[_key(mesh)].compare(found, samples, seed)
 
     with ThreadPoolExecutor(sandbox.workers, thread_name_prefix="reward") as pool:
+        # All parts before the first program: one that cannot be used is named before anything runs.
+        prepared = pool.map(lambda number: _Part(meshes[number], number, samples, seed), first.values())
+        parts = dict(zip(first, prepared))
         results = list(pool.map(one, zip(programs, meshes)))
     valid = [found.ok for found, _, _ in results]
     iou = [iou for _, iou, _ in results]
