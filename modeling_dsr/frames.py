@@ -41,6 +41,40 @@ def sample_frame_indices(total_frames: int, num_frames: int = 32, rule: str = "i
     return np.linspace(0, total_frames - 1, count).round().astype(np.int64)
 
 
+@dataclass
+class ChosenFrames:
+    """
+    Frames of a video that are decoded when they are asked for, one after the other.
+
+    Args:
+        video: their file. indices: of each among all frames.
+    """
+
+    video: Video
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """uint8 RGB `[H, W, 3]`, upright."""
+        return (frame for _, frame in self.video.frames(self.indices))
+
+
+def choose_video_frames(source, num_frames: int = 32, rule: str = "inference") -> tuple[ChosenFrames, VideoMetadata]:
+    """As [`decode_video`], with nothing decoded yet: height and width are not known."""
+    video = source if isinstance(source, Video) else Video(source)
+    indices = sample_frame_indices(len(video), num_frames, rule)
+    metadata = VideoMetadata(
+        total_num_frames=len(video),
+        fps=video.fps,
+        duration=video.duration,
+        video_backend="pyav",
+        frames_indices=indices,  # type: ignore[arg-type]  # an array, as transformers itself fills it
+    )
+    return ChosenFrames(video, indices), metadata
+
+
 def decode_video(source, num_frames: int = 32, rule: str = "inference") -> tuple[np.ndarray, VideoMetadata]:
     """
     Evenly spread frames of a video file, upright.
@@ -54,18 +88,9 @@ def decode_video(source, num_frames: int = 32, rule: str = "inference") -> tuple
     Raises:
         ValueError: no such file, not a video, no video track, no frames, or cut short.
     """
-    video = source if isinstance(source, Video) else Video(source)
-    indices = sample_frame_indices(len(video), num_frames, rule)
-    frames = np.stack([frame for _, frame in video.frames(indices)])
-    metadata = VideoMetadata(
-        total_num_frames=len(video),
-        fps=video.fps,
-        duration=video.duration,
-        height=frames.shape[1],
-        width=frames.shape[2],
-        video_backend="pyav",
-        frames_indices=indices,  # type: ignore[arg-type]  # an array, as transformers itself fills it
-    )
+    chosen, metadata = choose_video_frames(source, num_frames, rule)
+    frames = chosen.video.read(chosen.indices)
+    metadata.height, metadata.width = frames.shape[1:3]
     return frames, metadata
 
 

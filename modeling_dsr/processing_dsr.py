@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-from transformers.video_utils import VideoMetadata
+from transformers.video_utils import VideoMetadata, make_batched_metadata
 
 from .dsr_collator import DSRCollator
-from .frames import decode_video, find_frames, sample_frame_indices
+from .dsr_video_patches import patch_videos
+from .frames import choose_video_frames, find_frames, sample_frame_indices
 from .image_reader import is_image_file, read_image
 from .media import Media
 from .pictures import cell_overlap
@@ -185,22 +186,27 @@ class DSRProcessor(Qwen2_5_VLProcessor):
         timed = metadata is not None or any(files)
         if any(files):
             given = metadata if isinstance(metadata, (list, tuple)) else [metadata] * len(videos)
-            decoded = [
-                decode_video(video, num_frames) if is_file else (video, known or _untimed(video))
+            opened = [
+                choose_video_frames(video, num_frames) if is_file else (video, known or _untimed(video))
                 for video, is_file, known in zip(videos, files, given)
             ]
-            videos, metadata = [frames for frames, _ in decoded], [one for _, one in decoded]
+            videos, metadata = [frames for frames, _ in opened], [one for _, one in opened]
         if any(len(video) == 0 for video in videos):
             raise ValueError("`videos` holds a video of zero frames; at least one is needed.")
         kwargs["do_sample_frames"] = False
         if "cap_pixels_per_frame" in getattr(self.video_processor.valid_kwargs, "__annotations__", {}):
             # DSR bounds each frame, not the sum of all.
             kwargs["cap_pixels_per_frame"] = bool(kwargs.get("cap_pixels_per_frame"))
-        data, replacements = super()._process_videos(videos, video_metadata=metadata, **kwargs)
+        metadata = make_batched_metadata(videos, metadata)
+        patches, grid = patch_videos(self.video_processor, videos, metadata, **kwargs)
+        data = {"pixel_values_videos": patches, "video_grid_thw": grid, "video_metadata": metadata}
         if self.fixed_second_per_grid_ts is not None or not timed:
             # Frames without timing, or the published evaluation.
-            data["second_per_grid_ts"] = [self.fixed_second_per_grid_ts or 1.0] * len(data["video_grid_thw"])
-        return data, replacements
+            data["second_per_grid_ts"] = [self.fixed_second_per_grid_ts or 1.0] * len(videos)
+        else:
+            step = self.video_processor.temporal_patch_size
+            data["second_per_grid_ts"] = [step / one.sampled_fps for one in metadata]
+        return data, [self.replace_video_token(data, number) for number in range(len(videos))]
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """As of every processor; `return_assistant_tokens_mask` works with templates that mark no generation, too (the

@@ -226,6 +226,8 @@ class GeometryProcessor(ProcessorMixin):
         if any("opaque" in scene for scene in prepared):
             for scene in prepared:
                 scene.setdefault("opaque", torch.ones_like(scene["pixel_values"][:, 0], dtype=torch.bool))
+        if len(prepared) == 1:
+            return BatchFeature({name: value[None] for name, value in prepared[0].items()})
         return BatchFeature({name: torch.stack([scene[name] for scene in prepared]) for name in prepared[0]})
 
     @staticmethod
@@ -243,9 +245,8 @@ class GeometryProcessor(ProcessorMixin):
                 yield frame.image
 
         frames, boxes = RESIZE_RULES[self.resize_rule](images(), self)
-        stacked = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
         data = {
-            "pixel_values": stacked,
+            "pixel_values": _pixel_values(frames),
             "original_sizes": torch.tensor(sizes),
             "image_boxes": torch.tensor(boxes, dtype=torch.float32),
         }
@@ -395,6 +396,15 @@ def _is_scene(item) -> bool:
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return item.ndim == 4
     return isinstance(item, (list, tuple))
+
+
+def _pixel_values(frames: list[np.ndarray]) -> torch.Tensor:
+    """float32 `[N, 3, H, W]` in [0, 1] of bytes `[H, W, 3]`, with no second copy on the way."""
+    values = np.empty((len(frames), 3, *frames[0].shape[:2]), np.float32)
+    for place, frame in zip(values, frames):
+        place[:] = frame.transpose(2, 0, 1)
+    values /= 255
+    return torch.from_numpy(values)
 
 
 def _as_scene(scene):

@@ -21,6 +21,8 @@ except ImportError:  # a program that decodes its own videos does without
     av = None
 
 FEWEST_JUMPED = 8  # frames: fewer are decoded sooner than jumped over
+# Codecs whose pictures say whether any other needs them. HEVC's say it of their own temporal layer only.
+SKIPPING = ("h264",)
 REGULAR = 1e-3  # relative: by so much the mean rate of the timestamps may differ from the announced one
 
 
@@ -187,6 +189,14 @@ class Video:
                 size = size or (frame.width, frame.height)
                 yield index, _picture(frame, size, frame_ratio(frame, ratio))
 
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """As [`frames`], all in one array `[T, H, W, 3]`; `indices` must not be empty."""
+        found = None
+        for place, (_, pixels) in enumerate(self.frames(indices)):
+            found = np.empty((len(indices), *pixels.shape), np.uint8) if found is None else found
+            found[place] = pixels
+        return found
+
     def _decoded(self, wanted: list[int]) -> Iterator[tuple]:
         """(index, frame, ratio of the stream's pixels) of each frame wanted."""
         if not wanted:
@@ -203,25 +213,37 @@ class Video:
         """The frames wanted, with jumps over what no wanted one needs; ends early where a jump lands elsewhere."""
         with self._open() as container:
             stream = self._stream(container)
-            decoder, position, jumped = container.decode(stream), -1, False
-            for index in wanted:
-                key = self._keys[max(np.searchsorted(self._keys, self._stamps[index], side="right") - 1, 0)]
-                if np.searchsorted(self._stamps, key) > position + FEWEST_JUMPED:
-                    container.seek(int(key), stream=stream)
-                    decoder, jumped = container.decode(stream), True
-                for frame in decoder:
+            for key, indices in self._runs(wanted):
+                if key is not None:
+                    container.seek(key, stream=stream)
+                left, stamps = iter(indices), {int(self._stamps[index]) for index in indices}
+                index = next(left)
+                for number, frame in enumerate(_pictures(container, stream, stamps)):
                     self.limits.check()
-                    if frame.pts is None or (jumped and not frame.key_frame):
+                    if frame.pts is None or (key is not None and number == 0 and not frame.key_frame):
                         return
-                    jumped = False
                     position = int(np.searchsorted(self._stamps, frame.pts))
-                    if position >= index:
-                        break
-                else:
+                    if position < index:
+                        continue
+                    if position > index or self._stamps[index] != frame.pts:
+                        return
+                    yield index, frame, stream.sample_aspect_ratio
+                    index = next(left, len(self))
+                if index < len(self):
                     return
-                if position > index or self._stamps[index] != frame.pts:
-                    return
-                yield index, frame, stream.sample_aspect_ratio
+
+    def _runs(self, wanted: list[int]) -> Iterator[tuple[int | None, list[int]]]:
+        """(stamp of the key picture to jump to, frames wanted from there on); the first may need no jump: None."""
+        keys = self._keys[(np.searchsorted(self._keys, self._stamps[wanted], side="right") - 1).clip(0)]
+        place, run, position = None, [], -1
+        for index, key, first in zip(wanted, keys.tolist(), np.searchsorted(self._stamps, keys)):
+            if first > position + FEWEST_JUMPED:
+                if run:
+                    yield place, run
+                place, run = key, []
+            run.append(index)
+            position = index
+        yield place, run
 
     def _in_order(self, wanted: list[int]) -> Iterator[tuple]:
         """The frames wanted, all before them decoded."""
@@ -258,6 +280,20 @@ class Video:
         """Frames that are shown at these seconds: increasing, without repeats."""
         shown = np.searchsorted(self.times, np.asarray(times) + 1e-6, side="right") - 1
         return np.unique(shown.clip(0)).tolist()
+
+
+def _pictures(container, stream, stamps: set[int]) -> Iterator:
+    """Pictures from here to the last one of `stamps`; what neither is one of them nor needed by others may be left
+    out."""
+    context, missing = stream.codec_context, set(stamps)
+    for packet in container.demux(stream):
+        if context.name in SKIPPING:
+            context.skip_frame = "DEFAULT" if packet.pts in missing else "NONREF"
+        missing.discard(packet.pts)
+        yield from packet.decode()
+        if not missing:  # threads and the order of pictures hold some back, which no further packet must push out
+            yield from context.decode(None)
+            return
 
 
 class _Clock:

@@ -188,8 +188,8 @@ class Files:
             video = self.media.Video(content, f"`{name}`", limits)
             indices = self._choose_frames(name, choose, len(video), video.size)
             self._count_pixels(name, *video.size, times=len(indices))
-            self._reserve(6 * video.size[0] * video.size[1] * len(indices))  # the frames, and then all in one array
-            frames = np.stack([frame for _, frame in video.frames(indices)])
+            self._reserve(3 * video.size[0] * video.size[1] * (len(indices) + 1))  # the one that is being decoded, too
+            frames = video.read(indices)
         times = [float(video.times[index]) for index in indices]
         return frames, {"fps": video.fps, "total": len(video), "indices": indices, "times": times}
 

@@ -204,3 +204,21 @@ def test_lists_of_frame_files_are_one_video(tmp_path, dsr_processor):
         text=[text * 2], videos=[clip, np.stack([np.asarray(Image.open(f)) for f in files])], return_tensors="pt"
     )
     assert len(mixed["video_grid_thw"]) == 2
+
+
+def test_patches_of_a_file_are_those_of_its_frames_processed_whole(tmp_path, dsr_processor):
+    """A video is decoded and cut step by step; an odd last frame, and a budget that all frames share, as well."""
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 8, 12, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    clip = write(tmp_path / "a.mp4", pixels)
+    text = ["<|vision_start|><|video_pad|><|vision_end|>What moves?"]
+    for options in ({"num_frames": 8}, {"num_frames": 1}, {"num_frames": 8, "cap_pixels_per_frame": True}):
+        found = dsr_processor(text=text, videos=[clip], return_metadata=True, return_tensors="pt", **options)
+        frames, metadata = decode_video(clip, options["num_frames"])
+        capped = options.get("cap_pixels_per_frame", False)
+        whole = dsr_processor.video_processor(
+            [frames], do_sample_frames=False, cap_pixels_per_frame=capped, return_tensors="pt"
+        )
+        assert found["pixel_values_videos"].equal(whole["pixel_values_videos"])
+        assert found["video_grid_thw"].equal(whole["video_grid_thw"])
+        assert found["second_per_grid_ts"].tolist() == pytest.approx([2 / metadata.sampled_fps])
+        assert (found["video_metadata"][0].height, found["video_metadata"][0].width) == (64, 96)
