@@ -403,8 +403,7 @@ def _pixel_values(frames: list[np.ndarray]) -> torch.Tensor:
     values = np.empty((len(frames), 3, *frames[0].shape[:2]), np.float32)
     for place, frame in zip(values, frames):
         place[:] = frame.transpose(2, 0, 1)
-    values /= 255
-    return torch.from_numpy(values)
+    return torch.from_numpy(values).div_(255)
 
 
 def _as_scene(scene):
