@@ -19,7 +19,8 @@ COMMANDS = ("demo", "ask", "reconstruct", "segment", "cad", "scene", "batch", "t
 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; returns 0, or 2 when the input was wrong, which is told in one message without a traceback."""
-    parser = build_parser()
+    words = sys.argv[1:] if argv is None else argv
+    parser = build_parser(words[0] if words else "")
     args, rest = parser.parse_known_args(argv)
     if rest and not args.passes_on:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Of all subcommands; where `command` is the one that was called, only that one knows its arguments."""
     parser = argparse.ArgumentParser(prog="dsr", description="Spatial models for video and images.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         passes_on = not hasattr(module, "add_arguments")
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__, add_help=not passes_on)
         subparser.set_defaults(run=module.run, passes_on=passes_on, needs=getattr(module, "NEEDS", None))
-        if not passes_on:
+        if not passes_on and command in (None, name):
             module.add_arguments(subparser)
     return parser
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 WHITE = (255, 255, 255)
@@ -216,7 +215,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _from_array(image, name: str) -> Image.Image:
-    if isinstance(image, torch.Tensor):
+    if hasattr(image, "detach"):  # a tensor; files are read without torch, too
         array = image.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array

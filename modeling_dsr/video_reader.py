@@ -100,9 +100,7 @@ class Video:
 
     def _look_through(self) -> None:
         with self._open() as container:
-            if not container.streams.video:
-                raise ValueError(f"{self.name} has no video track. Pass a file with moving pictures.")
-            stream = container.streams.video[0]
+            stream = _video_track(container, self.name)
             self.size = (stream.codec_context.width, stream.codec_context.height)
             if self.limits.pixels is not None and self.size[0] * self.size[1] > self.limits.pixels:
                 raise TooLarge(
@@ -280,6 +278,19 @@ class Video:
         """Frames that are shown at these seconds: increasing, without repeats."""
         shown = np.searchsorted(self.times, np.asarray(times) + 1e-6, side="right") - 1
         return np.unique(shown.clip(0)).tolist()
+
+
+def check_video(path: str) -> None:
+    """Refuse a file that is no video at all, as [`Video`] does, without looking through it."""
+    needs(None, "Decoding a video", "av")
+    with _Errors(repr(path)), av.open(path) as container:
+        _video_track(container, repr(path))
+
+
+def _video_track(container, name: str):
+    if not container.streams.video:
+        raise ValueError(f"{name} has no video track. Pass a file with moving pictures.")
+    return container.streams.video[0]
 
 
 def _pictures(container, stream, stamps: set[int]) -> Iterator:

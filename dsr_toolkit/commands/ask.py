@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from ..console import TokenProgress, say, step
+from ..media_check import check_images, check_videos
 from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "ask about a video or image"
@@ -39,6 +40,8 @@ def run(args) -> None:
     for path in args.video + args.image:
         if not Path(path).is_file():
             raise ValueError(f"there is no file at {path!r}.")
+    check_images(args.image)
+    check_videos(args.video)
     output = Output(
         args.output or free_folder("dsr-ask"),
         "answer.json",

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from ..console import say, step
 from ..extras import needs
+from ..media_check import check_media
 from ..outputs import Output, add_output_arguments
-from ..reconstruction.writers import FORMATS, check_formats
+from ..reconstruction.formats import FORMATS, check_formats
+from ..reconstruction.scenes import MANIFESTS
 
 HELP = "cameras, depth and points from images or video"
 KINDS = ("pi3", "page4d")
@@ -261,6 +263,8 @@ def _check(args) -> None:
     """Everything that can be wrong before anything is loaded."""
     if not Path(args.input).exists():
         raise ValueError(f"there is no folder, image or video at {args.input!r}.")
+    if Path(args.input).is_file() and Path(args.input).suffix.lower() not in MANIFESTS:
+        check_media(args.input)
     for name in ("interval", "fps", "frames", "window", "max_points", "depth_scale"):
         value = getattr(args, name)
         if value is not None and value <= 0:

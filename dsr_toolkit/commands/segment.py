@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from ..console import say, step
+from ..media_check import check_images
 from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "masks for phrases of an image, or of an answer about it"
@@ -55,6 +56,7 @@ def run(args) -> None:
         read_manifest(path) if manifest else [{"image": path, "phrases": args.phrases, "ask": args.ask, "folder": "."}]
     )
 
+    check_images(job["image"] for job in jobs)
     pictures = ("overlay.png", "mask-*.png", "debug.png")
     output = Output(
         args.output or free_folder("dsr-segment"),

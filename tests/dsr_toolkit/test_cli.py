@@ -269,3 +269,35 @@ def test_unknown_arguments_are_refused(capsys):
 def test_help_does_not_wait_for_torch(parser):
     code = f"import sys, {parser.rpartition('.')[0]}; {parser}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+LIGHT = (
+    "import sys; from dsr_toolkit.cli import main\n"
+    "code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
+)
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        (["ask", "What moves?", "--video", "wrong.mp4"], "decoded as a video"),
+        (["ask", "What is it?", "--image", "wrong.png"], "read as an image"),
+        (["segment", "wrong.png", "box"], "read as an image"),
+        (["reconstruct", "wrong.mp4"], "decoded as a video"),
+        (["reconstruct", "wrong.png"], "read as an image"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_media_are_refused_before_torch_is_imported(tmp_path, command, said):
+    for name in ("wrong.mp4", "wrong.png"):
+        (tmp_path / name).write_text("neither a picture nor a video")
+    result = subprocess.run([sys.executable, "-c", LIGHT, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and said in result.stderr and "Loading" not in result.stderr
+
+
+def test_help_is_told_without_numpy():
+    for words in (["--help"], ["convert", "--help"], ["reconstruct", "--help"]):
+        told = (
+            "import sys; from dsr_toolkit.cli import main\n"
+            f"try: main({words})\nexcept SystemExit: sys.exit(9 if {{'numpy', 'torch'}} & set(sys.modules) else 0)"
+        )
+        assert subprocess.run([sys.executable, "-c", told], stdout=subprocess.DEVNULL).returncode == 0

@@ -11,36 +11,10 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from ...extras import needs
+from ..formats import FORMATS, WRITERS, check_formats
 from .base import OWN_SCALE, About, PointSample, Spread, cloud
 
 __all__ = ["FORMATS", "OWN_SCALE", "About", "PointSample", "Spread", "check_formats", "cloud", "open_writers"]
-
-# Imported when they are opened: the command line names the formats without loading what writes them.
-WRITERS = {
-    "glb": ("glb", "GlbWriter"),
-    "html": ("page", "PageWriter"),
-    "ply": ("tables", "PlyWriter"),
-    "npz": ("arrays", "NpzWriter"),
-    "colmap": ("colmap", "ColmapWriter"),
-    "colmap-text": ("colmap", "ColmapWriter"),
-    "nerfstudio": ("nerfstudio", "NerfstudioWriter"),
-    "rrd": ("rerun", "RerunWriter"),
-    "depth-video": ("video", "VideoWriter"),
-    "tum": ("tables", "TumWriter"),
-}
-FORMATS = tuple(WRITERS)
-
-
-def check_formats(formats: tuple[str, ...]) -> None:
-    """Raise a ValueError or ImportError unless the writers of all `formats` can be opened."""
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise ValueError(
-            f"--format takes {', '.join(FORMATS)} or all, with commas; got {', '.join(unknown) or 'nothing'}."
-        )
-    if "rrd" in formats:
-        needs("view", "The format rrd")
 
 
 def open_writers(folder: Path, formats: tuple[str, ...], max_points: int, about: About = About()) -> dict:
