@@ -18,6 +18,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from . import handler_module
+from .admission import Admission
 from .batching import BatchingQueue, give_memory_back
 from .docs_page import docs_page
 from .door import ID_HEADER, Door
@@ -41,8 +42,7 @@ def build(settings: dict | Settings) -> FastAPI:
     settings = settings if isinstance(settings, Settings) else Settings.of(settings)
     keys = Keys.read(settings.keys_file)
     handler = make_handler(settings)
-    if unknown := [name for name in settings.preload if name not in handler.models]:
-        raise ValueError(f"`preload` knows the models {', '.join(handler.models)}, got {unknown[0]!r}.")
+    check_preload(handler, settings.preload)
     queue = BatchingQueue(handler, settings.max_batch, settings.max_wait, settings.max_requests, settings.workers)
     return create_app(queue, settings, keys)
 
@@ -61,12 +61,24 @@ def make_handler(settings: Settings):
     )  # fmt: skip
 
 
-def create_app(queue: BatchingQueue, settings: Settings | None = None, keys: Keys | None = None) -> FastAPI:
-    """An application that ends the queue, when everything is answered, as it ends itself."""
+def check_preload(handler, names: tuple[str, ...]) -> None:
+    if unknown := [name for name in names if name not in handler.models]:
+        raise ValueError(f"`preload` knows the models {', '.join(handler.models)}, got {unknown[0]!r}.")
+
+
+def create_app(
+    queue: Admission, settings: Settings | None = None, keys: Keys | None = None, preloading=None
+) -> FastAPI:
+    """
+    An application that ends the queue, when everything is answered, as it ends itself.
+
+    Args:
+        preloading: whether the models are there; default: it loads them into this process, see [`Preloading`].
+    """
     endpoint, handler = handler_module(), queue.handler
     settings = settings or Settings(str(handler.path))
     door = Door(queue, settings, keys or Keys())
-    preloading = Preloading(handler, settings.preload)
+    preloading = preloading or Preloading(handler, settings.preload)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -127,7 +139,7 @@ def create_app(queue: BatchingQueue, settings: Settings | None = None, keys: Key
     @app.get("/ready", summary="Whether the models that were to be loaded are loaded")
     async def ready() -> Response:
         state = preloading.state if queue.alive else "stopping"
-        return JSONResponse({"status": state, "loaded": handler.loaded}, 200 if state == "ready" else 503)
+        return JSONResponse({"status": state, **preloading.facts()}, 200 if state == "ready" else 503)
 
     @app.get("/metrics", summary="Counters, in Prometheus' text format")
     async def metrics(request: Request) -> Response:
@@ -151,6 +163,9 @@ class Preloading:
     def start(self) -> None:
         if self.names:
             threading.Thread(target=self._load, name="preload", daemon=True).start()
+
+    def facts(self) -> dict:
+        return {"loaded": self.handler.loaded}
 
     def _load(self) -> None:
         try:

@@ -23,9 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from . import handler_module
-from .logs import where
-from .metrics import Metrics
+from .admission import Admission
 from .tickets import Ticket
 from .tracing import stage_span
 from .turns import Turns
@@ -45,7 +43,7 @@ class Lane:
         self.batch, self.left = batch, max(ticket.job.length for ticket in batch)
 
 
-class BatchingQueue:
+class BatchingQueue(Admission):
     """
     Args:
         handler: an `EndpointHandler`; only this queue may call it from now on.
@@ -56,18 +54,15 @@ class BatchingQueue:
     """
 
     def __init__(self, handler, max_batch: int = 16, max_wait: float = 0.02, max_requests: int = 64, workers: int = 4):
-        for name, value in (("max_batch", max_batch), ("max_requests", max_requests), ("workers", workers)):
+        for name, value in (("max_batch", max_batch), ("workers", workers)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if not max_wait >= 0:
             raise ValueError(f"`max_wait` must not be negative, got {max_wait}.")
-        self.handler, self.max_batch, self.max_wait, self.max_requests = handler, max_batch, max_wait, max_requests
-        self.metrics = Metrics(self)
-        self.pending = self.preparing = 0
-        self.stopping = self._used = False
+        super().__init__(handler, max_requests)
+        self.max_batch, self.max_wait = max_batch, max_wait
+        self.preparing, self._used = 0, False
         self._waiting: deque[Ticket] = deque()
-        self._under_way: set[Ticket] = set()
-        self._changed = threading.Condition()
         kinds = ("read", "parse", "watch", "write", "execute")
         self._pools = {kind: ThreadPoolExecutor(workers, thread_name_prefix=kind) for kind in kinds}
         self._lanes: dict[int, Lane] = {}
@@ -80,47 +75,30 @@ class BatchingQueue:
     # ---- from outside --------------------------------------------------------------------
 
     def submit(self, data) -> Future:
-        """
-        Accept a request.
-
-        Args:
-            data: the request, or a function without arguments that returns it (to parse it off the caller's thread).
-
-        Returns:
-            A future of the answer; its exception is a `RequestError` or, for a fault of ours, anything.
-
-        Raises:
-            RequestError: "overloaded", if too many are on their way or the queue is stopping.
-        """
+        """Accept a request; returns a future of its answer. See `enter`."""
         return self.enter(data).future
 
     def enter(
         self, data, ticket: Ticket | None = None, large: bool = False, then: Callable[[], None] = lambda: None
     ) -> Ticket:
-        """
-        As `submit`, for whoever wants to listen to the answer or may give it up.
-
-        Args:
-            large: whether it takes long to parse; such requests have threads of their own.
-            then: called once the request is read, and what it was made of is not needed any more.
-        """
         ticket = ticket or Ticket()
         with self._changed:
-            self.check_room()
-            self.pending += 1
+            self._admit(ticket)
             self.preparing += 1
-            self._used = ticket.accepted = True
-            self._under_way.add(ticket)
+            self._used = True
         ticket.on_cancel = self._given_up
         self._pools["parse" if large else "read"].submit(self._read, ticket, data, then)
         return ticket
 
-    def check_room(self) -> None:
-        """Raises "overloaded" where another request would not be accepted."""
-        if self.stopping:
-            raise self.error("overloaded", "the server is stopping.")
-        if self.pending >= self.max_requests:
-            raise self.error("overloaded", f"{self.pending} requests are on their way; try again in a moment.")
+    def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        handler = self.handler
+        return super().gauges() | {
+            "dsr_requests_waiting": ("of these, prepared and waiting for the model", lambda: self.waiting),
+            "dsr_models_loaded": ("models in memory", lambda: handler.loaded),
+            "dsr_media_bytes": (
+                "unpacked media and prepared requests", lambda: handler.media_budget.used + handler.prepared.used,
+            ),
+        }  # fmt: skip
 
     @property
     def waiting(self) -> int:
@@ -129,7 +107,7 @@ class BatchingQueue:
 
     @property
     def alive(self) -> bool:
-        return self._runner.is_alive() and not self.stopping
+        return self._runner.is_alive() and super().alive
 
     def stop(self, limit: float | None = None) -> bool:
         """
@@ -154,22 +132,11 @@ class BatchingQueue:
         self.handler.close()
         return ended
 
-    def give_up_all(self) -> None:
-        """Cancel every request."""
-        with self._changed:
-            under_way = list(self._under_way)
-        for ticket in under_way:
-            ticket.cancel()
-
     def __enter__(self) -> BatchingQueue:
         return self
 
     def __exit__(self, *exception) -> None:
         self.stop()
-
-    @staticmethod
-    def error(code: str, message: str) -> Exception:
-        return handler_module().RequestError(code, message)
 
     # ---- threads -------------------------------------------------------------------------
 
@@ -182,7 +149,7 @@ class BatchingQueue:
                 ticket.task = data["task"]
         except BaseException as error:
             then()
-            self._end(ticket, error=error, prepared=True)
+            self._unprepared(ticket, error)
             return
         self._pools["watch" if _holds_video(data) else "read"].submit(self._prepare, ticket, data, then)
 
@@ -200,7 +167,7 @@ class BatchingQueue:
                 ticket.job = self.handler.prepare(data, ticket)
             ticket.task, ticket.model, ticket.parameters = ticket.job.task, ticket.job.model, ticket.job.parameters
         except BaseException as error:
-            self._end(ticket, error=error, prepared=True)
+            self._unprepared(ticket, error)
             return
         finally:
             del data
@@ -214,9 +181,10 @@ class BatchingQueue:
         if ticket.cancelled:
             self._given_up(ticket)
 
-    def _check_wanted(self, ticket: Ticket) -> None:
-        if ticket.cancelled:
-            raise self.error("cancelled", "the request was given up.")
+    def _unprepared(self, ticket: Ticket, error: BaseException) -> None:
+        with self._changed:
+            self.preparing -= 1
+        self._end(ticket, error=error)
 
     def _given_up(self, ticket: Ticket) -> None:
         """Of a request that waits nothing more is done; one that is under way notices itself."""
@@ -329,23 +297,6 @@ class BatchingQueue:
         else:
             ticket.seconds["finish"] = time.perf_counter() - start
             self._end(ticket, answer)
-
-    def _end(self, ticket: Ticket, answer=None, error: BaseException | None = None, prepared: bool = False) -> None:
-        code = getattr(error, "code", "internal") if error is not None else "ok"
-        if code == "internal":
-            logger.error("a request for %s failed: %s", ticket.task, where(error), extra={"request": ticket.name})
-        self.metrics.ended(ticket, code, time.perf_counter() - ticket.came)
-        with self._changed:
-            self.pending -= 1
-            self.preparing -= prepared
-            self._under_way.discard(ticket)
-            self._changed.notify_all()
-        ticket.job = None
-        if ticket.future.set_running_or_notify_cancel():
-            if error is None:
-                ticket.future.set_result(answer)
-            else:
-                ticket.future.set_exception(error)
 
 
 def _holds_video(data) -> bool:

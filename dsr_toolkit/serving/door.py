@@ -14,8 +14,8 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from . import handler_module
+from .admission import Admission
 from .answers import as_response
-from .batching import BatchingQueue
 from .bodies import Bodies, ClientLeft
 from .keys import Keys, Shares
 from .logs import request_id, where
@@ -51,7 +51,7 @@ class Dialect:
 class Door:
     """What every request passes. `stopping` is set when the server has been told to end."""
 
-    queue: BatchingQueue
+    queue: Admission
     settings: Settings
     keys: Keys
     bodies: Bodies = field(init=False)

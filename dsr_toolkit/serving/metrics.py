@@ -12,10 +12,9 @@ STAGES = ("prepare", "wait", "run", "finish", "first_token")
 
 
 class Metrics:
-    """Counters of one [`BatchingQueue`], in a registry of their own."""
+    """Counters of one [`Admission`], in a registry of their own."""
 
     def __init__(self, queue):
-        handler = queue.handler
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "dsr_requests", "requests that came to an end", ["task", "code"], registry=self.registry
@@ -33,16 +32,7 @@ class Metrics:
         self._sizes = Histogram(
             "dsr_batch_requests", "requests in a batch", ["task"], buckets=SIZES, registry=self.registry
         )
-        for name, about, value in (
-            ("dsr_requests_pending", "requests on their way", lambda: queue.pending),
-            ("dsr_requests_waiting", "of these, prepared and waiting for the model", lambda: queue.waiting),
-            ("dsr_models_loaded", "models in memory", lambda: queue.handler.loaded),
-            (
-                "dsr_media_bytes",
-                "unpacked media and prepared requests",
-                lambda: handler.media_budget.used + handler.prepared.used,
-            ),
-        ):
+        for name, (about, value) in queue.gauges().items():
             Gauge(name, about, registry=self.registry).set_function(value)
 
     def ended(self, ticket, code: str, seconds: float) -> None:

@@ -14,19 +14,15 @@ from dsr_toolkit.serving.protocol import make_server
 from dsr_toolkit.serving.settings import Settings
 
 
-class RunningServer:
+class RunningApp:
     """
     Args:
-        endpoint: an `EndpointHandler`. keys: name -> key. queue: options of the queue. settings: see [`Settings`].
+        app: an application. settings: its own.
     """
 
-    def __init__(self, endpoint, keys=None, queue=None, **settings):
-        self.settings = Settings(str(endpoint.path), **settings)
-        self.queue = BatchingQueue(endpoint, **(queue or {}))
-        self.app = create_app(self.queue, self.settings, Keys(keys))
-        self.server = make_server(
-            self.app, "127.0.0.1", 0, self.settings.read_timeout, self.settings.stop_limit, max_connections=100
-        )
+    def __init__(self, app, settings: Settings):
+        self.app, self.settings, self.queue = app, settings, app.state.queue
+        self.server = make_server(app, "127.0.0.1", 0, settings.read_timeout, settings.stop_limit, max_connections=100)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
     def __enter__(self):
@@ -64,6 +60,17 @@ class RunningServer:
     def get(self, path: str) -> str:
         with urllib.request.urlopen(self.url + path, timeout=60) as reply:
             return reply.read().decode()
+
+
+class RunningServer(RunningApp):
+    """
+    Args:
+        endpoint: an `EndpointHandler`. keys: name -> key. queue: options of the queue. settings: see [`Settings`].
+    """
+
+    def __init__(self, endpoint, keys=None, queue=None, **settings):
+        told = Settings(str(endpoint.path), **settings)
+        super().__init__(create_app(BatchingQueue(endpoint, **(queue or {})), told, Keys(keys)), told)
 
 
 def head(length: int | str, path: str = "/") -> bytes:
