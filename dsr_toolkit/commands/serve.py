@@ -6,9 +6,12 @@ it ends.
 """
 
 import os
+import signal
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 
 from ..console import say, step
+from ..extras import needs
 
 HELP = "serve a repository's models over HTTP"
 NEEDS = "serve"
@@ -28,8 +31,26 @@ def add_arguments(parser) -> None:
     )  # fmt: skip
     parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16")
     parser.add_argument("--device", help='"cpu", "cuda", … (default: a GPU if there is one)')
+    add_scale_arguments(parser.add_argument_group("replicas"))
     add_load_arguments(parser.add_argument_group("load"))
     add_operator_arguments(parser.add_argument_group("operation"))
+
+
+def add_scale_arguments(group) -> None:
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local",
+        help="where models run: in this process, or in replicas on Ray (default: local)",
+    )  # fmt: skip
+    group.add_argument("--address", help="with --engine ray: of a running cluster (default: this machine alone)")
+    group.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="with --engine ray: processes with models (default: 1)"
+    )
+    group.add_argument(
+        "--max-replicas", type=int, metavar="N", help="up to which Ray starts more under load (default: no more)"
+    )
+    group.add_argument(
+        "--gpus-per-replica", type=float, default=0.0, metavar="G", help="GPUs of each, or a part of one (default: 0)"
+    )
 
 
 def add_load_arguments(group) -> None:
@@ -80,6 +101,11 @@ def add_operator_arguments(group) -> None:
 
 
 def run(args) -> None:
+    scaled = (args.address, args.replicas, args.max_replicas, args.gpus_per_replica) != (None, 1, None, 0.0)
+    if args.engine == "ray":
+        needs("scale", "dsr serve --engine ray")
+    elif scaled:
+        raise ValueError("--address, --replicas, --max-replicas and --gpus-per-replica go with --engine ray.")
     if not 0 <= args.port < 65536:
         raise ValueError(f"--port must lie in 0 … 65535, got {args.port}.")
     with step("Loading libraries"):
@@ -98,14 +124,27 @@ def run(args) -> None:
         say(stand_in.notice)
     settings = settings_of(args, str(source), limits)
     set_up(args.log)
-    with step(f"Opening {source}"):
-        app = build(settings)
-    handler = app.state.queue.handler
-    say(f"Models: {', '.join(handler.models)}; tasks: {', '.join(handler.tasks)}")
-    say(f"Serving at http://{args.host}:{args.port}/docs")
-    make_server(app, args.host, args.port, args.read_timeout, args.stop_limit, args.max_connections).run()
+    with ExitStack() as stack:
+        with step(f"Opening {source}"):
+            app = stack.enter_context(on_ray(args, settings)) if args.engine == "ray" else build(settings)
+        handler = app.state.queue.handler
+        say(f"Models: {', '.join(handler.models)}; tasks: {', '.join(handler.tasks)}")
+        say(f"Serving at http://{args.host}:{args.port}/docs")
+        make_server(app, args.host, args.port, args.read_timeout, args.stop_limit, args.max_connections).run()
     if not app.state.ended:  # a model does not come back from a single call: nothing else would end this process
         os._exit(1)
+
+
+@contextmanager
+def on_ray(args, settings: dict):
+    """The application around replicas, which end with it."""
+    from ..serving.on_ray import Scale, replicated
+
+    scale = Scale(args.replicas, args.max_replicas, args.gpus_per_replica)
+    with replicated(settings, scale, args.address) as app:
+        # uvicorn raises a signal again when it has ended for it, and Ray's own handler would call that a failure.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+        yield app
 
 
 def settings_of(args, source: str, limits: dict[str, int]) -> dict:

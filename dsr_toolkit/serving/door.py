@@ -68,7 +68,7 @@ class Door:
 
     def refusal(self, error, dialect: Dialect, name: str) -> Response:
         headers = {ID_HEADER: name}
-        if error.code in ("overloaded", "too_many"):
+        if error.code in ("interrupted", "overloaded", "too_many"):
             headers["Retry-After"] = str(RETRY_SECONDS)
         if error.code == "unauthorized":
             headers["WWW-Authenticate"] = "Bearer"

@@ -14,7 +14,7 @@ from .tickets import Ticket
 # Kinds of errors as OpenAI's clients know them, by the handler's codes.
 TYPES = {
     "unauthorized": "authentication_error", "too_many": "rate_limit_error", "overloaded": "server_error",
-    "internal": "server_error", "timed_out": "server_error",
+    "internal": "server_error", "interrupted": "server_error", "timed_out": "server_error",
 }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class EndpointHandler:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype, self.allow_missing = dtype, allow_missing
         self.models, self._subfolders, self._facts = self._find_models()
-        self.tasks = {name: task(self) for name, task in TASKS.items() if self._answering(task)}
+        self.tasks = {name: task(self) for name, task in TASKS.items() if self.answering(task)}
         if not self.tasks:
             raise ValueError(
                 f"{str(self.path)!r} holds no model of {sorted({t for c in TASKS.values() for t in c.MODEL_TYPES})}."
@@ -95,7 +95,7 @@ class EndpointHandler:
             }
         return types, subfolders, facts
 
-    def _answering(self, task) -> list[str]:
+    def answering(self, task) -> list[str]:
         """Names of the models that can do a task, best first."""
         return [name for wanted in task.MODEL_TYPES for name, kind in self.models.items() if kind == wanted]
 
@@ -178,7 +178,7 @@ class EndpointHandler:
         return files
 
     def _choose(self, task: Task, wanted: str | None) -> str:
-        able = self._answering(task)
+        able = self.answering(task)
         if wanted is None:
             return able[0]
         if wanted not in able:
@@ -271,7 +271,7 @@ class EndpointHandler:
         """Tasks with their models, and the JSON schemas of their inputs and parameters."""
         described = {}
         for name, task in self.tasks.items():
-            described[name] = {"about": task.ABOUT, "models": self._answering(task)}
+            described[name] = {"about": task.ABOUT, "models": self.answering(task)}
             for part, known in (("inputs", task.INPUTS), ("parameters", task.PARAMETERS)):
                 properties = {key: one.schema(self.limits) for key, one in known.items()}
                 described[name][part] = {"type": "object", "properties": properties, "additionalProperties": False}

@@ -20,6 +20,7 @@ ERRORS = {
     "cancelled": (499, "whoever asked has left"),
     "internal": (500, "a fault of the server, which its log tells about"),
     "not_available": (501, "needs something that is not installed or that this machine does not give"),
+    "interrupted": (503, "what worked on it has ended; nothing of that is left, and it may be asked again"),
     "overloaded": (503, "too many requests are waiting, or the server is stopping; try again later"),
     "timed_out": (504, "the answer was not there within the time that the server gives for it"),
 }
