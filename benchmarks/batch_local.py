@@ -64,7 +64,7 @@ def run(videos: int = VIDEOS, rounds: int = 3) -> list[dict]:
             chunks = [given[start : start + CHUNK] for start in range(0, len(given), CHUNK)]
             answers["batch"] = [one for chunk in chunks for found in worker.run(chunk) for one in found.row["answers"]]
 
-        seconds = alternate(baseline, ours, rounds)
+        seconds = alternate(baseline, ours, rounds, seconds=60)
         assert answers["lone"] == answers["batch"], "a batch answers otherwise than `dsr ask`"
     worker.close()
     return [row(NAME, "time", *seconds, target=4.0)]
