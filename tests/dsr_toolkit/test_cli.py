@@ -147,7 +147,7 @@ def test_ask_without_a_model_says_what_stands_in(tmp_path, monkeypatch, capsys):
     "command",
     [
         ["ask", "--video", str(CLIP), QUESTIONS[0]],
-        ["segment", str(CLIP), "a ball"],
+        ["segment", "picture.png", "a ball"],
         ["reconstruct", str(CLIP)],
         ["cad", "part.stl"],
         ["serve"],
@@ -158,10 +158,11 @@ def test_a_model_that_is_not_there_is_an_error(command, model, tmp_path, monkeyp
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "part.stl").write_bytes(box_stl())
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
     assert main([*command, "--model", model]) == 2
     said = capsys.readouterr().err
     assert repr(model) in said and "there is no such folder" in said and "No --model" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.stl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.stl", "picture.png"]
 
 
 def box_stl() -> bytes:
