@@ -12,7 +12,8 @@ from OCP.BinTools import BinTools
 from OCP.BRep import BRep_Tool
 from OCP.BRepTools import BRepTools
 from OCP.ShapeAnalysis import ShapeAnalysis_ShapeTolerance
-from OCP.TopAbs import TopAbs_Orientation
+from OCP.TopAbs import TopAbs_Orientation, TopAbs_ShapeEnum
+from OCP.TopExp import TopExp_Explorer
 from OCP.TopLoc import TopLoc_Location
 from OCP.TopoDS import TopoDS_Shape
 
@@ -78,17 +79,24 @@ def measure(shape: Shape, check: bool) -> tuple[dict, list[bytes]]:
         raise Refused("empty_mesh", f"the result encloses nothing: its mesh has {total} faces")
     if not pieces and check:
         raise Refused("invalid_solid", f"the result is a {type(shape).__name__} without a solid in it")
-    volume = float(shape.Volume())
+    # Of what is meshed: the kernel also counts faces of no solid, as if they closed one, and a solid as often as it is
+    # there.
+    volumes = [float(piece.Volume()) for piece in pieces or [shape]]
+    volume = sum(volumes)
     arrays = [np.concatenate(parts) for parts in (vertices, faces, owners)]
     if check:
-        _check_solid(shape, volume, float(np.ptp(arrays[0], axis=0).max()))
+        _check_solid(shape, volumes, float(np.ptp(arrays[0], axis=0).max()))
     header = {"vertices": count, "faces": total, "volume": volume if math.isfinite(volume) else 0.0}
     return header, [array.tobytes() for array in arrays]
 
 
-def _check_solid(shape: Shape, volume: float, extent: float) -> None:
-    if not shape.isValid() or not 0 < volume < math.inf:
-        raise Refused("invalid_solid", f"the geometry kernel calls the result invalid (volume {volume:g})")
+def _check_solid(shape: Shape, volumes: list[float], extent: float) -> None:
+    # One by one: beside a larger solid, one that is inside out would not show in their sum.
+    if not shape.isValid() or not all(0 < volume < math.inf for volume in volumes):
+        listed = ", ".join(f"{volume:g}" for volume in sorted(volumes)[:3])
+        raise Refused("invalid_solid", f"the geometry kernel calls the result invalid (volume {listed})")
+    if TopExp_Explorer(shape.wrapped, TopAbs_ShapeEnum.TopAbs_FACE, TopAbs_ShapeEnum.TopAbs_SOLID).More():
+        raise Refused("invalid_solid", "the result has faces that belong to no solid")
     # The kernel lets parts be as far from each other as their own tolerances say, which a program can set.
     tolerance = ShapeAnalysis_ShapeTolerance().Tolerance(shape.wrapped, 1)
     if not tolerance <= MAX_TOLERANCE * extent:

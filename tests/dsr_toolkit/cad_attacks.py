@@ -218,6 +218,15 @@ ATTACKS = {
         OCP + "from OCP.gp import gp_Trsf\nfrom OCP.TopLoc import TopLoc_Location\nt = gp_Trsf(); t.SetScaleFactor(9)\n"
         "r = cq.Solid(box.wrapped.Located(TopLoc_Location(t), False))", "policy", {"invalid_solid"},
     ),
+    "face of no solid, which the kernel counts as volume": (
+        "import cadquery as cq\nbox, large = cq.Solid.makeBox(1, 1, 1), cq.Solid.makeBox(50, 50, 50)\n"
+        "r = cq.Compound.makeCompound([box, large.faces('>Z').moved(cq.Location((0, 0, 100)))])", "invalid_solid",
+        {"invalid_solid"},
+    ),
+    "inside out beside a larger one": (
+        OCP + "turned = cq.Solid(box.wrapped.Reversed()).moved(cq.Location((9, 0, 0)))\n"
+        "r = cq.Compound.makeCompound([cq.Solid.makeBox(3, 3, 3), turned])", "policy", {"invalid_solid"},
+    ),
     "inside out": (OCP + "r = cq.Solid(box.wrapped.Reversed())", "policy", {"invalid_solid"}),
     "answer and work on": (
         FORGE + "import cadquery as cq\nb = io.BytesIO(); cq.Workplane().box(1, 1, 1).val().exportBin(b)\n"
