@@ -5,9 +5,11 @@ Used by processors, commands, endpoint and page alike; an endpoint passes limits
 """
 
 import base64
+import http.client
 import io
 import os
 import re
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +17,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 WHITE = (255, 255, 255)
+TIMEOUT = 30  # seconds that a server may be silent
 # Formats that Pillow opens by running another program, or that are no pictures.
 NO_PICTURES = {"EPS", "PDF", "WMF", "EMF", "MPEG", "HDF5", "GRIB", "BUFR", "FITS", "WAL"}
+# Formats whose further pictures are moments; those of others are pages, layers, sizes, or a phone's extras.
+MOVING = {"AVIF", "FLI", "GIF", "PNG", "WEBP"}
 LITTER = re.compile(r"\..*|Thumbs\.db|desktop\.ini|__MACOSX|Icon\r", re.I)  # what operating systems leave in folders
 
 
@@ -49,7 +54,7 @@ def list_images(folder: str | os.PathLike) -> tuple[list[Path], list[Path]]:
 
 def natural_key(name: str) -> list:
     """Sorts numbers in names by their value."""
-    return [(0, int(part), part) if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
 def unreadable_images(files: Sequence[str | os.PathLike]) -> dict[str, str]:
@@ -58,6 +63,7 @@ def unreadable_images(files: Sequence[str | os.PathLike]) -> dict[str, str]:
     for path in files:
         try:
             with _open(path, os.fspath(path), None) as image:
+                _check_still(image, os.fspath(path))
                 image.draft("RGB", (64, 64))
                 _load(image, os.fspath(path))
         except ValueError as error:
@@ -101,10 +107,7 @@ def read_with_alpha(
         image = _upright(_load(image, name))
     else:
         with _open(image, name, formats) as opened:
-            if (
-                getattr(opened, "is_animated", False) and opened.format != "MPO"
-            ):  # MPO: a phone's picture and its extras
-                raise ValueError(f"{name} is an animation; pass a still image, or a video.")
+            _check_still(opened, name)
             _check_size(opened, name, max_pixels, check)
             image = _upright(_load(opened, name))
     image = _eight_bits(image)
@@ -134,10 +137,13 @@ def _is_file(image) -> bool:
 def _open(image, name: str, formats) -> Image.Image:
     _register_heif()
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        from transformers.image_utils import load_image
-
-        return load_image(image)
-    if isinstance(image, str) and image.startswith("data:"):
+        try:
+            request = urllib.request.Request(image, headers={"User-Agent": __name__})
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                image = io.BytesIO(answer.read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ValueError(f"{name} cannot be fetched ({error}).") from error
+    elif isinstance(image, str) and image.startswith("data:"):
         try:
             image = io.BytesIO(base64.b64decode(image.partition(",")[2], validate=True))
         except ValueError as error:
@@ -174,6 +180,11 @@ def _register_heif() -> None:
     pillow_heif.register_heif_opener()
 
 
+def _check_still(image: Image.Image, name: str) -> None:
+    if getattr(image, "is_animated", False) and image.format in MOVING:
+        raise ValueError(f"{name} is an animation; pass a still image, or a video.")
+
+
 def _check_size(image: Image.Image, name: str, max_pixels: int | None, check) -> None:
     width, height = image.size
     if check is not None:
@@ -205,7 +216,11 @@ def _upright(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey pictures of 16 or 32 bits, which Pillow would clip, scaled to 8."""
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N"):
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8))
+        values = np.asarray(image)
+        grey = Image.fromarray((values.astype(np.float64) / 257).round().astype(np.uint8))
+        if isinstance(hidden := image.info.get("transparency"), int):  # one of the 65536 greys
+            grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
+        return grey
     if image.mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
         top = values.max(initial=0)

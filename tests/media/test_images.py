@@ -1,6 +1,9 @@
 """What people have as images, read rightly by the one reader."""
 
+import functools
+import http.server
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -116,10 +119,39 @@ def test_a_phone_s_picture_with_extras_is_its_first_picture(tmp_path):
     assert read_image(tmp_path / "phone.jpg").size == (40, 20)
 
 
-def test_an_animation_is_no_image(tmp_path):
-    halves().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (40, 20))])
+def test_of_several_pages_the_first_is_the_picture(tmp_path):
+    halves().save(tmp_path / "scan.tif", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert close(read_image(tmp_path / "scan.tif").getpixel((5, 10)), LEFT)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_an_animation_is_no_image_and_found_before_the_work(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    halves().save(path, save_all=True, append_images=[Image.new("RGB", (40, 20))])
     with pytest.raises(ValueError, match="animation"):
-        read_image(tmp_path / "a.gif")
+        read_image(path)
+    assert list(unreadable_images([path])) == [str(path)]
+
+
+def test_one_grey_of_sixteen_bits_may_be_transparent(tmp_path):
+    values = np.full((20, 40), 257 * 60, np.uint16)
+    values[:, :10] = 1234
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=1234)
+    image, opaque = read_with_alpha(tmp_path / "a.png")
+    assert image.getpixel((5, 5)) == (255, 255, 255) and image.getpixel((20, 5)) == (60, 60, 60)
+    assert opaque.sum() == 20 * 30
+
+
+def test_an_address_is_read_as_a_file(tmp_path):
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        assert read_image(f"{place}/a.png").getpixel((0, 0)) == (255, 255, 255)
+        with pytest.raises(ValueError, match="cannot be fetched.*404"):
+            read_image(f"{place}/b.png")
+        server.shutdown()
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch):
@@ -148,12 +180,12 @@ def test_unreadable_files_are_named_all_at_once(tmp_path):
 
 
 def test_folders_in_natural_order_without_litter(tmp_path):
-    for name in ("10.png", "2.png", "1.PNG", "img2b.png", "img10a.png", "._1.png"):
+    for name in ("10.png", "2.png", "1.PNG", "img2b.png", "img10a.png", "img10a²3.png", "._1.png"):
         halves().save(tmp_path / name, format="png")
     for name in ("Thumbs.db", ".DS_Store", "desktop.ini", "notes.txt"):
         (tmp_path / name).write_text("")
     images, others = list_images(tmp_path)
-    assert [path.name for path in images] == ["1.PNG", "2.png", "10.png", "img2b.png", "img10a.png"]
+    assert [path.name for path in images] == ["1.PNG", "2.png", "10.png", "img2b.png", "img10a.png", "img10a²3.png"]
     assert [path.name for path in others] == ["notes.txt"]
     with pytest.warns(UserWarning, match="notes.txt"):
         assert [frame.name for frame in read_frames(tmp_path)][:3] == ["1.PNG", "2.png", "10.png"]
