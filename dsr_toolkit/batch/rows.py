@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from .sources import writable
+from .source import writable
 
 
 @dataclass

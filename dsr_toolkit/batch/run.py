@@ -9,7 +9,8 @@ from pathlib import Path
 from ..console import say, step
 from .on_ray import check_ray
 from .progress import Progress
-from .sources import Source, open_source
+from .source import Source
+from .sources import open_source
 from .store import RESULTS, Store
 from .tables import Table
 

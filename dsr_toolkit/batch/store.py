@@ -102,8 +102,12 @@ class Store:
         elif folder.is_dir() and any(one.name != f".{REPORT}.partial" for one in folder.iterdir()):
             raise ValueError(f"-o {folder} is not empty and holds no run of `dsr batch`; choose another folder.")
         result = folder / RESULTS
-        if result.exists() and self.report.get("results_sha256") not in (None, sha256_of(result)):
-            raise ValueError(f"{result} was changed since the run wrote it; move it, and call --resume again.")
+        if os.path.lexists(result) and not self._wrote(result):
+            raise ValueError(f"{result} is not what the run wrote; move it, and call --resume again.")
+
+    def _wrote(self, result: Path) -> bool:
+        ours = result.is_file() and not result.is_symlink()
+        return ours and self.report.get("results_sha256") == sha256_of(result)
 
     def __enter__(self) -> Store:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .columns import ItemError, column_of
-from .sources import Source, id_of
+from .source import Source, id_of
 
 ROWS = 1024  # ids read of a parquet file at a time
 

@@ -152,7 +152,17 @@ def test_another_run_or_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not empty"):
         Store(tmp_path / "mine", SETTINGS, 3, True)
     (tmp_path / "out" / "results.parquet").write_bytes(b"edited")
-    with pytest.raises(ValueError, match="changed since"):
+    with pytest.raises(ValueError, match="not what the run wrote"):
+        Store(tmp_path / "out", SETTINGS, 3, True)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_table_of_somebody_else_in_an_unfinished_run_is_not_overwritten(tmp_path, link):
+    with Store(tmp_path / "out", SETTINGS, 3, False) as store:
+        store.save()
+    theirs = tmp_path / "out" / "results.parquet"
+    theirs.symlink_to("nowhere") if link else theirs.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="not what the run wrote"):
         Store(tmp_path / "out", SETTINGS, 3, True)
 
 
