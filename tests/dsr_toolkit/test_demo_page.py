@@ -52,10 +52,13 @@ def test_what_is_said_to_be_looked_at_is_what_is_asked_about():
 
 
 @pytest.mark.parametrize(
-    "answer, right", [("B", True), ("12 30 B", True), ("A", False), ("to the left", True), ("to the right", False)]
+    "answer, right",
+    [("{true}", True), ("12 30 {true}", True), ("{false}", False), ("to the left", True), ("to the right", False)],
 )
 def test_an_answer_is_right_by_its_letter_or_its_words(answer, right):
-    assert dsr.is_right(answer, question(sample())) is right
+    asked = question(sample())
+    letters = {"true": asked.letter, "false": "BA"["AB".index(asked.letter)]}
+    assert dsr.is_right(answer.format(**letters), asked) is right
 
 
 def test_masks_are_compared_by_what_they_share():
