@@ -35,7 +35,7 @@ class Rows(Dataset):
         return self.count is None
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader."""
+        """Called by accelerate's data loader, and by [`SpatialTrainer`] where that does not."""
         self.epoch = epoch
 
     def __len__(self) -> int:

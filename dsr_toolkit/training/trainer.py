@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import ProcessorMixin, Trainer
+from transformers import ProcessorMixin, Trainer, TrainerCallback
 
 from .measures import Measures
 from .rows import Rows
@@ -24,6 +24,19 @@ class WithRows:
         return {**self.collator(rows), ROWS: rows}
 
 
+class Epochs(TrainerCallback):
+    """
+    Tells rows their epoch. accelerate tells a data set alone where its sampler needs no telling: not where batches of
+    shuffled rows are shared out between processes, nor where a resumed run leaves some out.
+    """
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.rows.set_epoch(int(state.epoch or 0))
+
+
 class SpatialTrainer(Trainer):
     """
     Args:
@@ -39,6 +52,8 @@ class SpatialTrainer(Trainer):
         # Trainer takes every processor to have a tokenizer; one that reads images alone has none.
         silent = isinstance(self.processor, ProcessorMixin) and getattr(self.processor, "tokenizer", None) is None
         super().__init__(*args, processing_class=None if silent else self.processor, **kwargs)
+        if isinstance(self.train_dataset, Rows):
+            self.add_callback(Epochs(self.train_dataset))
         self.learning_rates = learning_rates or {}
         self.measure, self.show, self.shown, self.on_shown = measure, show, shown, on_shown
         self._terms: dict[str, list[torch.Tensor]] = {}

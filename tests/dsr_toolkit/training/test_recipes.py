@@ -80,7 +80,25 @@ def test_the_recipe_of_a_run_repeats_it(finished, tmp_path):
     )
 
 
+def files() -> Recipe:
+    """Of six rows, shuffled in each epoch: the fifth of eight steps is the second of the second epoch."""
+    without = dict.fromkeys(("evaluation", "measure", "show"))
+    data = {"rows": f"{TOYS}:rows", "seed": 1, "count": 6}
+    arguments = {**ARGUMENTS, "max_steps": 8, "gradient_accumulation_steps": 1}
+    return recipe(**without, data=data, arguments=arguments)
+
+
 def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    assert_resumed(recipe(), losses(finished[0]), tmp_path, monkeypatch)
+
+
+def test_a_run_resumed_within_its_second_epoch_draws_the_noise_of_that_epoch(tmp_path, monkeypatch):
+    train(files(), tmp_path / "whole")
+    assert_resumed(files(), losses(tmp_path / "whole"), tmp_path, monkeypatch)
+
+
+def assert_resumed(recipe: Recipe, whole: list, tmp_path, monkeypatch):
+    """Interrupted after its fifth step and resumed from its fourth, a run has the losses `whole`."""
     from dsr_toolkit.training import run
 
     class Interrupted(Exception):
@@ -100,10 +118,10 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkey
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(run, "make_trainer", stopping)
-        train(recipe(), tmp_path / "out")
+        train(recipe, tmp_path / "out")
     assert last_whole_checkpoint(tmp_path / "out" / "train" / "checkpoints").endswith("checkpoint-4")
-    train(recipe(), tmp_path / "out", resume=True)
-    assert losses(tmp_path / "out") == losses(finished[0])
+    train(recipe, tmp_path / "out", resume=True)
+    assert losses(tmp_path / "out") == whole
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_taken(tmp_path):
