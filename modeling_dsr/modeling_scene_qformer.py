@@ -23,7 +23,7 @@ from .chunked_loss import next_token_loss
 from .configuration_scene_qformer import SceneQFormerConfig
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
-from .generation_settings import OwnGenerationSettings
+from .generation_settings import CACHE, OwnGenerationSettings, is_started
 from .optional_libraries import needs
 from .scene_decoder import SceneAttention, SceneDecoder, SceneDeformableAttention, start_with
 from .scene_map_head import (
@@ -416,6 +416,7 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> SceneQFormerCausalLMOutputWithPast | tuple:
         """
@@ -433,11 +434,12 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
                 divided by it, and the loss of the map weighs as much as this batch's share of them. Default: those of
                 this batch.
         """
+        cache = past_key_values if cache is None else cache
         output_map = map_labels is not None if output_map is None else output_map
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
         if output_map:
-            self._check_map(map_labels, past_key_values, len(input_ids if inputs_embeds is None else inputs_embeds))
+            self._check_map(map_labels, cache, len(input_ids if inputs_embeds is None else inputs_embeds))
 
         scene_attentions = None
         if pixel_values is not None:
@@ -453,7 +455,7 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
             scene_tokens, scene_attentions = scenes.scene_tokens, scenes.attentions
         if inputs_embeds is None:
             input_ids, attention_mask, labels, inputs_embeds, scene_tokens = self._embed(
-                input_ids, attention_mask, labels, scene_tokens, past_key_values
+                input_ids, attention_mask, labels, scene_tokens, cache
             )
 
         length = inputs_embeds.shape[1]
@@ -470,11 +472,10 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
-            **kwargs,
+            **{CACHE: cache, **kwargs},
         )
         states = outputs.last_hidden_state[:, :length]
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -493,21 +494,19 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
         output = SceneQFormerCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             scene_tokens=scene_tokens,
             scene_attentions=scene_attentions,
-            **detected,
+            **{CACHE: outputs.get(CACHE), **detected},
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     # ---- scene tokens in the prompt ------------------------------------------------------
 
-    def _embed(self, input_ids, attention_mask, labels, scene_tokens, past_key_values):
+    def _embed(self, input_ids, attention_mask, labels, scene_tokens, cache):
         """Embeddings `[B, L', D]` of a prompt with its scene tokens, and everything else in that length."""
-        started = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if scene_tokens is None and started:
+        if scene_tokens is None and is_started(cache):
             return input_ids, attention_mask, labels, self.get_input_embeddings()(input_ids), None
         num_scenes = 0 if scene_tokens is None else len(scene_tokens)
         input_ids, attention_mask, labels, counts = self._make_room(
@@ -603,12 +602,12 @@ class SceneQFormerForConditionalGeneration(OwnGenerationSettings, SceneQFormerPr
 
     # ---- output queries ------------------------------------------------------------------
 
-    def _check_map(self, map_labels, past_key_values, batch: int) -> None:
+    def _check_map(self, map_labels, cache: Cache | None, batch: int) -> None:
         if self.config.map_config is None:
             raise ValueError(
                 "The model has no output queries: `map_config` is None. Pass one, for example `map_config={}`."
             )
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+        if is_started(cache):
             raise ValueError("`output_map=True` reads the whole prompt at once; call it without `past_key_values`.")
         if "flash" in (self.config.text_config._attn_implementation or ""):
             raise ValueError(
