@@ -23,12 +23,13 @@ from .rows import Mapped
 SIDE = 112
 COVERED = 0.35  # of a cell's pixels, from which it shows a thing
 EMPTY = " room"
-NUMBER_ROLES = 8  # place, distance, front and the camera's direction in two frames
+NUMBER_ROLES = 10  # place, distance, front and the camera's direction in two frames, and the cell's own column and row
+WAVES = 8  # frequencies with which numbers are told
 
 
 @dataclass
 class CellsOutput(ModelOutput):
-    """`loss`, `logits` `[cells, words]`, and `numbers` `[cells, 8]` that are told."""
+    """`loss`, `logits` `[cells, words]`, and `numbers` `[cells, 10]` that are told."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -55,7 +56,8 @@ class CellsDSRForConditionalGeneration(DSRForConditionalGeneration):
     """
     A DSR of which both vision tokens and spatial states learn the same, and spatial states also numbers: of the thing
     that a cell shows where it is, how far, and which way it faces in each of the cell's two frames, and for every cell
-    which way the camera looks. What reads them, a linear layer, is left behind.
+    which way the camera looks and where the cell is: what reads a state gets no other word of its place. What reads the
+    numbers, a linear layer, is left behind.
     """
 
     accepts_loss_kwargs = False
@@ -63,11 +65,11 @@ class CellsDSRForConditionalGeneration(DSRForConditionalGeneration):
 
     def __init__(self, config):
         super().__init__(config)
-        self.cell_numbers = nn.Linear(config.text_config.hidden_size, NUMBER_ROLES * len(NUMBERS))
+        self.cell_numbers = nn.Linear(config.text_config.hidden_size, NUMBER_ROLES * 2 * WAVES)
         self.post_init()
 
     def forward(self, pixel_values_videos, video_grid_thw, labels=None, numbers=None, **kwargs):  # type: ignore[override]
-        """`labels`: `[cells of all videos]`. `numbers`: `[cells, 8]`, -100 for none. Logits are of spatial states."""
+        """`labels`: `[cells of all videos]`. `numbers`: `[cells, 10]`, -100 for none. Logits are of spatial states."""
         features = self.get_video_features(pixel_values_videos, video_grid_thw)
         words, states = self.get_input_embeddings(), torch.cat(features.geometry_features)
         found = _words_of(states, words, labels)
@@ -75,9 +77,17 @@ class CellsDSRForConditionalGeneration(DSRForConditionalGeneration):
             found.loss = found.loss + _words_of(torch.cat(features.pooler_output), words, labels).loss
         if numbers is not None:
             told = self.cell_numbers(F.rms_norm(states, states.shape[-1:])).unflatten(-1, (NUMBER_ROLES, -1))
-            found.loss = found.loss + F.cross_entropy(told.float().flatten(0, 1), numbers.flatten())
+            told = told.float() @ _waves(told.device).T
+            found.loss = found.loss + F.cross_entropy(told.flatten(0, 1), numbers.flatten())
             found.numbers = told.argmax(-1)
         return found
+
+
+def _waves(device) -> torch.Tensor:
+    """Numbers as smooth functions, `[100, 2·WAVES]`: what points to one points to its neighbours, too."""
+    numbers = torch.arange(float(len(NUMBERS)), device=device)
+    angles = numbers[:, None] * torch.linspace(-4, 0, WAVES, device=device).exp()
+    return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def _words_of(cells: torch.Tensor, words: nn.Embedding, labels) -> CellsOutput:
@@ -118,7 +128,7 @@ def cell_rows(seed: int, frames: int = 1, difficulty: str = "easy") -> Mapped:
 
 
 def _numbers(sample, shares: np.ndarray, tau: np.ndarray) -> np.ndarray:
-    """`[cells, 8]`, see [`CellsDSRForConditionalGeneration`]."""
+    """`[cells, 10]`, see [`CellsDSRForConditionalGeneration`]."""
     tracks = np.array([track(sample.scene, thing, tau) for thing in range(len(sample.names))])
     tracks = tracks.reshape(len(tracks), 3, -1, 2)  # [K, role, T, 2]
     poses = sample.scene.cameras[0].poses(tau)
@@ -128,7 +138,8 @@ def _numbers(sample, shares: np.ndarray, tau: np.ndarray) -> np.ndarray:
         thing = int(shares[(slice(None), *place)].argmax())
         if shares[(thing, *place)] >= COVERED / 2:
             found[place][:6] = tracks[thing, :, place[0]].reshape(-1)
-        found[place][6:] = looks[place[0]]
+        found[place][6:8] = looks[place[0]]
+        found[place][8:] = [int(100 * (number + 0.5) / shares.shape[-1]) for number in place[:0:-1]]
     return found.reshape(-1, NUMBER_ROLES)
 
 
@@ -176,7 +187,7 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
         found[name] = (guesses == inputs["labels"][where]).tolist()
     if "numbers" in inputs:
         off = (outputs.numbers - inputs["numbers"]).abs()
-        for role, name in enumerate(("place", "distance", "front", "look")):
+        for role, name in enumerate(("place", "distance", "front", "look", "cell")):
             columns = slice(2 * role, 2 * role + 2)
             found[f"{name}_off"] = off[:, columns][inputs["numbers"][:, columns] >= 0].tolist()
     return found

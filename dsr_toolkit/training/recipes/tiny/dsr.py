@@ -46,8 +46,9 @@ RECIPE = Recipe(
             collator=f"{CELLS}:CellCollator",
             measure=f"{CELLS}:measure",
             freeze="all",
-            learning_rates={"geometry_encoder": 2e-4},  # what π³ knows shall last
-            arguments=arguments(steps=500, batch=16, warmup=30),
+            # What π³ knows shall last, but for where its patches are: it seldom asks, and geometry tokens have to know.
+            learning_rates={"position_embeddings": 2e-3, "geometry_encoder": 5e-4, "visual\\.blocks": 5e-4},
+            arguments=arguments(steps=600, batch=16, warmup=30) | {"learning_rate": 4e-3},
         ),
         # Geometry tokens learn to read the cells of the things that a question names, and to tell where these are in
         # every frame and how the camera moves.
@@ -62,7 +63,7 @@ RECIPE = Recipe(
             collator=f"{QUESTIONS}:SlotCollator",
             freeze="all",
             learning_rates={"geometry_encoder": 7e-4},
-            arguments=arguments(steps=600, batch=8, warmup=50),
+            arguments=arguments(steps=2000, batch=8, warmup=50),
         ),
         Stage(
             name="answer",
