@@ -14,7 +14,7 @@ from .shown import choose, facts, told_accuracy
 TITLE = "Scene Q-Former: questions about a street, through six cameras"
 SEED, INDEX = 2026, 3  # no recipe trains on this seed
 LARGE = (192, 336)  # of the pictures on the page; the model gets the world's own size
-TOLD = ("direction", "colour", "lanes", "side", "nearer")  # types of questions on the page
+TOLD = ("lanes", "bend", "colour", "what", "direction")  # types of questions on the page
 
 
 def run(folder: Path, model: str | None = None) -> tuple[dict, Panel]:

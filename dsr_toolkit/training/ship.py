@@ -76,24 +76,30 @@ def ship(run: str | Path, measured: bool = True) -> Path:
     return target
 
 
-def write_weights(source: Path, target: Path) -> None:
-    """Weights in half precision, and a configuration that has them computed in float32."""
-    import torch
+def kept_in_float32(folder: Path) -> re.Pattern:
+    """What finds the weights of a folder's model that have to stay float32 by their names."""
     import transformers
-    from safetensors.torch import load_file, save_file
 
     from modeling_dsr import ARCHITECTURES
 
-    config = transformers.AutoConfig.from_pretrained(source)
+    config = transformers.AutoConfig.from_pretrained(folder)
     auto = getattr(transformers, ARCHITECTURES[config.model_type].auto_class)
     model_class = auto._model_mapping[type(config)]
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
-    whole = [*(model_class._keep_in_fp32_modules_strict or ()), *(model_class._keep_in_fp32_modules or ())]
-    kept = re.compile("|".join(rf"(?:^|\.){name}(?:\.|$)" for name in whole)) if whole else None
+    names = [*(model_class._keep_in_fp32_modules_strict or ()), *(model_class._keep_in_fp32_modules or ())]
+    return re.compile("|".join(rf"(?:^|\.){name}(?:\.|$)" for name in names) or "(?!)")
+
+
+def write_weights(source: Path, target: Path) -> None:
+    """Weights in half precision, and a configuration that has them computed in float32."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    kept = kept_in_float32(source)
     tensors = load_file(source / shipped.WEIGHTS)
     for key, tensor in tensors.items():
         fits = tensor.is_floating_point() and float(tensor.abs().max()) < torch.finfo(torch.float16).max
-        if fits and not (kept and kept.search(key)):
+        if fits and not kept.search(key):
             tensors[key] = tensor.half()
     save_file(tensors, target / shipped.WEIGHTS, metadata={"format": "pt"})
     (target / shipped.WEIGHTS).chmod(0o644)

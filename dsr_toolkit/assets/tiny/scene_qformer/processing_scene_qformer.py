@@ -1,0 +1,1 @@
+../../../../modeling_dsr/processing_scene_qformer.py
