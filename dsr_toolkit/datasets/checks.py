@@ -1,8 +1,8 @@
 """What is wrong with rows, before a training starts: row, field and reason."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass
@@ -26,7 +26,7 @@ def _file(value) -> str | None:
         return next((reason for one in value if (reason := _file(one))), None)
     if isinstance(value, dict):
         return next((f"{name}: {reason}" for name, one in value.items() if (reason := _file(one))), None)
-    if isinstance(value, str) and "://" not in value and not Path(value).is_file():
+    if isinstance(value, str) and "://" not in value and not os.path.isfile(value):
         return f"there is no file {value!r}"
     return None
 

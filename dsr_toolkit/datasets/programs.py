@@ -1,10 +1,10 @@
 """Parts and their CadQuery programs in the published files: CAD-Recode, Text2CAD, or lines of JSON."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from .lines import read_lines
 from .segmentation import load_plain_pickle
 
 MESHES = (".stl", ".ply", ".obj", ".step", ".stp")
@@ -26,8 +26,7 @@ class Programs:
     def __init__(self, path: str | Path, split: str = "train"):
         self.root = Path(path)
         if self.root.is_file():
-            lines = self.root.read_text(encoding="utf-8-sig").splitlines()
-            self.entries = [json.loads(line) for line in lines if line.strip()]
+            self.entries = read_lines(self.root)
             self.root = self.root.parent
         elif (self.root / f"{split}.pkl").is_file():
             self.entries = [self._published(entry) for entry in load_plain_pickle(self.root / f"{split}.pkl")]

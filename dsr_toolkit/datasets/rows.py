@@ -7,7 +7,7 @@ import numpy as np
 from .geometry import find_sequences
 from .nuscenes import NuScenes
 from .programs import Programs
-from .questions import read_questions
+from .questions import Questions
 from .segmentation import read_png, read_refcoco
 
 
@@ -95,6 +95,8 @@ class NuScenesRows:
         if learn not in ("questions", "map", "both") or (learn != "map" and not questions):
             raise ValueError(f'`learn` must be "questions", "map" or "both", of what {path} has; got {learn!r}.')
         questions, elements = (questions if learn != "map" else []), (elements if learn != "questions" else [])
+        _need("questions.json", questions, ("sample_token",))
+        _need("map_elements.json", elements, ("sample_token", "label", "points"))
         self.maps = {}
         for element in elements:
             line = {"label": element["label"], "points": element["points"]}
@@ -118,6 +120,14 @@ class NuScenesRows:
         return row
 
 
+def _need(file: str, entries: list, fields: tuple[str, ...]) -> None:
+    """Every entry has these fields, or a ValueError says which has not."""
+    for number, entry in enumerate(entries):
+        missing = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+        if missing:
+            raise ValueError(f"{file}, row {number} lacks {', '.join(missing)}; it is {entry!r:.60}.")
+
+
 def segmentation_rows(path, images=None, split: str = "train", panoptic=None, segmentations=None) -> list[dict]:
     """
     "image", "pieces" or "phrases", and "masks": referring expressions of a folder with `instances.json` and `refs(…).p`
@@ -134,7 +144,7 @@ def segmentation_rows(path, images=None, split: str = "train", panoptic=None, se
 
 
 READERS = {
-    "dsr": read_questions,
+    "dsr": Questions,
     "pi3": GeometryRows,
     "page4d": GeometryRows,
     "cadrille": Programs,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..datasets.lines import parsed, read_lines
 from .multiple_choice import extract_letter_dsr_bench, extract_letter_sti, extract_letter_strict, is_correct_sti
 
 RELATIVE_TOLERANCES = [0.5 + 0.05 * step for step in range(10)]  # VSI-Bench's thresholds of confidence
@@ -191,13 +192,9 @@ def _table(path: Path) -> list[dict]:
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is neither parquet nor JSON: {error}.") from error
+    if path.suffix == ".jsonl":
+        return read_lines(path)
+    return parsed(path.read_text(encoding="utf-8-sig"), str(path))
 
 
 def _video_file(folder: Path, name: str) -> str:

@@ -99,7 +99,7 @@ def test_cameras_and_views_come_in_every_format(tmp_path, kind):
 def test_a_mark_at_the_beginning_of_a_text_is_no_part_of_it(tmp_path):
     from dsr_toolkit.datasets.geometry import read_trajectory
     from dsr_toolkit.datasets.programs import Programs
-    from dsr_toolkit.datasets.questions import read_questions
+    from dsr_toolkit.datasets.questions import Questions
     from dsr_toolkit.evaluation.video_benchmarks import _table
 
     def write(name, text):
@@ -109,7 +109,7 @@ def test_a_mark_at_the_beginning_of_a_text_is_no_part_of_it(tmp_path):
     write("parts.py", "result = 1")
     assert Programs(write("rows.jsonl", '{"program_file": "parts.py"}'))[0]["program"] == "result = 1"
     rows = '{"video": "a.mp4", "question": "What?", "answer": "A ball."}'
-    assert read_questions(write("questions.jsonl", rows))[0]["question"] == "What?"
+    assert Questions(write("questions.jsonl", rows))[0]["question"] == "What?"
     assert _table(write("table.json", "[1]")) == [1]
     assert read_trajectory(write("poses.txt", "1 0 0 0 0 0 0 1\n"))[1] == [1.0]
 
