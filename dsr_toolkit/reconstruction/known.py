@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,8 @@ OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # of a camera: x right, y up, z backwa
 LARGEST_GAP = 0.02  # seconds between a pose and the image that it belongs to
 OUR_NUMBER = re.compile(r"^\d{6}-")  # before the names of images in the models that we write
 DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff")
+# What a damaged file of arrays may raise.
+DAMAGE = (ValueError, EOFError, OverflowError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,11 @@ def _read_colmap(folder: Path) -> Known:
     needs("geometry", "A COLMAP model", "pycolmap")
     import pycolmap
 
-    found, bent = pycolmap.Reconstruction(str(model)), 0
+    bent = 0
+    try:
+        found = pycolmap.Reconstruction(str(model))
+    except (ValueError, RuntimeError, OSError, MemoryError, IndexError) as error:
+        raise ValueError(f"--cameras {model} cannot be read as a COLMAP model: {error}.") from error
     cameras = {}
     for image in found.images.values():
         camera = found.camera(image.camera_id)
@@ -119,8 +127,10 @@ def _read_colmap(folder: Path) -> Known:
         bent += bool(np.abs(distortion).max(initial=0) > 0)
         pose = None
         if image.has_pose:
-            pose = np.linalg.inv(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]]))
-        cameras[image.name] = Camera(pose, k, (camera.width, camera.height))
+            pose = _rigid(image.cam_from_world().inverse().matrix(), f"--cameras {model}: {image.name}")
+        cameras[image.name] = Camera(
+            pose, _pinhole(k, f"--cameras {model}: {image.name}"), (camera.width, camera.height)
+        )
     if bent:
         say(f"{bent} cameras of {model} have lens distortion, which is not used: undistort the images first.")
     return Known(f"COLMAP model {model}: world-to-camera turned into camera-to-world", _by_name(cameras, model))
@@ -134,18 +144,20 @@ def _read_transforms(path: Path) -> Known:
     cameras, bent = {}, 0
     for number, frame in enumerate(frames):
         where = f"--cameras {path}: frame {number}"
-        if "file_path" not in frame:
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise ValueError(f"{where} has no `file_path`.")
-        pose = None
-        if "transform_matrix" in frame:
-            pose = np.array(frame["transform_matrix"], float)
-            if pose.shape == (3, 4):
-                pose = np.vstack([pose, [0, 0, 0, 1]])
-            pose = _rigid(pose, where) @ OPENGL
         both = {**document, **frame}
+        try:
+            pose = np.array(frame["transform_matrix"], float) if "transform_matrix" in frame else None
+            size = (int(both["w"]), int(both["h"])) if "w" in both and "h" in both else None
+            k = _json_intrinsics(both, size)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} holds what is no number: {error}.") from error
+        if size is not None and min(size) < 1:
+            raise ValueError(f"{where} speaks of an image of {size[0]} × {size[1]} pixels.")
         bent += any(both.get(name) for name in ("k1", "k2", "k3", "k4", "p1", "p2"))
-        size = (int(both["w"]), int(both["h"])) if "w" in both and "h" in both else None
-        cameras[str(frame["file_path"])] = Camera(pose, _json_intrinsics(both, size), size)
+        pose = None if pose is None else _rigid(pose, where) @ OPENGL
+        cameras[frame["file_path"]] = Camera(pose, None if k is None else _pinhole(k, where), size)
     if bent:
         say(f"{bent} frames of {path} have lens distortion, which is not used: undistort the images first.")
     return Known(f"{path}: camera-to-world, OpenGL axes turned into OpenCV's", _by_name(cameras, path))
@@ -175,20 +187,24 @@ def _read_trajectory(path: Path) -> Known:
 
 
 def _read_arrays(path: Path) -> Known:
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in ("poses", "intrinsics", "depths") if name in file.files}
-    if not arrays:
+    arrays = {name: value for name, value in _load(path).items() if name in ("poses", "intrinsics", "depths")}
+    if not arrays or any(value.ndim < 3 or value.dtype.kind not in "fiu" for value in arrays.values()):
         raise ValueError(
-            f"--cameras {path} holds none of `poses` [N, 4, 4], `intrinsics` [N, 3, 3], `depths` [N, h, w]."
+            f"--cameras {path} holds none of `poses` [N, 4, 4], `intrinsics` [N, 3, 3], `depths` [N, h, w] as numbers."
         )
     counts = {name: len(value) for name, value in arrays.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"--cameras {path} holds arrays of different lengths: {counts}.")
     count = next(iter(counts.values()))
     poses, intrinsics = (arrays.get(name, [None] * count) for name in ("poses", "intrinsics"))
-    as_floats = lambda value: None if value is None else np.asarray(value, float)  # noqa: E731
+    checked = lambda check, value, number: (  # noqa: E731
+        None if value is None else check(np.asarray(value, float), f"--cameras {path}: number {number}")
+    )
     known = Known(f"{path}: camera-to-world, OpenCV axes, in the order of the images")
-    known.by_order = [Camera(as_floats(pose), as_floats(k)) for pose, k in zip(poses, intrinsics)]
+    known.by_order = [
+        Camera(checked(_rigid, pose, number), checked(_pinhole, k, number))
+        for number, (pose, k) in enumerate(zip(poses, intrinsics))
+    ]
     known.ordered_depths = arrays.get("depths")
     return known
 
@@ -210,19 +226,32 @@ def read_depth(path: Path, scale: float) -> np.ndarray:
     Depth float32 `[h, w]`, 0 where unknown: 16-bit images hold depth · `scale`, arrays and float images hold it as it
     is.
     """
-    if path.suffix == ".npy":
-        depth = np.load(path, allow_pickle=False)
-    elif path.suffix == ".npz":
-        with np.load(path) as file:
-            depth = file[file.files[0]]
+    if path.suffix.lower() in (".npy", ".npz"):
+        depth = next(iter(_load(path).values()), np.zeros(0))
     else:
-        with Image.open(path) as image:
-            if image.mode not in ("I;16", "I;16B", "I", "F"):
-                raise ValueError(f"{path} must be a 16-bit grey or float image of depths, got mode {image.mode!r}.")
-            depth = np.asarray(image).astype(np.float32) / (1.0 if image.mode == "F" else scale)
-    if depth.ndim != 2:
-        raise ValueError(f"{path} must hold one depth map [h, w], got an array of shape {list(depth.shape)}.")
+        try:
+            with Image.open(path) as image:
+                mode, depth = image.mode, np.asarray(image)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{path} cannot be read as an image of depths: {error}.") from error
+        if mode not in ("I;16", "I;16B", "I", "F"):
+            raise ValueError(f"{path} must be a 16-bit grey or float image of depths, got mode {mode!r}.")
+        depth = depth.astype(np.float32) / (1.0 if mode == "F" else scale)
+    if depth.ndim != 2 or not depth.size or depth.dtype.kind not in "fiu":
+        raise ValueError(f"{path} must hold one depth map [h, w], got {depth.dtype} of shape {list(depth.shape)}.")
     return _clean(depth)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name, or the one of an .npy file."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {path.stem: found}
+        with found:
+            return {name: found[name] for name in found.files}
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be read as arrays of numbers, it may be cut short: {error}.") from error
 
 
 def _by_name(cameras: dict[str, Camera], path: Path) -> dict[str, Camera]:
@@ -253,6 +282,8 @@ def _clean(depth: np.ndarray) -> np.ndarray:
 
 def _rigid(pose: np.ndarray, where: str) -> np.ndarray:
     """A pose with an exact rotation; a scale common to its axes is no part of a camera."""
+    if pose.shape == (3, 4):
+        pose = np.vstack([pose, [0, 0, 0, 1]])
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise ValueError(f"{where} must hold finite matrices [4, 4], got shape {list(pose.shape)}.")
     u, singular, vt = np.linalg.svd(pose[:3, :3])
@@ -265,10 +296,19 @@ def _rigid(pose: np.ndarray, where: str) -> np.ndarray:
     return found
 
 
+def _pinhole(k: np.ndarray, where: str) -> np.ndarray:
+    """Intrinsics that a camera can have."""
+    if k.shape != (3, 3) or not np.isfinite(k).all() or not min(k[0, 0], k[1, 1]) > 0:
+        raise ValueError(
+            f"{where} must hold intrinsics [3, 3], finite and with positive focal lengths, got {k.tolist()}."
+        )
+    return k
+
+
 def _json(path: Path) -> dict:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}.") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path} must hold an object, got {type(document).__name__}.")

@@ -38,7 +38,7 @@ class PageWriter:
             self.depth = float(np.median(view.depth[view.mask]))
         if self.frames.wants():
             image, depth = shrunk(view, SIDE)
-            self.frames.add((len(self.cameras), view.name, _data_url(image, "JPEG"), depth.astype(np.float16)))
+            self.frames.add((len(self.cameras), view.name, _data_url(image, "JPEG"), depth))
         else:
             self.frames.add(None)
         self.cameras.append((view.camera_to_world, view.intrinsics, view.depth.shape))

@@ -425,6 +425,21 @@ def test_only_pi3x_can_be_told(photos, tmp_path, quick_pi3, capsys):
         ),
         (lambda path: path.with_suffix(".txt").write_text("1 2 3\n"), "8 finite numbers"),
         (lambda path: np.savez(path.with_suffix(".npz"), other=np.ones(3)), "none of `poses`"),
+        (lambda path: path.with_suffix(".json").write_text('{"frames": [3]}'), "frame 0 has no `file_path`"),
+        (
+            lambda path: path.with_suffix(".json").write_text(
+                '{"w": null, "h": 2, "frames": [{"file_path": "0.png"}]}'
+            ),
+            "frame 0 holds what is no number",
+        ),
+        (
+            lambda path: path.with_suffix(".json").write_text(
+                '{"fl_x": NaN, "cx": 1, "cy": 1, "frames": [{"file_path": "0.png"}]}'
+            ),
+            "finite and with positive focal lengths",
+        ),
+        (lambda path: path.with_suffix(".npz").write_bytes(b"PK"), "cannot be read as arrays"),
+        (lambda path: np.savez(path.with_suffix(".npz"), poses=np.full((6, 4, 4), np.nan)), "finite matrices"),
         (lambda path: path.with_suffix(".csv").write_text("a"), "is none of"),
     ],
 )

@@ -375,6 +375,16 @@ def test_nothing_that_is_not_finite_is_written_in_any_format(tmp_path):
     np.testing.assert_array_equal(kept.points[2, 3], 0)
 
 
+def test_known_cameras_in_millimetres_may_look_far(tmp_path):
+    """Half of float's bits end at 65504, which is 65 m."""
+    (view,) = winding(1)
+    far = replace(view, points=view.points * 1e5, depth=view.depth * 1e5)
+    write(tmp_path, [far], ("html",))
+    page = (tmp_path / "scene.html").read_text()
+    low, high = json.loads(page.split('"depth":', 2)[-1].split("]")[0] + "]")
+    assert 65504 < low < high < np.inf
+
+
 def test_the_sample_of_points_is_bounded_and_even():
     sample = PointSample(1000)
     for number in range(40):
