@@ -74,19 +74,30 @@ def run(args) -> int | None:
 
 def _fine_tune(args, settings: dict) -> int | None:
     _need(args, "data", "model")
-    from ..loading import resolve
     from ..training import fine_tuning, train
 
-    model, _ = resolve(args.model, args.arch)
-    recipe = fine_tuning(args.arch, args.data, model, args.lora, args.eval_data, rewarded=args.reward).changed(settings)
+    model, subfolder = _base(args.model, args.arch)
+    recipe = fine_tuning(
+        args.arch, args.data, model, args.lora, args.eval_data, subfolder=subfolder, rewarded=args.reward
+    ).changed(settings)
     if args.check:
-        return _check(recipe, args.arch, model)
+        return _check(recipe, args.arch)
     _need(args, "output")
     _finish(train(recipe, args.output, resume=args.resume), args)
     return None
 
 
-def _check(recipe, arch: str, model: str) -> int:
+def _base(model: str, arch: str) -> tuple[str, str | None]:
+    """Folder or repository, and subfolder, of `--model`: what a recipe and an adapter record is no place in a cache."""
+    from ..loading import resolve
+
+    source, _ = resolve(model, arch)
+    if Path(model).is_dir() or source == model:
+        return source, None
+    return "/".join(model.split("/")[:2]), Path(source).name
+
+
+def _check(recipe, arch: str) -> int:
     """Read every row, and make a batch of each; returns 2 if something is wrong."""
     from transformers import AutoProcessor
 
@@ -94,7 +105,8 @@ def _check(recipe, arch: str, model: str) -> int:
     from ..training import make_collator, make_rows
 
     (stage,) = recipe.stages
-    collate = make_collator(stage, AutoProcessor.from_pretrained(model))
+    where = {"subfolder": stage.model["subfolder"]} if "subfolder" in stage.model else {}
+    collate = make_collator(stage, AutoProcessor.from_pretrained(stage.model["path"], **where))
     wrong = 0
     for data in filter(None, (stage.data, stage.evaluation)):
         rows = make_rows(data)

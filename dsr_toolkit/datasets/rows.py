@@ -1,5 +1,6 @@
 """Rows for training from files: for each architecture the published formats, read by a path alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +30,32 @@ class GeometryRows:
 
     Args:
         path: a folder as [`find_sequences`] reads it. frames: images of a row; stride: between its images; step:
-            between the first images of two rows, default a whole window.
+            between the first images of two rows, default a whole window. intrinsics: (fx, fy, cx, cy) in pixels, of
+            sequences that are published without (TUM, Bonn).
     """
 
-    def __init__(self, path, frames: int = 4, stride: int = 1, step: int | None = None, layout: str | None = None):
+    def __init__(
+        self,
+        path,
+        frames: int = 4,
+        stride: int = 1,
+        step: int | None = None,
+        layout: str | None = None,
+        intrinsics: Sequence[float] | None = None,
+    ):
+        if intrinsics is not None and (isinstance(intrinsics, str) or len(intrinsics) != 4):
+            raise ValueError(f"`intrinsics` must be four numbers, fx, fy, cx, cy, got {intrinsics!r}.")
         self.windows = []
         reach = (frames - 1) * stride
         for sequence in find_sequences(path, layout):
+            if sequence.intrinsics is None and intrinsics is not None:
+                fx, fy, cx, cy = intrinsics
+                sequence.intrinsics = np.tile([[fx, 0.0, cx], [0.0, fy, cy], [0, 0, 1]], (len(sequence.images), 1, 1))
             lacking = [name for name in ("depth", "intrinsics", "poses") if getattr(sequence, name) is None]
             if lacking:
                 raise ValueError(
-                    f"Sequence {sequence.name} has no {' and no '.join(lacking)}; training needs them all."
+                    f"Sequence {sequence.name} has no {' and no '.join(lacking)}; training needs them all. The "
+                    "reader's option `intrinsics` says those of a whole folder."
                 )
             count = len(sequence.images)
             if sequence.layout == "multiview":

@@ -45,3 +45,15 @@ def test_a_subfolder_on_the_hub(cached, name, kind):
 def test_a_name_that_cannot_be_a_repository_s():
     with pytest.raises(ValueError, match="neither a folder nor a Hub repository's name"):
         resolve("a/b/c/d", "dsr")
+
+
+def test_training_names_a_model_of_the_hub_as_it_was_named(cached):
+    """Not its place in this machine's cache, which a recipe or an adapter would carry to others."""
+    from dsr_toolkit.commands.train import _base
+    from dsr_toolkit.training import make_model
+
+    assert _base("org/models", "dsr") == ("org/models", None)
+    path, subfolder = _base("org/models", "pi3")
+    assert (path, subfolder) == ("org/models", "pi3") == _base("org/models/pi3", "pi3")
+    assert make_model({"path": path, "subfolder": subfolder}, {})[0].config.model_type == "pi3"
+    assert _base(str(repository()), "pi3") == (str(repository() / "pi3"), None)
