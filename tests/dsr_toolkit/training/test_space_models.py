@@ -218,7 +218,9 @@ def test_miniature_vision_learns_the_words_of_cells(dsr):
     videos = CellCollator(dsr[1])([cell_rows(82, frames=4)[0]])
     cells = CellsDSRForConditionalGeneration(dsr[0].config)(**videos)
     assert cells.logits.shape[0] == len(videos["labels"]) == 32 and cells.loss.isfinite()
-    assert cells.numbers.shape == videos["numbers"].shape == (32, 8)
+    assert cells.numbers.shape == videos["numbers"].shape == (32, 10)
+    columns, rows = videos["numbers"][:, 8:].T.tolist()  # where each of 4 × 4 cells is, in hundredths of the picture
+    assert columns == [12, 37, 62, 87] * 8 and rows == sorted([12, 37, 62, 87] * 4) * 2
 
 
 def test_guided_geometry_tokens_learn_to_read_the_cells_of_what_they_tell(dsr):
