@@ -67,7 +67,7 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def ask(seed: int = 0, tokens: int = 6, **parameters) -> dict:
+def ask(seed: int = 0, /, tokens: int = 6, **parameters) -> dict:
     question = (
         "Which way does the ball move?",
         "Does it come nearer?",
