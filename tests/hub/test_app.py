@@ -66,10 +66,17 @@ def choose(space, tab: str) -> None:
 
 
 def write(space, selector: str, text: str) -> None:
-    """Into a field, and wait until the page has taken it: what is pressed at once is pressed with the old text."""
-    space.fill(selector, text)
-    space.keyboard.press("Tab")
-    space.wait_for_timeout(500)
+    """Into a field, until it stays: a page that is still being made writes its own text once more."""
+    for _ in range(20):
+        space.fill(selector, text)
+        space.keyboard.press("Tab")
+        kept = []
+        for _ in range(3):
+            space.wait_for_timeout(500)
+            kept.append(space.input_value(selector) == text)
+        if all(kept):
+            return
+    raise AssertionError(f"{selector} does not take {text!r}")
 
 
 def size_of(space, selector: str) -> list[int]:
