@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import page4d_plain
-from benchmarks.full_models import autocast, fill, import_original, make_model, relative
-from benchmarks.harness import alternate, assert_agreement, device, peak_memory, row
+from benchmarks import full_geometry, page4d_plain
+from benchmarks.full_models import fill, import_original, make_model
+from benchmarks.harness import device
 from benchmarks.pi3_plain import plain_encoder
 from convert_weights import convert
 from modeling_dsr.configuration_page4d import Page4DConfig
@@ -47,8 +47,7 @@ OUTPUTS = ("pose_enc", "depth", "depth_conf", "world_points", "world_points_conf
 
 def build(size: str, original: str | None = None):
     """Our model, the baseline's call on the same weights, and images."""
-    shape = (1, SIZES[size]["frames"], 3, SIZES[size]["height"], SIZES[size]["width"])
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(device())
+    images = full_geometry.images(SIZES[size])
     if original:
         ours, baseline = with_original(original)
         return ours, baseline, images
@@ -81,33 +80,5 @@ def with_original(folder: str):
     return (lambda images: model(images, mask_alpha=0.0)), (lambda images: published(images=images))
 
 
-def prepare(side: str, size: str, original: str | None = None):
-    """The call to measure, in a process of its own."""
-    ours, baseline, images = build(size, original)
-    chosen = ours if side == "ours" else baseline
-
-    @torch.no_grad()
-    def call(images=images):
-        with autocast(size):
-            return chosen(images)
-
-    call(images[:, :1, :, :28, :28])  # libraries make their threads and work spaces in the first call
-    return call
-
-
-def timing(size: str, original: str | None) -> tuple:
-    ours, baseline, images = build(size, original)
-    with torch.no_grad(), autocast(size):
-        expected, found = baseline(images), ours(images)
-        for name in OUTPUTS:
-            assert_agreement(found[name], expected[name], relative(expected[name], AGREEMENT[size]))
-        del expected, found
-        return alternate(lambda: baseline(images), lambda: ours(images), warmup=0)
-
-
 def run(size: str = "cpu", original: str | None = None) -> list[dict]:
-    if original and size == "small":
-        raise ValueError("the published class has one size; `--small` cannot be held against `--original`.")
-    times = timing(size, original)
-    memory = [peak_memory(f"{__name__}:prepare", side, size, original) for side in ("baseline", "ours")]
-    return [row(NAME, "time", *times, TARGETS["time"]), row(NAME, "memory", *memory, TARGETS["memory"])]
+    return full_geometry.run(__name__, NAME, TARGETS, AGREEMENT[size], OUTPUTS, size, original)

@@ -12,7 +12,7 @@ from benchmarks import full_cad, full_dsr_prefill, full_gpu, full_load, full_pag
 def test_a_geometry_model_equals_its_plain_way(module):
     ours, baseline, images = module.build("small")
     found, expected = ours(images), baseline(images)
-    for name in ("points", "conf", "camera_poses") if module is full_pi3 else full_page4d.OUTPUTS:
+    for name in module.OUTPUTS:
         limit = 1e-4 * float(expected[name].abs().max().clamp_min(1))
         assert float((found[name] - expected[name]).abs().max()) <= limit, name
 

@@ -118,9 +118,8 @@ def test_any_text_and_any_size(endpoint, text, width, height, task):
 def test_any_points(endpoint, points, normalization, model):
     points = points * (300 // max(len(points), 1))  # enough for the model
     parameters = {"normalization": normalization, "model": model, "max_new_tokens": 2}
-    answers_or_refuses(
-        endpoint, {"task": "cad", "inputs": {"points": [list(point) for point in points]}, "parameters": parameters}
-    )
+    inputs = {"points": [list(point) for point in points]}
+    assert answers_or_refuses(endpoint, {"task": "cad", "inputs": inputs, "parameters": parameters})
 
 
 @settings
