@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .similarity import CUT, Similarity, residuals, robust_similarity, umeyama
+from .similarity import CUT, Similarity, quantile, residuals, robust_similarity, umeyama
 from .views import View
 
 COMMON_POINTS = 8_000  # of the shared frames, at most, that decide a join
@@ -18,6 +18,7 @@ SMALLEST_AGREEMENT = 0.5  # part of the common points that the similarity explai
 FURTHEST = 0.3  # … which lie no further apart than this part of their depth
 LARGEST_SPREAD = 0.1  # of the scale between parts of the shared frames: natural logarithm, standard deviation
 FEWEST_POINTS = 30
+LOCATED = 1e-4  # of the spread of the ratios: from such a step on their centre counts as found
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,25 @@ def join_views(views: list[View], to: list[View]) -> Join:
     are left out of all.
     """
     pairs = [_common(view, other, COMMON_POINTS // len(to)) for view, other in zip(views, to, strict=True)]
-    x, y, depth_x, depth_y, weights, block = (np.concatenate(values) for values in zip(*pairs))
+    x, y, depth_x, depth_y, confidence, block = (np.concatenate(values) for values in zip(*pairs))
     block += np.repeat(np.arange(len(pairs)) * BLOCKS**2, [len(pair[0]) for pair in pairs])
+    good = (np.minimum(depth_x, depth_y) > 0) & np.isfinite((x + y) @ np.ones(3) + depth_x + depth_y)
+    if not good.all():
+        x, y, depth_x, depth_y, confidence, block = (
+            values[good] for values in (x, y, depth_x, depth_y, confidence, block)
+        )
     if not len(x):
         return _by_cameras(views, to)
 
+    weights = np.sqrt(np.maximum(confidence, 1e-12))
     ratios = np.log(depth_y / depth_x)
-    log_scale = location(ratios, weights)
-    medians = np.array([np.median(ratios[block == number]) for number in np.unique(block)])
+    order = np.argsort(ratios)
+    log_scale = location(ratios, weights, order)
+    medians = _medians(ratios[order], block[order])
     spread = 1.4826 * float(np.median(np.abs(medians - np.median(medians))))
 
     scale, reach = float(np.exp(log_scale)), np.sqrt(depth_x * depth_y)
-    axes_x, axes_y, axes_reach = _axes(views, to, float(np.median(depth_x)), float(np.median(depth_y)))
+    axes_x, axes_y, axes_reach = _axes(views, to, quantile(depth_x, 0.5), quantile(depth_y, 0.5))
     camera_weights = np.full(len(axes_x), CAMERA_WEIGHT * weights.sum() / len(axes_x))
     start = umeyama(axes_x, axes_y, scale=scale)
     similarity, inlier = robust_similarity(
@@ -89,26 +97,39 @@ def join_views(views: list[View], to: list[View]) -> Join:
     )  # fmt: skip
     error = residuals(similarity, x, y, reach)
     agreement = float((inlier[: len(x)] & (error < FURTHEST)).mean())
-    join = Join(similarity, float(np.median(error)), agreement, spread, len(x))
+    join = Join(similarity, quantile(error, 0.5), agreement, spread, len(x))
     join.doubts.extend(_doubts(join))
     return join
 
 
 def _common(view: View, other: View, most: int) -> tuple[np.ndarray, ...]:
     """
-    Of at most `most` pixels that both windows trust: points in both worlds, both depths, weights, block of the image.
+    Of at most `most` pixels that both windows trust: points in both worlds, both depths, product of confidences, block
+    of the image.
     """
     if view.depth.shape != other.depth.shape:  # one window's first image chose another size of frames
         view = _resized(view, other.depth.shape)
     chosen = np.flatnonzero(view.mask & other.mask)
-    chosen = chosen[np.linspace(0, len(chosen) - 1, min(len(chosen), most)).astype(int)]
-    x, y = view.points.reshape(-1, 3)[chosen], other.points.reshape(-1, 3)[chosen]
-    depth_x, depth_y = view.depth.ravel()[chosen], other.depth.ravel()[chosen]
+    if len(chosen) > most:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, most).astype(int)]
     height, width = other.depth.shape
-    block = chosen // width * BLOCKS // height * BLOCKS + chosen % width * BLOCKS // width
-    weights = np.sqrt(np.maximum(view.confidence.ravel()[chosen] * other.confidence.ravel()[chosen], 1e-12))
-    good = (depth_x > 0) & (depth_y > 0) & np.isfinite(x).all(-1) & np.isfinite(y).all(-1)
-    return tuple(values[good] for values in (x, y, depth_x, depth_y, weights, block))
+    row, column = np.divmod(chosen, width)
+    return (
+        view.points.reshape(-1, 3).take(chosen, 0).astype(float),
+        other.points.reshape(-1, 3).take(chosen, 0).astype(float),
+        view.depth.take(chosen).astype(float),
+        other.depth.take(chosen).astype(float),
+        view.confidence.take(chosen).astype(float) * other.confidence.take(chosen),
+        row * BLOCKS // height * BLOCKS + column * BLOCKS // width,
+    )
+
+
+def _medians(values: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Of ascending `values`, that of each block that occurs."""
+    counts = np.bincount(block)
+    counts, ends = counts[counts > 0], np.cumsum(counts[counts > 0])
+    values, first = values[np.argsort(block, kind="stable")], ends - counts
+    return (values[first + (counts - 1) // 2] + values[first + counts // 2]) / 2
 
 
 def _resized(view: View, shape: tuple[int, int]) -> View:
@@ -138,14 +159,14 @@ def _axes(views, to, depth_x: float, depth_y: float) -> tuple[np.ndarray, np.nda
     return *points, np.full(len(points[0]), np.sqrt(depth_x * depth_y))
 
 
-def location(values: np.ndarray, weights: np.ndarray) -> float:
+def location(values: np.ndarray, weights: np.ndarray, order: np.ndarray | None = None) -> float:
     """
     The centre of the densest part of `values` `[n]`: Tukey's estimate, started in the shortest interval with a quarter
-    of them.
+    of them. `order` sorts them, where that is known.
 
     Whatever more than half of the values are, if they do not agree, does not matter.
     """
-    order = np.argsort(values)
+    order = np.argsort(values) if order is None else order
     values, weights = values[order], weights[order]
     count = max(len(values) // 4, 1)
     widths = values[count - 1 :] - values[: len(values) - count + 1]
@@ -154,16 +175,19 @@ def location(values: np.ndarray, weights: np.ndarray) -> float:
     # Half of such an interval is 0.319 σ of a Gaussian.
     sigma = max(float(widths[first]) / (2 * 0.319), 1e-9)
     for _ in range(30):
-        error = np.abs(values - centre)
-        inside = error < CUT * sigma
-        share = weights[inside] * np.square(1 - np.square(error[inside] / (CUT * sigma)))
-        if not share.sum() > 0:
+        ends = np.searchsorted(values, [centre - CUT * sigma, centre + CUT * sigma])
+        inside, share = values[slice(*ends)], weights[slice(*ends)]
+        error = np.abs(inside - centre)
+        share = share * np.square(1 - np.square(error / (CUT * sigma)))
+        total = share.sum()
+        if not total > 0:
             break
-        moved = float((share * values[inside]).sum() / share.sum())
-        sigma = max(1.4826 * float(np.median(error[inside])), 1e-9)
-        if abs(moved - centre) < 1e-12:
-            break
+        moved = float(share @ inside / total)
+        before, sigma = sigma, max(1.4826 * quantile(error, 0.5), 1e-9)
+        settled = max(abs(moved - centre), abs(sigma - before)) < LOCATED * sigma
         centre = moved
+        if settled:
+            break
     return centre
 
 

@@ -11,7 +11,8 @@ START_TRIALS, START_POINTS = 256, 4  # random minimal fits, from which the rewei
 # Starts are judged by the error below which this share of the pairs lies: up to 3/4 of them may be wrong.
 START_QUANTILE = 0.25
 GOOD_START = 0.05  # a guess whose quartile lies below it, in units of `reach`, is not tried against random ones
-SETTLED = 1e-4  # relative change of the spread at which the reweighting ends
+SETTLED = 1e-3  # relative change of the spread at which the reweighting ends: an eighth of what 8000 points tell of it
+COARSE = 1_500  # points, drawn by chance, with which the reweighting comes near before it takes all of them
 # Of the length of a 3-D Gaussian error in units of σ: its lower quartile and its median; and Tukey's cut, which keeps
 # 95 % of the efficiency of least squares.
 QUARTILE, MEDIAN, CUT = 1.101, 1.538, 4.685
@@ -119,30 +120,71 @@ def robust_similarity(
     chosen = np.flatnonzero(used)
     if len(chosen) < 3:
         raise ValueError(f"a similarity needs three common points or more, got {len(chosen)} with weight.")
-    x, y, w, reach = source[chosen], target[chosen], weights[chosen], reach[chosen]
-    spread = np.linalg.svd(x - x.mean(0), compute_uv=False)
-    if spread[1] <= 1e-9 * max(spread[0], np.finfo(float).tiny):
+    if len(chosen) < len(source):
+        source, target, weights, reach = source[chosen], target[chosen], weights[chosen], reach[chosen]
+    if _on_a_line(source):
         raise ValueError("the common points lie in one spot or on one line, which leaves the rotation open.")
 
-    fit = _best_start(x, y, w, reach, scale, start, np.random.default_rng(seed))
-    size = np.median(np.linalg.norm(y - np.median(y, 0), axis=-1) / reach)
+    generator = np.random.default_rng(seed)
+    fit = _best_start(source, target, weights, reach, scale, start, generator)
+    few = generator.integers(0, len(source), COARSE) if len(source) > 2 * COARSE else np.arange(len(source))
+    middle, other_middle = np.median(source[few], 0), np.median(target[few], 0)
+    size = np.median(_lengths(target[few] - other_middle) / reach[few])
     smallest = max(1e-9 * size / np.sqrt(fit.scale), np.finfo(float).tiny)
-    previous, inlier, sigma = np.inf, np.ones(len(x), bool), None
-    for _ in range(ROUNDS):
-        error = residuals(fit, x, y, reach)
-        quartile = np.quantile(error, START_QUANTILE) / QUARTILE if sigma is None else np.median(error[inlier]) / MEDIAN
-        sigma = max(quartile, smallest)
-        inlier = error < CUT * sigma
-        if inlier.sum() < 3 or abs(previous - sigma) <= SETTLED * sigma:
-            break
-        previous = sigma
-        biweight = np.square(1 - np.square(error[inlier] / (CUT * sigma)))
-        fit = umeyama(
-            x[inlier], y[inlier], w[inlier] * biweight / np.square(reach[inlier]), symmetric=True, scale=scale
-        )
-    result = np.zeros(len(source), bool)
+    # Errors and sums of squares of all pairs are matrix products with these.
+    rows = np.stack([*(source - middle).T, *(target - other_middle).T, np.ones(len(source))]) / reach
+    fit = Similarity(fit.scale, fit.rotation, fit.apply(middle) - other_middle)
+    sigma = None
+    if len(few) < len(source):
+        fit, _, sigma = _reweighted(rows[:, few], weights[few], fit, smallest, scale, settled=10 * SETTLED)
+    fit, inlier, _ = _reweighted(rows, weights, fit, smallest, scale, sigma)
+    result = np.zeros(len(used), bool)
     result[chosen] = inlier
-    return fit, result
+    shift = fit.translation + other_middle - fit.scale * (fit.rotation @ middle)
+    return Similarity(fit.scale, fit.rotation, shift), result
+
+
+def _reweighted(rows, weights, fit: Similarity, smallest: float, scale, sigma: float | None = None, settled=SETTLED):
+    """
+    `fit` after rounds of least squares with Tukey's weights, its inliers, and the spread of their errors.
+
+    `rows` `[7, n]`: source, target and 1, over the reach of the pair. `sigma`: the spread, where something is known of
+    it.
+    """
+    for number in range(ROUNDS):
+        error, before = _errors(rows, fit), sigma
+        if sigma is None:
+            sigma = quantile(error, START_QUANTILE) / QUARTILE
+        elif len(inside := error[error < CUT * sigma]) >= 3:
+            sigma = quantile(inside, 0.5) / MEDIAN
+        sigma = max(sigma, smallest)
+        inlier = error < CUT * sigma
+        if np.count_nonzero(inlier) < 3 or number and abs(before - sigma) <= settled * sigma:
+            break
+        share = np.square(np.maximum(1 - np.square(error / (CUT * sigma)), 0)) * weights
+        fit = _fit_of_moments((rows * share) @ rows.T, scale)
+    return fit, inlier, sigma
+
+
+def _errors(rows: np.ndarray, fit: Similarity) -> np.ndarray:
+    """As [`residuals`] has them, of rows as [`_reweighted`] has them."""
+    size = np.sqrt(fit.scale)
+    taken = np.concatenate([fit.scale * fit.rotation, -np.eye(3), fit.translation[:, None]], 1) / size
+    away = taken @ rows
+    return np.sqrt(np.einsum("in,in->n", away, away))
+
+
+def _fit_of_moments(moments: np.ndarray, scale: float | None) -> Similarity:
+    """Umeyama's similarity of uncertain sets, from the weighted sums of products of (source, target, 1) `[7, 7]`."""
+    moments = moments / moments[6, 6]
+    mean, other = moments[6, :3], moments[6, 3:6]
+    covariance = moments[:6, :6] - np.outer(moments[6, :6], moments[6, :6])
+    u, _, vt = np.linalg.svd(covariance[3:, :3])
+    rotation = (u * [1.0, 1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))]) @ vt
+    if scale is None:
+        variance = max(np.trace(covariance[:3, :3]), np.finfo(float).tiny)
+        scale = float(np.sqrt(max(np.trace(covariance[3:, 3:]), 0.0) / variance))
+    return Similarity(scale, rotation, other - scale * (rotation @ mean))
 
 
 def residuals(fit: Similarity, source: np.ndarray, target: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -155,7 +197,7 @@ def _best_start(x, y, w, reach, scale, start: Similarity | None, generator) -> S
     sample = np.arange(len(x)) if len(x) <= 1000 else generator.choice(len(x), 1000, replace=False)
     score = np.inf
     if start is not None:
-        score = np.quantile(residuals(start, x[sample], y[sample], reach[sample]), START_QUANTILE)
+        score = quantile(residuals(start, x[sample], y[sample], reach[sample]), START_QUANTILE)
         if score <= GOOD_START:
             return start
     few = generator.choice(len(x), (START_TRIALS, min(START_POINTS, len(x))), p=w / w.sum())
@@ -169,6 +211,22 @@ def _best_start(x, y, w, reach, scale, start: Similarity | None, generator) -> S
     if score <= scores[best]:
         return start
     return Similarity(float(sizes[best]), trials.rotation[best], trials.translation[best])
+
+
+def _on_a_line(points: np.ndarray) -> bool:
+    """Or in one spot."""
+    points = points - points.mean(0)
+    _, second, first = np.linalg.eigvalsh(points.T @ points)
+    if second > 1e-10 * first:  # far above what squaring loses
+        return False
+    first, second, _ = np.linalg.svd(points, compute_uv=False)
+    return bool(second <= 1e-9 * max(first, np.finfo(float).tiny))
+
+
+def quantile(values: np.ndarray, share: float) -> float:
+    """Of `values` `[n]` the one that this share lies below."""
+    place = int(share * (len(values) - 1))
+    return float(np.partition(values, place)[place])
 
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:

@@ -46,13 +46,14 @@ def test_most_pairs_may_be_wrong_and_the_join_says_that_it_is_not_to_be_trusted(
 
 
 @pytest.mark.parametrize("share", [0.55, 0.7])
-def test_a_majority_of_outliers_does_not_move_the_similarity(share):
+@pytest.mark.parametrize("count", [1000, 20_000])  # all at once, and a few first
+def test_a_majority_of_outliers_does_not_move_the_similarity(share, count):
     generator = np.random.default_rng(1)
-    truth, x = world_of(5), generator.normal(size=(1000, 3))
+    truth, x = world_of(5), generator.normal(size=(count, 3))
     y = truth.apply(x)
-    wrong = generator.random(1000) < share
+    wrong = generator.random(count) < share
     y[wrong] += generator.normal(0, 50, (wrong.sum(), 3))
-    found, inlier = robust_similarity(x, y, generator.uniform(0.1, 1, 1000))
+    found, inlier = robust_similarity(x, y, generator.uniform(0.1, 1, count))
     assert np.allclose(found.apply(x), truth.apply(x), atol=1e-6)
     assert not inlier[wrong].any()
 
@@ -71,6 +72,16 @@ def test_the_most_frequent_value_is_found_among_a_majority_of_others():
     generator = np.random.default_rng(0)
     values = np.concatenate([generator.normal(0.3, 0.02, 400), generator.uniform(-3, 3, 600)])
     assert location(values, np.ones(1000)) == pytest.approx(0.3, abs=0.01)
+
+
+def test_points_that_are_not_finite_do_not_move_a_join():
+    truth = tour(3)
+    world = world_of(4)
+    one = [view.moved(world.inverse()) for view in truth]
+    for values, bad in zip((one[0].points, one[1].depth, one[2].depth), (np.nan, np.inf, -1.0)):
+        values[5:20] = bad
+    join = join_views(one, truth)
+    assert join.trusted and join.similarity.scale == pytest.approx(world.scale, rel=1e-4)
 
 
 def test_shared_cameras_hold_a_join_that_the_points_leave_open():
