@@ -112,6 +112,7 @@ def run(args) -> None:
         from ..loading import DTYPES, REPOSITORY, resolve
         from ..serving import handler_module
         from ..serving.application import build
+        from ..serving.front import open_sockets
         from ..serving.logs import set_up
         from ..serving.protocol import make_server
     if args.dtype not in DTYPES:
@@ -125,12 +126,17 @@ def run(args) -> None:
     settings = settings_of(args, str(source), limits)
     set_up(args.log)
     with ExitStack() as stack:
+        sockets = open_sockets(args.host, args.port)
+        for one in sockets:
+            stack.callback(one.close)
         with step(f"Opening {source}"):
             app = stack.enter_context(on_ray(args, settings)) if args.engine == "ray" else build(settings)
         handler = app.state.queue.handler
         say(f"Models: {', '.join(handler.models)}; tasks: {', '.join(handler.tasks)}")
-        say(f"Serving at http://{args.host}:{args.port}/docs")
-        make_server(app, args.host, args.port, args.read_timeout, args.stop_limit, args.max_connections).run()
+        port = sockets[0].getsockname()[1]
+        server = make_server(app, sockets, port, args.read_timeout, args.stop_limit, args.max_connections)
+        say(f"Serving at http://{args.host}:{port}/docs")
+        server.run()
     if not app.state.ended:  # a model does not come back from a single call: nothing else would end this process
         os._exit(1)
 

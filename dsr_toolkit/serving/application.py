@@ -131,15 +131,25 @@ def create_app(
     async def docs() -> HTMLResponse:
         return HTMLResponse(docs_page(handler.describe(), endpoint.ERRORS, chat_models(handler)))
 
-    @app.get("/health", summary="Whether the server is alive and takes requests")
-    async def health() -> Response:
+    def health() -> tuple[int, dict]:
         content = {"status": "ok" if queue.alive else "stopping", "models": handler.models, "pending": queue.pending}
-        return JSONResponse(content, 200 if queue.alive else 503)
+        return 200 if queue.alive else 503, content
+
+    def ready() -> tuple[int, dict]:
+        state = preloading.state if queue.alive else "stopping"
+        return 200 if state == "ready" else 503, {"status": state, **preloading.facts()}
+
+    app.state.says = {"/health": health, "/ready": ready}
+
+    @app.get("/health", summary="Whether the server is alive and takes requests")
+    async def health_route() -> Response:
+        status, content = health()
+        return JSONResponse(content, status)
 
     @app.get("/ready", summary="Whether the models that were to be loaded are loaded")
-    async def ready() -> Response:
-        state = preloading.state if queue.alive else "stopping"
-        return JSONResponse({"status": state, **preloading.facts()}, 200 if state == "ready" else 503)
+    async def ready_route() -> Response:
+        status, content = ready()
+        return JSONResponse(content, status)
 
     @app.get("/metrics", summary="Counters, in Prometheus' text format")
     async def metrics(request: Request) -> Response:

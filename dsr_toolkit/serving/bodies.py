@@ -189,7 +189,7 @@ class Reader:
     def __init__(self):
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "dsr_toolkit.serving.body_process"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(),
         )  # fmt: skip
 
     def parse(self, body: bytearray):
@@ -228,6 +228,6 @@ class Reader:
                 continue
 
 
-def _environment() -> dict[str, str]:
-    """Of the parsing process: it imports this package and numpy from where this process has them."""
+def environment() -> dict[str, str]:
+    """Of a process beside the server: it imports this package and numpy from where this process has them."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}

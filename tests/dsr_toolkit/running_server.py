@@ -9,6 +9,7 @@ import urllib.request
 
 from dsr_toolkit.serving.application import create_app
 from dsr_toolkit.serving.batching import BatchingQueue
+from dsr_toolkit.serving.front import open_sockets
 from dsr_toolkit.serving.keys import Keys
 from dsr_toolkit.serving.protocol import make_server
 from dsr_toolkit.serving.settings import Settings
@@ -22,7 +23,9 @@ class RunningApp:
 
     def __init__(self, app, settings: Settings):
         self.app, self.settings, self.queue = app, settings, app.state.queue
-        self.server = make_server(app, "127.0.0.1", 0, settings.read_timeout, settings.stop_limit, max_connections=100)
+        sockets = open_sockets("127.0.0.1", 0)
+        self.port = sockets[0].getsockname()[1]
+        self.server = make_server(app, sockets, self.port, settings.read_timeout, settings.stop_limit, 100)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
 
     def __enter__(self):
@@ -30,7 +33,6 @@ class RunningApp:
         while not self.server.started:
             assert self.thread.is_alive()
             time.sleep(0.01)
-        self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         return self
 
