@@ -40,14 +40,14 @@ def full_width_config(layers: int) -> DSRConfig:
     )
 
 
-def small_config() -> DSRConfig:
+def small_config(text_layers: int = 8) -> DSRConfig:
     """A model whose three towers stand in the published proportion of work, small enough to be timed on a CPU."""
     return DSRConfig(
         text_config=dict(
             vocab_size=1024,
             hidden_size=512,
             intermediate_size=2048,
-            num_hidden_layers=8,
+            num_hidden_layers=text_layers,
             num_attention_heads=8,
             num_key_value_heads=2,
             rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
