@@ -20,7 +20,7 @@ SINTEL_POSE = (
 )  # fmt: skip
 SINTEL_DEPTH_SKIPPED = ("market_5",)
 SINTEL_TAG = 202021.25
-LARGEST_GAP = 0.02  # seconds between a TUM colour image and the depth image of the same moment
+LARGEST_GAP = 0.02  # seconds between a TUM colour image and the depth image, or the pose, of the same moment
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Sequence:
         poses: true camera-to-world `[M, 4, 4]`, or None. pose_times: `[M]`, on the clock of `times`.
         depth: number of an image → true depth float32 `[h, w]`, z, 0 where unknown; or None. Reads the file when asked.
         intrinsics: `[N, 3, 3]` in pixels of the images, or None.
+        has_depth: bool `[N]`, which images have a true depth; None: all, if `depth` is there.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Sequence:
     pose_times: list[float] | None = None
     depth: Callable[[int], np.ndarray] | None = None
     intrinsics: np.ndarray | None = None
+    has_depth: np.ndarray | None = None
 
     def first(self, count: int) -> Sequence:
         """Its first `count` images; poses stay, since they are matched by time."""
@@ -59,6 +61,7 @@ class Sequence:
             times,
             self.depth,
             keep(self.intrinsics),
+            keep(self.has_depth),
         )
 
 
@@ -167,11 +170,20 @@ def _tum(root: Path, only_look: bool, layout: str = "tum"):
         depths = sorted(
             _images(folder / f"depth{suffix}") or _images(folder / "depth"), key=lambda path: float(path.stem)
         )
-        depth = None
+        depth, has_depth = None, None
         if depths:
             depth = _nearest_depth(times, depths, folder)
-        found.append(Sequence(folder.name, layout, images, times, poses, pose_times, depth))
+            if len(depths) != len(times):
+                has_depth = gaps(times, [float(path.stem) for path in depths]) <= LARGEST_GAP
+        found.append(Sequence(folder.name, layout, images, times, poses, pose_times, depth, has_depth=has_depth))
     return found
+
+
+def gaps(times, others) -> np.ndarray:
+    """How far each of `times` `[N]` is from the nearest of `others` `[M]`."""
+    times, others = np.asarray(times, float), np.sort(np.asarray(others, float))
+    after = np.searchsorted(others, times).clip(1, max(len(others) - 1, 1))
+    return np.minimum(np.abs(times - others[after - 1]), np.abs(times - others[after.clip(max=len(others) - 1)]))
 
 
 def _nearest_depth(times: list[float], files: list[Path], folder: Path) -> Callable[[int], np.ndarray]:

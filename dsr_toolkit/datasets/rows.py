@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .geometry import find_sequences
+from ..console import say
+from .geometry import LARGEST_GAP, find_sequences, gaps
 from .nuscenes import NuScenes
 from .programs import Programs
 from .questions import Questions
-from .segmentation import read_png, read_refcoco
+from .segmentation import Narratives, ReferringExpressions
 
 
 def rows(seed: int, kind: str, path: str, **options):
@@ -27,6 +28,9 @@ def rows(seed: int, kind: str, path: str, **options):
 class GeometryRows:
     """
     Windows of sequences with depth and cameras: "images", "depths", "intrinsics", "poses".
+
+    TUM's and Bonn's images come without a depth image or a pose here and there: windows with such an image are left
+    out, which is told.
 
     Args:
         path: a folder as [`find_sequences`] reads it. frames: images of a row; stride: between its images; step:
@@ -46,7 +50,7 @@ class GeometryRows:
         if intrinsics is not None and (isinstance(intrinsics, str) or len(intrinsics) != 4):
             raise ValueError(f"`intrinsics` must be four numbers, fx, fy, cx, cy, got {intrinsics!r}.")
         self.windows = []
-        reach = (frames - 1) * stride
+        reach, left_out = (frames - 1) * stride, 0
         for sequence in find_sequences(path, layout):
             if sequence.intrinsics is None and intrinsics is not None:
                 fx, fy, cx, cy = intrinsics
@@ -62,9 +66,18 @@ class GeometryRows:
                 self.windows.append((sequence, list(range(count))))
             starts = range(0, count - reach, step or reach + stride)
             if sequence.layout != "multiview":
-                self.windows += [(sequence, list(range(start, start + reach + 1, stride))) for start in starts]
+                windows = [list(range(start, start + reach + 1, stride)) for start in starts]
+                whole = complete(sequence)
+                self.windows += [(sequence, chosen) for chosen in windows if whole[chosen].all()]
+                left_out += sum(not whole[chosen].all() for chosen in windows)
         if not self.windows:
-            raise ValueError(f"{path} has no sequence of {reach + 1} images or more.")
+            lack = f"; {left_out} windows have an image without depth or pose" if left_out else ""
+            raise ValueError(f"{path} has no sequence of {reach + 1} images or more{lack}.")
+        if left_out:
+            say(
+                f"{path}: {left_out} of {left_out + len(self.windows)} windows are left out, since an image of theirs "
+                f"has no depth or pose within {LARGEST_GAP} s."
+            )
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -79,6 +92,14 @@ class GeometryRows:
             "intrinsics": sequence.intrinsics[chosen],
             "poses": sequence.poses[nearest],
         }
+
+
+def complete(sequence) -> np.ndarray:
+    """Bool `[N]`: which images of a sequence have a depth and a pose of their moment."""
+    found = np.ones(len(sequence.images), bool) if sequence.has_depth is None else sequence.has_depth
+    if sequence.layout in ("tum", "bonn"):  # others have a pose for each image, and numbers for times
+        found = found & (gaps(sequence.times, sequence.pose_times) <= LARGEST_GAP)
+    return found
 
 
 class NuScenesRows:
@@ -144,19 +165,29 @@ def _need(file: str, entries: list, fields: tuple[str, ...]) -> None:
             raise ValueError(f"{file}, row {number} lacks {', '.join(missing)}; it is {entry!r:.60}.")
 
 
-def segmentation_rows(path, images=None, split: str = "train", panoptic=None, segmentations=None) -> list[dict]:
+class SegmentationRows(Sequence):
     """
-    "image", "pieces" or "phrases", and "masks": referring expressions of a folder with `instances.json` and `refs(…).p`
-    (`images` beside them by default), or, of a `png_coco_….json`, Panoptic Narrative Grounding.
+    "image", "pieces" and "masks": referring expressions of a folder with `instances.json` and `refs(…).p` (`images`
+    beside them by default), or, of a `png_coco_….json`, Panoptic Narrative Grounding. Images and masks are read when
+    asked for.
     """
-    path = Path(path)
-    if path.is_file():
-        if None in (panoptic, segmentations, images):
-            raise ValueError("Panoptic Narrative Grounding needs `panoptic`, `segmentations` and `images`, too.")
-        samples = read_png(path, panoptic, segmentations, images)
-    else:
-        samples = read_refcoco(path, path / "images" if images is None else images, split)
-    return [{"image": s.image, "pieces": s.pieces, "masks": s.masks} for s in samples]
+
+    def __init__(self, path, images=None, split: str = "train", panoptic=None, segmentations=None):
+        path = Path(path)
+        self.samples: Sequence
+        if path.is_file():
+            if None in (panoptic, segmentations, images):
+                raise ValueError("Panoptic Narrative Grounding needs `panoptic`, `segmentations` and `images`, too.")
+            self.samples = Narratives(path, panoptic, segmentations, images)
+        else:
+            self.samples = ReferringExpressions(path, path / "images" if images is None else images, split)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        sample = self.samples[index]
+        return {"image": sample.image, "pieces": sample.pieces, "masks": sample.masks}
 
 
 READERS = {
@@ -165,6 +196,6 @@ READERS = {
     "page4d": GeometryRows,
     "cadrille": Programs,
     "cad_recode": Programs,
-    "frozen_qwen_sam": segmentation_rows,
+    "frozen_qwen_sam": SegmentationRows,
     "scene_qformer": NuScenesRows,
 }

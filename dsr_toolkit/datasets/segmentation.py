@@ -7,7 +7,7 @@ Every reader yields `SegmentationSample`s, whose `pieces` and `masks` go to `Fro
 import io
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,20 +61,42 @@ def load_plain_pickle(path: str | Path):
         raise ValueError(f"{path} is not a plain pickle of lists and dictionaries ({error}).") from error
 
 
-def read_refcoco(
-    folder: str | Path, images: str | Path, split: str = "val", concat: bool = True, seed: int | None = None
-) -> Iterator[SegmentationSample]:
+class ReferringExpressions(Sequence):
     """
-    Referring expressions in their published files: `instances.json` and `refs(unc).p` or `refs(umd).p`.
+    Referring expressions in their published files, `instances.json` and `refs(unc).p` or `refs(umd).p`: samples that
+    are read when asked for, with the first expression of each referent.
 
     Args:
         folder: of one of the three sets. images: of COCO train2014.
         split: "train", "val", "test", "testA", "testB".
         concat: all referents of an image in one sample and one caption; False: one sample per referent.
-        seed: take a random expression per referent, as in training; None: the first, as in evaluation.
     """
-    folder, images = Path(folder), Path(images)
-    coco_module, _ = _coco()
+
+    def __init__(self, folder: str | Path, images: str | Path, split: str = "val", concat: bool = True):
+        folder, self.images = Path(folder), Path(images)
+        coco_module, _ = _coco()
+        self.groups = _referents(folder, split, concat)
+        self.coco = coco_module.COCO(str(folder / "instances.json"))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index):
+        return self.sample(index)
+
+    def sample(self, index: int, choose: np.random.Generator | None = None) -> SegmentationSample:
+        """Sample number `index`, with expressions that `choose` draws."""
+        members = self.groups[index]
+        info = self.coco.loadImgs(members[0]["image_id"])[0]
+        image = read_image(self.images / info["file_name"])
+        sentences = [ref["sentences"] for ref in members]
+        phrases = [(s[choose.integers(len(s)) if choose else 0])["raw"].lower().strip() for s in sentences]
+        annotations = self.coco.loadAnns([ref["ann_id"] for ref in members])
+        return _referring_sample(image, phrases, [self.coco.annToMask(annotation) for annotation in annotations])
+
+
+def _referents(folder: Path, split: str, concat: bool) -> list[list[dict]]:
+    """The expressions of a split, those of one sample together."""
     refs_file = next((folder / name for name in REFERRING_FILES if (folder / name).is_file()), None)
     if refs_file is None or not (folder / "instances.json").is_file():
         raise ValueError(
@@ -84,18 +106,25 @@ def read_refcoco(
     if not references:
         splits = sorted({ref["split"] for ref in load_plain_pickle(refs_file)})
         raise ValueError(f"`split` {split!r} has no expressions in {refs_file}; there are {splits}.")
-    coco = coco_module.COCO(str(folder / "instances.json"))
-    choose = np.random.default_rng(seed)
     groups: dict = {}
     for number, ref in enumerate(references):
         groups.setdefault(ref["image_id"] if concat else number, []).append(ref)
-    for members in groups.values():
-        info = coco.loadImgs(members[0]["image_id"])[0]
-        image = read_image(images / info["file_name"])
-        sentences = [ref["sentences"] for ref in members]
-        phrases = [(s[choose.integers(len(s))] if seed is not None else s[0])["raw"].lower().strip() for s in sentences]
-        masks = [coco.annToMask(annotation) for annotation in coco.loadAnns([ref["ann_id"] for ref in members])]
-        yield _referring_sample(image, phrases, masks)
+    return list(groups.values())
+
+
+def read_refcoco(
+    folder: str | Path, images: str | Path, split: str = "val", concat: bool = True, seed: int | None = None
+) -> Iterator[SegmentationSample]:
+    """
+    [`ReferringExpressions`] one after another.
+
+    Args:
+        seed: take a random expression per referent, as in training; None: the first, as in evaluation.
+    """
+    samples = ReferringExpressions(folder, images, split, concat)
+    choose = None if seed is None else np.random.default_rng(seed)
+    for index in range(len(samples)):
+        yield samples.sample(index, choose)
 
 
 def read_refcoco_dataset(rows) -> Iterator[SegmentationSample]:
@@ -124,11 +153,9 @@ def _referring_sample(image, phrases, masks) -> SegmentationSample:
     return SegmentationSample(image, phrases, torch.from_numpy(np.stack(masks)).bool(), [pieces])
 
 
-def read_png(
-    narratives: str | Path, panoptic: str | Path, segmentations: str | Path, images: str | Path
-) -> Iterator[SegmentationSample]:
+class Narratives(Sequence):
     """
-    Panoptic Narrative Grounding in its published files.
+    Panoptic Narrative Grounding in its published files: samples that are read when asked for.
 
     Args:
         narratives: `png_coco_….json`. panoptic: `panoptic_….json` of COCO. segmentations: folder of its PNG files.
@@ -136,22 +163,28 @@ def read_png(
 
     Narratives without any grounded segment are left out.
     """
-    narratives, panoptic = (json.loads(Path(path).read_text(encoding="utf-8-sig")) for path in (narratives, panoptic))
-    annotations = {annotation["image_id"]: annotation for annotation in panoptic["annotations"]}
-    files = {image["id"]: image["file_name"] for image in panoptic["images"]}
-    is_thing = {category["id"]: bool(category["isthing"]) for category in panoptic["categories"]}
-    for narrative in narratives:
+
+    def __init__(self, narratives: str | Path, panoptic: str | Path, segmentations: str | Path, images: str | Path):
+        told, truth = (json.loads(Path(path).read_text(encoding="utf-8-sig")) for path in (narratives, panoptic))
+        self.annotations = {annotation["image_id"]: annotation for annotation in truth["annotations"]}
+        self.files = {image["id"]: image["file_name"] for image in truth["images"]}
+        self.is_thing = {category["id"]: bool(category["isthing"]) for category in truth["categories"]}
+        self.segmentations, self.images = Path(segmentations), Path(images)
+        self.narratives = [one for one in told if any(segment["segment_ids"] for segment in one["segments"])]
+
+    def __len__(self) -> int:
+        return len(self.narratives)
+
+    def __getitem__(self, index):
+        narrative = self.narratives[index]
         image_id = int(narrative["image_id"])
-        if image_id not in annotations:
+        if image_id not in self.annotations:
             raise ValueError(
                 f"Narrative of image {image_id}: the panoptic annotations do not have it. Do both files belong "
                 "together?"
             )
-        grounded = [segment for segment in narrative["segments"] if segment["segment_ids"]]
-        if not grounded:
-            continue
-        annotation = annotations[image_id]
-        colours = np.asarray(Image.open(Path(segmentations) / annotation["file_name"]).convert("RGB")).astype(np.int64)
+        annotation = self.annotations[image_id]
+        colours = np.asarray(Image.open(self.segmentations / annotation["file_name"]).convert("RGB")).astype(np.int64)
         ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
         category = {info["id"]: info["category_id"] for info in annotation["segments_info"]}
         masks, pieces, phrases, plural, thing = [], [], [], [], []
@@ -162,9 +195,16 @@ def read_png(
                 masks.append(np.isin(ids, members))
                 phrases.append(segment["utterance"])
                 plural.append(bool(segment["plural"]))
-                thing.append(is_thing[category[members[0]]])
-        image = read_image(Path(images) / files[image_id])
-        yield SegmentationSample(image, phrases, torch.from_numpy(np.stack(masks)), [pieces], plural, thing)
+                thing.append(self.is_thing[category[members[0]]])
+        image = read_image(self.images / self.files[image_id])
+        return SegmentationSample(image, phrases, torch.from_numpy(np.stack(masks)), [pieces], plural, thing)
+
+
+def read_png(
+    narratives: str | Path, panoptic: str | Path, segmentations: str | Path, images: str | Path
+) -> Iterator[SegmentationSample]:
+    """[`Narratives`] one after another."""
+    yield from Narratives(narratives, panoptic, segmentations, images)
 
 
 def collate(samples: list[SegmentationSample], processor, instruction: str | None = None) -> dict:

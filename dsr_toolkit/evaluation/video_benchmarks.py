@@ -174,13 +174,19 @@ def read_questions(name: str, path: str | Path, videos: str | Path | None = None
         raise ValueError(f"There is no file {str(path)!r}.")
     folder = Path(videos) if videos is not None else path.parent / "videos"
     folder = folder if folder.is_dir() or videos is not None else path.parent
-    questions = []
+    questions, keys = [], set()
     for number, row in enumerate(_table(path)):
         try:
             question = BENCHMARKS[name].read(row, number)
         except KeyError as error:
             raise ValueError(f"{path.name}, row {number} lacks {error}; it has {sorted(row)}.") from error
         questions.append(question)
+        # Answers are kept by their key, and pooled files number their questions each from the first.
+        key, copies = question.key, 1
+        while question.key in keys:
+            copies += 1
+            question.key = f"{key}#{copies}"
+        keys.add(question.key)
         question.video = _video_file(folder, question.video)
     if not questions:
         raise ValueError(f"{path} holds no question.")

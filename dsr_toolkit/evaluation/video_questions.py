@@ -39,6 +39,8 @@ def evaluate(
         ValueError: something of somebody else, or of a run with other settings, is in the way.
     """
     benchmark, settings = BENCHMARKS[name], {"benchmark": name, **(settings or {})}
+    if len({question.key for question in questions}) < len(questions):
+        raise ValueError("`questions` must have keys of their own: answers are kept by them, and some are the same.")
     earlier = earlier_report(Path(output) / RESULT, settings)
     answers: dict[str, str] = earlier.get("answers", {})
     files = Output(output, RESULT, names=(PREDICTIONS,), overwrite=overwrite or bool(earlier))

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 
+import torch
 from torch.utils.data import Dataset
 
 ENDLESS = 1 << 40
@@ -28,15 +29,20 @@ class Rows(Dataset):
         self.source = source
         self.seed = seed
         self.count = length if count is None else count
-        self.epoch = 0
+        # In shared memory: workers that outlive an epoch (`dataloader_persistent_workers`) hold copies of the rows.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     @property
     def endless(self) -> bool:
         return self.count is None
 
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's data loader, and by [`SpatialTrainer`] where that does not."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return ENDLESS if self.count is None else self.count

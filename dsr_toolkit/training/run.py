@@ -33,6 +33,7 @@ from .trainer import SpatialTrainer
 
 STREAM_BUFFER = 1000  # rows that wait to be shuffled
 RECIPE, MODEL, METRICS, DONE = "recipe.json", "model", "metrics.json", "done.json"
+PART = ".part"  # behind the name of a file that is being written
 # What a recipe need not say again.
 DEFAULTS = {
     "report_to": "none",
@@ -102,7 +103,7 @@ def _begin(recipe: Recipe, output: Path, resume: bool) -> None:
     earlier = _read_json(output / RECIPE)
     if earlier is not None and not resume:
         raise ValueError(f"--output {output} holds a run already; choose another folder, or go on with --resume.")
-    if earlier is None and output.is_dir() and any(output.iterdir()):
+    if earlier is None and output.is_dir() and any(path.name != RECIPE + PART for path in output.iterdir()):
         raise ValueError(f"--output {output} is not empty and holds no run of `dsr train`; choose another folder.")
     if earlier is not None and earlier != json.loads(recipe.to_json()):
         raise ValueError(
@@ -112,7 +113,7 @@ def _begin(recipe: Recipe, output: Path, resume: bool) -> None:
     _wait()
     if _is_main():
         output.mkdir(parents=True, exist_ok=True)
-        (output / RECIPE).write_text(recipe.to_json(), encoding="utf-8")
+        _write(output / RECIPE, recipe.to_json())
     _wait()
 
 
@@ -291,7 +292,14 @@ def _read_json(path: Path):
 
 
 def _write_json(path: Path, content) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """The file appears whole or not at all: a run that is killed here can be resumed."""
+    part = path.with_name(path.name + PART)
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _is_main() -> bool:

@@ -198,6 +198,18 @@ def test_an_interrupted_run_goes_on_and_another_models_answers_are_not_taken(fil
     assert run({"model": "b"}, overwrite=True)["count"] == 2 and asked == ["0", "1"] * 2
 
 
+def test_questions_of_one_number_keep_their_own_answers(tmp_path):
+    """VLM4D pools real and synthetic videos, each numbered from the first."""
+    from dsr_toolkit.evaluation import video_questions
+
+    row = {**ROWS["vlm4d"][0], "id": 7}
+    (tmp_path / "table.json").write_text(json.dumps([row, {**row, "question": "And now"}, {**row, "id": "7#2"}, row]))
+    questions = read_questions("vlm4d", tmp_path / "table.json")
+    assert [question.key for question in questions] == ["7", "7#2", "7#2#2", "7#3"]
+    with pytest.raises(ValueError, match="keys of their own"):
+        video_questions.evaluate(None, None, "vlm4d", [questions[0]] * 2, tmp_path / "out")
+
+
 def test_predictions_of_somebody_else_are_not_touched(files, tmp_path):
     questions = read_questions("vsi-bench", files / "vsi-bench" / "table.json")
     (tmp_path / "predictions.jsonl").write_text("mine")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dsr_toolkit.datasets.rows import SegmentationRows
 from dsr_toolkit.datasets.segmentation import collate, load_plain_pickle, read_png, read_refcoco, read_refcoco_dataset
 from dsr_toolkit.evaluation.segmentation_metrics import SegmentationMetrics, average_recall, masks_from_logits
 
@@ -54,6 +55,16 @@ def test_referents_of_an_image_share_a_caption(refcoco):
         and not sample.masks[0, 5, 15]
         and sample.masks[1, 4, 15]
     )
+
+
+def test_rows_of_a_training_are_read_when_asked_for(refcoco):
+    (refcoco / "8.jpg").unlink()  # of the other split
+    rows = SegmentationRows(refcoco, images=refcoco, split="val")
+    assert len(rows) == 1 and rows[0]["pieces"][0][0] == ("left dog", 0)
+    (refcoco / "7.jpg").unlink()
+    assert len(SegmentationRows(refcoco, images=refcoco, split="val")) == 1
+    with pytest.raises((OSError, ValueError), match="7.jpg"):
+        rows[0]
 
 
 def test_referents_can_stand_alone_and_expressions_be_drawn(refcoco):

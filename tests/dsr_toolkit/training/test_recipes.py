@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor, TrainerCallback
 from dsr_toolkit.cli import main
 from dsr_toolkit.training import Recipe, Stage, load_recipe, make_rows, train
 from dsr_toolkit.training.journal import read_log
+from dsr_toolkit.training.run import _begin as begin
 from dsr_toolkit.training.run import last_whole_checkpoint
 
 TOYS = "tests.dsr_toolkit.training.toys"
@@ -181,6 +182,22 @@ def test_rows_have_fresh_noise_each_epoch_and_the_same_when_repeated():
     assert len(set(seeds)) == 3 and [rows[i]["seed"] for i in range(3)] == seeds
     rows.set_epoch(1)
     assert not set(seeds) & {rows[i]["seed"] for i in range(3)}
+
+
+def test_workers_that_outlive_an_epoch_draw_the_noise_of_the_next():
+    rows = make_rows({"rows": f"{TOYS}:rows", "seed": 1, "count": 3})
+    loader = torch.utils.data.DataLoader(rows, batch_size=3, num_workers=1, persistent_workers=True, collate_fn=list)
+    for epoch in range(3):
+        rows.set_epoch(epoch)
+        (batch,) = loader
+        assert [row["seed"] for row in batch] == [rows[i]["seed"] for i in range(3)]
+
+
+def test_a_run_that_was_killed_while_it_began_begins_again(tmp_path):
+    (tmp_path / "recipe.json.part").write_text('{"name": "to')
+    begin(recipe(), tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+    assert load_recipe(str(tmp_path / "recipe.json")).to_json() == recipe().to_json()
 
 
 def test_settings_reach_arguments_and_parts_of_stages():
