@@ -21,16 +21,19 @@ def clip_errors(prediction: dict, truth: dict) -> dict:
     Args:
         prediction: `depths` `[…, H, W]` and `poses` `[…, 3 or 4, 4]` camera-to-world, in any one unit and frame;
             `dynamic`: how much each patch moves, 0 … 1, `[…, h, w]` or `[…, h·w, 1]`.
-        truth: `depths`, `poses` and `dynamic` (bool `[…, H, W]`), of the same pixels.
+        truth: `depths` (0 where unknown), `poses`, and `dynamic` (bool `[…, H, W]`, or None), of the same pixels.
 
     Returns:
-        `abs_rel`: mean of |scale · depth - truth| / truth over the clip, with the one scale that makes it least;
+        `abs_rel`: mean of |scale · depth - truth| / truth over the clip's known depths, with the one scale that makes
+        it least;
         `abs_rel_constant`: the same of the best constant; `scale`; `rotation_errors`: angles in degrees between true
         and predicted rotation of each two cameras; `true_rotations`: between each two cameras, the error of a camera
-        that is said not to move; with `dynamic` also `patches`, those taken for moving, and `intersection` and `union`
-        with the true ones, in patches.
+        that is said not to move; with both `dynamic` also `patches`, those taken for moving, and `intersection` and
+        `union` with the true ones, in patches.
     """
-    depths, true = prediction["depths"].astype(np.float64), truth["depths"].astype(np.float64)
+    height, width = truth["depths"].shape[-2:]
+    known = truth["depths"] > 0
+    depths, true = (maps["depths"][known].astype(np.float64) for maps in (prediction, truth))
     scale = best_scale(depths, true)
     constant = best_scale(np.ones_like(true), true)
     found = relative_rotations(_rotations(prediction["poses"]))
@@ -42,14 +45,13 @@ def clip_errors(prediction: dict, truth: dict) -> dict:
         "rotation_errors": angles(found.swapaxes(-1, -2) @ wanted).tolist(),
         "true_rotations": angles(wanted).tolist(),
     }
-    if "dynamic" in prediction:
-        height, width = true.shape[-2:]
+    if "dynamic" in prediction and truth.get("dynamic") is not None:
         dynamic = prediction["dynamic"]
         if dynamic.shape[-1] == 1:  # several views
             side = round((height * width / dynamic.shape[-2]) ** 0.5)
             dynamic = dynamic.reshape(*dynamic.shape[:-2], height // side, width // side)
         side = height // dynamic.shape[-2]
-        cells = truth["dynamic"].reshape(*true.shape[:-2], height // side, side, width // side, side)
+        cells = truth["dynamic"].reshape(*truth["depths"].shape[:-2], height // side, side, width // side, side)
         moving = cells.mean((-3, -1)) >= MOVING_SHARE
         patches = dynamic >= 0.5
         errors |= {

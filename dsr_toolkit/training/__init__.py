@@ -26,8 +26,8 @@ A new recipe, from nothing but functions ("package.module:function", called by n
                 arguments={"max_steps": 2000, "per_device_train_batch_size": 8, "learning_rate": 1e-3,
                            "lr_scheduler_type": "cosine", "warmup_steps": 100, "eval_steps": 500, "save_steps": 500,
                            "dataloader_num_workers": 1},
-                measure="mine:measure",       # (model, processor, rows, inputs, outputs) -> {"abs_rel": [one per
-                sample]} show="mine:show",             # (model, processor, rows) -> [{"image": PIL, "answer": "…"}, …]
+                measure="mine:measure",       # (model, processor, rows, inputs, outputs) -> {"abs_rel": [one a sample]}
+                show="mine:show",             # (model, processor, rows, inputs) -> [{"image": PIL, "answer": "…"}, …]
             ),
         ],
     )

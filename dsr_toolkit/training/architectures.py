@@ -13,8 +13,24 @@ COMMON = {
     "logging_steps": 10,
     "save_steps": 200,
 }
-# Per architecture: the published preset of `freeze`, rates by parameter, and arguments. Where a model's publication
-# names no rate, that of the nearest kin stands, and the recipe.json of a run says which it was.
+# Per architecture what is measured and shown of data that are held out.
+_HERE = "dsr_toolkit.training"
+_PROGRAMS = {"measure": f"{_HERE}.parts_rows:measure_solids", "show": f"{_HERE}.parts_rows:show"}
+_GEOMETRY = {"measure": f"{_HERE}.geometry:measure", "show": f"{_HERE}.geometry:show"}
+MEASURED: dict[str, dict] = {
+    "dsr": {"measure": f"{_HERE}.answers:measure", "show": f"{_HERE}.answers:show"},
+    "pi3": _GEOMETRY,
+    "page4d": _GEOMETRY,
+    "frozen_qwen_sam": {
+        "measure": f"{_HERE}.space_phrases:measure_masks",
+        "show": f"{_HERE}.space_phrases:show_masks",
+    },
+    "cadrille": _PROGRAMS,
+    "cad_recode": _PROGRAMS,
+    "scene_qformer": {"measure": f"{_HERE}.surround:measure", "show": f"{_HERE}.surround:show"},
+}
+# The published preset of `freeze`, rates by parameter, and arguments. Where a model's publication names no rate, that
+# of the nearest kin stands, and the recipe.json of a run says which it was.
 PUBLISHED: dict[str, dict] = {
     "dsr": {
         "freeze": "published",
@@ -96,5 +112,6 @@ def fine_tuning(
         learning_rates={} if lora else published["learning_rates"],
         arguments=arguments,
         reward="dsr_toolkit.training.rewards:cad_reward" if rewarded else None,
+        **(MEASURED[architecture] if held_out else {}),
     )
     return Recipe(name=f"{architecture} fine-tuning", description=f"Fine-tuned on {data}.", stages=[stage])

@@ -14,7 +14,7 @@ from modeling_dsr.configuration_page4d import Page4DConfig
 from modeling_dsr.configuration_pi3 import Pi3Config
 from modeling_dsr.modeling_page4d import Page4DModel
 from modeling_dsr.modeling_pi3 import Pi3Model
-from modeling_dsr.pose import invert_rigid
+from modeling_dsr.pose import invert_rigid, to_homogeneous, transform_points
 from modeling_dsr.processing_geometry import GeometryProcessor
 
 from ..evaluation.world_geometry import MOVING_SHARE, clip_errors, prediction_of
@@ -289,12 +289,30 @@ def world_points(depths: torch.Tensor, poses: torch.Tensor, intrinsics: torch.Te
 # --------------------------------------------------------------------------------------
 
 
+def truth_of(row: dict, inputs: dict, number: int) -> dict:
+    """What is true of scene `number` of a batch, at its pixels, as [`clip_errors`] takes it."""
+    if "target_points" in inputs:
+        poses = inputs["target_camera_poses"][number].float()
+        points = transform_points(invert_rigid(poses)[..., :3, :], inputs["target_points"][number].float())
+        depths = points[..., 2]
+        if "target_valid" in inputs:
+            depths = depths.where(inputs["target_valid"][number], 0.0)
+    else:
+        poses = to_homogeneous(invert_rigid(inputs["extrinsics"][number].float()))
+        depths = inputs["depths"][number].float()
+    dynamic = row.get("dynamic")
+    masks = inputs.get("mask_labels")
+    if dynamic is None and masks is not None and masks.shape[-2:] == depths.shape[-2:]:
+        dynamic = masks[number].cpu().numpy() > 0.5
+    return {"depths": depths.cpu().numpy(), "poses": poses.cpu().numpy(), "dynamic": dynamic}
+
+
 def measure(model, processor, rows, inputs, outputs) -> dict:
-    """Figures of a batch of rows, see [`clip_errors`]."""
+    """Figures of a batch, see [`clip_errors`]: depths after alignment, rotations between each two cameras."""
     found: dict = {"abs_rel": [], "rotation_error_median": [], "still_camera_median": []}
     ratio, overlap = [0.0, 0.0], [0, 0]
     for number, row in enumerate(rows):
-        errors = clip_errors(prediction_of(outputs, number), row)
+        errors = clip_errors(prediction_of(outputs, number), truth_of(row, inputs, number))
         found["abs_rel"].append(errors["abs_rel"])
         found["rotation_error_median"] += errors["rotation_errors"]
         found["still_camera_median"] += errors["true_rotations"]
@@ -308,22 +326,23 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
     return found
 
 
-def show(model, processor, rows) -> list[dict]:
-    """Per row one picture: frames, true depth, the model's depth, and what moves if it tells."""
+def show(model, processor, rows, inputs) -> list[dict]:
+    """Per row one picture: frames, true depth (unknown: black), the model's depth, and what moves if it tells."""
     shown = []
-    for row in rows:
-        batch = _pixels(torch.from_numpy(row["images"])[None])
-        prediction = prediction_of(model(pixel_values=batch), 0)
-        errors = clip_errors(prediction, row)
+    outputs = model(pixel_values=inputs["pixel_values"])
+    for number, row in enumerate(rows):
+        truth, prediction = truth_of(row, inputs, number), prediction_of(outputs, number)
+        errors = clip_errors(prediction, truth)
+        images = (255 * inputs["pixel_values"][number].float().movedim(-3, -1)).round().byte().cpu().numpy()
         merged = lambda values, tail: values.reshape(-1, *values.shape[-tail:])  # noqa: E731  several views: in one row
-        strips = [merged(row["images"], 3)]
-        true, found = merged(row["depths"], 2), merged(prediction["depths"], 2) * errors["scale"]
-        low, high = np.log(np.percentile(true, [1, 99]))
-        for depths in (true, found):
-            level = 1 - np.clip((np.log(np.maximum(depths, 1e-6)) - low) / (high - low), 0, 1)
-            strips.append(heat_colours(level).astype(np.uint8))
+        strips = [merged(images, 3)]
+        true, found = merged(truth["depths"], 2), merged(prediction["depths"], 2) * errors["scale"]
+        low, high = np.log(np.percentile(true[true > 0], [1, 99]))
+        for depths, seen in ((true, true > 0), (found, np.ones_like(true, bool))):
+            level = 1 - np.clip((np.log(np.maximum(depths, 1e-6)) - low) / max(high - low, 1e-6), 0, 1)
+            strips.append((heat_colours(level) * seen[..., None]).astype(np.uint8))
         if "patches" in errors:
-            side = row["images"].shape[-2] // errors["patches"].shape[-1]
+            side = images.shape[-2] // errors["patches"].shape[-1]
             mask = np.kron(merged(errors["patches"], 2), np.ones((side, side)))
             strips.append((strips[0] * (0.3 + 0.7 * mask[..., None])).astype(np.uint8))
         picture = np.concatenate([np.concatenate(list(strip), 1) for strip in strips])

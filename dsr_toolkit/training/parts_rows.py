@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
-import torch
 
 from modeling_dsr.cad_solids import TriangleMesh
 
+from ..console import say
+from ..extras import needs
 from ..worlds.parts import PartsWorld
 from ..worlds.parts_families import FAMILIES
 from ..worlds.parts_solid import CIRCLE_SEGMENTS
+from .answers import is_sharded, tokens_right, written
+from .rewards import SURFACE_SAMPLES
 
 BLOCK = 2048  # parts that are kept while they are repeated
 
@@ -108,10 +113,7 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
     Shares of next tokens and of whole programs that would be right, given the true tokens before them; for a model that
     reads parts in several ways also for each of these.
     """
-    labels = inputs["labels"][:, 1:]
-    supervised = labels != -100
-    right = (outputs.logits[:, :-1].argmax(-1) == labels) & supervised
-    counts = list(zip(right.sum(1).tolist(), supervised.sum(1).tolist()))
+    counts = tokens_right(outputs.logits, inputs["labels"])
     kinds = {"": counts}
     if hasattr(processor, "render_views"):
         for kind in ("cloud", "views", "text"):
@@ -123,18 +125,49 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
     return found
 
 
-@torch.no_grad()
-def show(model, processor, rows) -> list[dict]:
-    """The program that the model writes for each row, beside the true one."""
-    from ..evaluation.world_cad import MAX_NEW_TOKENS
+def measure_solids(model, processor, rows, inputs, outputs) -> dict:
+    """
+    Beside [`measure`], where the extra `cad` is installed and this machine can confine programs: `valid`, the share of
+    greedy programs that make a valid solid, and its `iou` with the part: the row's "part" or "mesh", else the solid of
+    its own program. A row of which neither makes a solid is left out.
+    """
+    found = measure(model, processor, rows, inputs, outputs)
+    sandbox = None if is_sharded(model) else _sandbox()
+    if sandbox is None:
+        return found
+    from ..cad import reward
 
+    programs, parts = [], []
+    for row, (program, true) in zip(rows, written(model, processor, inputs)):
+        part = row.get("part", row.get("mesh"))
+        if part is None and (run := sandbox.run(true)).ok:
+            part = TriangleMesh(run.vertices, run.faces)
+        if part is not None:
+            programs.append(program)
+            parts.append(part)
+    scores = reward(programs, parts, sandbox, samples=SURFACE_SAMPLES)
+    return found | {"valid": scores.valid, "iou": scores.iou}
+
+
+@cache
+def _sandbox():
+    """The sandbox of this process; None, which is told once, where programs cannot be run."""
+    from ..cad import ConfinementError
+    from ..cad.rewards import shared_sandbox
+
+    try:
+        needs("cad", "Running programs")
+        return shared_sandbox()
+    except (ImportError, ConfinementError) as error:
+        say(f"Programs are not run, so tokens alone are measured. {error}")
+        return None
+
+
+def show(model, processor, rows, inputs) -> list[dict]:
+    """The program that the model writes for each row, beside the true one."""
+    if is_sharded(model):
+        return []
     shown = []
-    for row in rows:
-        given = {"point_clouds": row["cloud"], "normalization": "program"} if "cloud" in row else {}
-        given |= {"images": row["views"]} if "views" in row else {}
-        given |= {"text": row["text"]} if "text" in row else {}
-        inputs = processor(**given)
-        ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        (program,) = processor.decode_programs(ids, inputs["input_ids"].shape[1])
-        shown.append({"program": program, "true": row["program"]} | ({"text": row["text"]} if "text" in row else {}))
+    for row, (program, true) in zip(rows, written(model, processor, inputs)):
+        shown.append({"program": program, "true": true} | ({"text": row["text"]} if row.get("text") else {}))
     return shown

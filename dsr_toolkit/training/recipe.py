@@ -52,8 +52,8 @@ class Stage:
         measure: `measure(model, processor, rows, inputs, outputs)`, called on each batch of `evaluation`, returns
             {name: a list of one number per sample, or a pair (numerator, denominator)}. Over all samples and processes
             a list's mean is taken (its median where the name ends in "_median"), and a pair's sums are divided.
-        show: `show(model, processor, rows)` returns one dictionary per row: what the model says of it, to be read; PIL
-            images in it become files. Called at every evaluation on the first `shown` rows.
+        show: `show(model, processor, rows, inputs)` returns dictionaries: what the model says of a batch of rows, to be
+            read; PIL images in it become files. Called at every evaluation on the first `shown` rows.
     """
 
     name: str = "train"

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modeling_dsr.image_reader import read_image
+
 from ..evaluation.segmentation_metrics import mask_overlaps, masks_from_logits
 from ..evaluation.world_frozen_qwen_sam import caption_of
 from ..tiny.space_models import DESCRIBE
@@ -98,25 +100,40 @@ def phrase_rows(seed: int, most: int = 6, difficulty: str = "easy", side: int = 
 
 
 def measure_masks(model, processor, rows, inputs, outputs) -> dict:
-    """cIoU (pixels of all masks together) of coarse and refined masks."""
-    found = {}
-    for name, predictions in (("ciou", outputs.sam_pred_masks), ("ciou_coarse", outputs.pred_masks)):
+    """cIoU (pixels of all masks together) and gIoU (mean over masks) of coarse and refined masks."""
+    found: dict = {}
+    for name, predictions in (("", outputs.sam_pred_masks), ("_coarse", outputs.pred_masks)):
         counts = [
             mask_overlaps(masks_from_logits(logits, truth.shape[-2:]), truth)
             for logits, truth in zip(predictions, inputs["labels"])
         ]
-        found[name] = tuple(sum(int(count.sum()) for count in some) for some in zip(*counts))
+        common, union = (torch.cat(some) for some in zip(*counts))
+        found[f"ciou{name}"] = int(common.sum()), int(union.sum())
+        found[f"giou{name}"] = (common / union.clamp_min(1)).tolist()
     return found
 
 
-def show_masks(model, processor, rows) -> list[dict]:
-    """Each picture with its refined masks."""
+def show_masks(model, processor, rows, inputs) -> list[dict]:
+    """Each picture with its refined masks, and their phrases."""
+    results = processor.post_process_masks(model(**inputs), [phrases_of(row) for row in rows])
     shown = []
-    for row in rows:
-        inputs = processor(images=[row["image"]], pieces=[row["pieces"]])
-        (result,) = processor.post_process_masks(model(**inputs), [["".join(t for t, _ in c) for c in row["pieces"]]])
-        shown.append({"image": processor.draw_masks(row["image"].resize((336, 336)), _enlarged(result, 3))})
+    for row, result in zip(rows, results):
+        image = read_image(row["image"])
+        times = max(1, 336 // max(image.size))
+        picture = processor.draw_masks(image.resize([times * side for side in image.size]), _enlarged(result, times))
+        shown.append({"image": picture, "phrases": phrases_of(row)})
     return shown
+
+
+def phrases_of(row: dict) -> list[str]:
+    """The phrase of each mask of a row, as its collator takes it."""
+    if row.get("phrases") is not None:
+        return list(row["phrases"])
+    said: dict[int, str] = {}
+    for text, number in (piece for caption in row["pieces"] for piece in caption):
+        if number >= 0:
+            said[number] = said.get(number, "") + text
+    return [said[number].strip() for number in sorted(said)]
 
 
 def _enlarged(result: dict, times: int) -> dict:

@@ -11,14 +11,13 @@ import torch
 from modeling_dsr.dsr_collator import DSRCollator, each_question
 from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
-from ..evaluation.multiple_choice import extract_letter_strict
-from ..evaluation.world_dsr import answer_clips
 from ..tiny.space_models import NUMBERS
 from ..worlds.space import SpaceWorld
 from ..worlds.space.facts import Facts
 from ..worlds.space.questions import Question, Wish, ask, questions_for
 from ..worlds.space.readings import camera_way, readings, track
 from ..worlds.space.scene import Scene
+from .answers import letters_right, written
 from .rows import Mapped
 
 FRAMES, SIDE = 4, 112
@@ -209,26 +208,12 @@ def world_rows(seed: int, kinds=None, difficulty: str = "easy", frames: int = FR
     return Mapped(world, row)
 
 
-def _told(model, processor, rows) -> list[str]:
-    return answer_clips(
-        model, processor, [(row["video"], row["fps"]) for row in rows], [row["question"] for row in rows]
-    )
-
-
 def measure(model, processor, rows, inputs, outputs) -> dict:
-    """Letters of greedy answers, over all and by type; and how far the first number is from the true one."""
-    told = _told(model, processor, rows)
-    found: dict[str, list] = {"accuracy": [], "numbers_off": []}
+    """Letters of greedy answers, over all and by type; and how far the numbers before them are from the true ones."""
+    told = [text for text, _ in written(model, processor, inputs)]
+    found: dict[str, list] = dict(letters_right(told, [row["letter"] for row in rows], [row["type"] for row in rows]))
+    found["numbers_off"] = []
     for row, text in zip(rows, told):
-        right = extract_letter_strict(text) == row["letter"]
-        found["accuracy"].append(right)
-        found.setdefault(f"accuracy_{row['type']}", []).append(right)
         for said, true in zip(text.split()[:2], row["answer"].split()[:2]):
             found["numbers_off"].append(abs(int(said) - int(true)) if said.isdecimal() else 50)
     return found
-
-
-@torch.no_grad()
-def show(model, processor, rows) -> list[dict]:
-    told = _told(model, processor, rows)
-    return [{"question": row["question"], "said": text, "true": row["answer"]} for row, text in zip(rows, told)]

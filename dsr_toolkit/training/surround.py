@@ -8,9 +8,10 @@ from ..evaluation.map_metrics import found_elements
 from ..evaluation.world_scene import MAP_DISTANCE
 from ..scenes import answer_questions, find_map, scene_tokens
 from ..tiny.tokenizer import build_tokenizer
-from ..worlds.surround import SurroundSample, SurroundWorld, plan
+from ..worlds.surround import SurroundSample, SurroundWorld, street
 from ..worlds.surround_questions import describe
 from ..worlds.surround_scene import COLOURS, KINDS
+from .answers import is_sharded, likely_answers
 from .rows import Mapped
 
 HEIGHT, WIDTH = 64, 112
@@ -80,20 +81,18 @@ def build_words() -> PreTrainedTokenizerFast:
 
 def measure(model, processor, rows, inputs, outputs) -> dict:
     """
-    Answers that greedy generation would write word for word: with the right words before it, each token is the
-    likeliest. And map elements found.
+    Answers that greedy generation would write word for word ([`likely_answers`]), also by their "type" if they have
+    one; and map elements found.
     """
-    guesses, labels = outputs.logits[:, :-1].argmax(-1), inputs["labels"][:, 1:]
     found: dict[str, list] = {}
-    for row, guess, label in zip(rows, guesses, labels):
-        wanted = (label >= 0).long()
-        ends = torch.nonzero(torch.nn.functional.pad(wanted, (1, 1)).diff()).flatten().view(-1, 2)
-        for kind, (start, end) in zip(row["type"], ends.tolist(), strict=True):
-            right = bool((guess[start:end] == label[start:end]).all())
-            found.setdefault(f"accuracy_{kind}", []).append(right)
+    answers = likely_answers(outputs.logits, inputs["labels"]) if "labels" in inputs else [[] for _ in rows]
+    for row, rights in zip(rows, answers):
+        for kind, right in zip(row.get("type") or [None] * len(rights), rights, strict=True):
+            if kind is not None:
+                found.setdefault(f"accuracy_{kind}", []).append(right)
             if kind != "description":
                 found.setdefault("accuracy", []).append(right)
-    if outputs.class_logits is not None:
+    if outputs.class_logits is not None and all(row.get("map") is not None for row in rows):
         point_range = model.config.map_config.point_range
         for row, scene in zip(rows, processor.post_process_map_detection(outputs, point_range=point_range)):
             predicted = {name: values.float().cpu().numpy() for name, values in scene.items()}
@@ -101,17 +100,25 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
     return found
 
 
-def show(model, processor, rows) -> list[dict]:
+def show(model, processor, rows, inputs) -> list[dict]:
     """Questions with the model's answer and the true one, and the street from above with the lines that it found."""
-    shown = []
+    if is_sharded(model):
+        return []
+    shown: list[dict] = []
     for row in rows:
-        scene = ([row[name]] for name in ("images", "cam_intrinsics", "cam_extrinsics"))
+        scene = ([row[name]] if name in row else None for name in ("images", "cam_intrinsics", "cam_extrinsics"))
         tokens = scene_tokens(model, processor, *scene)
-        count = len(row["sample"].questions)
-        answers = answer_questions(model, processor, row["question"][:count], tokens.expand(count, -1, -1))
-        told = [f"{q} {said} ({true})" for q, said, true in zip(row["question"], answers, row["answer"])]
-        lines = find_map(model, processor, tokens)[0]["points"]
-        shown.append({"answers (truth)": told, "map": plan(row["sample"], found=lines)})
+        questions, true = (
+            [row[n]] if isinstance(row.get(n), str) else row.get(n) or [] for n in ("question", "answer")
+        )
+        if "sample" in row:
+            questions = questions[: len(row["sample"].questions)]  # no descriptions
+        said = questions and answer_questions(model, processor, questions, tokens.expand(len(questions), -1, -1))
+        shown.append({"answers (truth)": [f"{q} {told} ({answer})" for q, told, answer in zip(questions, said, true)]})
+        if model.config.map_config is not None and row.get("map") is not None:
+            lines = find_map(model, processor, tokens)[0]["points"]
+            boxes = row["sample"].boxes if "sample" in row else ()
+            shown[-1]["map"] = street(row["map"], boxes, lines)
     return shown
 
 

@@ -143,13 +143,21 @@ class SpatialTrainer(Trainer):
         found = self._measures.result(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         if self.show is not None and self.on_shown is not None and self.is_world_process_zero():
-            count = min(self.shown, len(self.eval_dataset))
-            model, was_training = self.accelerator.unwrap_model(self.model), self.model.training
-            with torch.no_grad():
-                shown = self.show(model.eval(), self.processor, [self.eval_dataset[i] for i in range(count)])
-            model.train(was_training)
-            self.on_shown(self.state.global_step, shown)
+            self.on_shown(self.state.global_step, self._shown())
         return output
+
+    def _shown(self) -> list[dict]:
+        """What `show` says of the first rows, in batches of the evaluation's size."""
+        model, was_training = self.accelerator.unwrap_model(self.model), self.model.training
+        count, size, shown = min(self.shown, len(self.eval_dataset)), self.args.eval_batch_size, []
+        with torch.no_grad():
+            for start in range(0, count, size):
+                rows = [self.eval_dataset[i] for i in range(start, min(start + size, count))]
+                inputs = self._prepare_inputs(self.data_collator(rows))
+                with self.compute_loss_context_manager():
+                    shown += self.show(model.eval(), self.processor, rows, inputs)
+        model.train(was_training)
+        return shown
 
 
 def rate_groups(model, rates: dict[str, float], default: float, weight_decay: float, decayed: set[str]) -> list[dict]:

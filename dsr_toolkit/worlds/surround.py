@@ -122,6 +122,11 @@ def project(points: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]
 
 
 def plan(sample: SurroundSample, height: int = 420, found=()) -> Image.Image:
+    """See [`street`]."""
+    return street(sample.elements(), sample.boxes, found, height)
+
+
+def street(elements, boxes=(), found=(), height: int = 420) -> Image.Image:
     """The street from above, forward is up: lines by class, boxes by colour, the car; thin lines are those `found`."""
     scale = height / 80
     size = (height, height)
@@ -133,14 +138,14 @@ def plan(sample: SurroundSample, height: int = 420, found=()) -> Image.Image:
 
     x_low, y_low, x_high, y_high = POINT_RANGE
     pen.rectangle(place([(x_low, y_high), (x_high, y_low)]), fill="white", outline=(200, 200, 200))
-    for element in sample.elements():
-        points = element["points"]
+    for element in elements:
+        points = np.asarray(element["points"])
         if element["label"] == CROSSING:
             points = np.concatenate([points, points[:1]])
-        pen.line(place(points), fill=LINE_COLOURS[element["label"]], width=2)
+        pen.line(place(points), fill=LINE_COLOURS.get(element["label"], (120, 120, 120)), width=2)
     for points in found:
         pen.line(place(points), fill=(200, 0, 120), width=1)
-    for box in sample.boxes:
+    for box in boxes:
         corners = box.corners()[[0, 2, 6, 4], :2]
         fill = COLOURS.get(box.colour, (245, 120, 20) if box.kind == "cone" else (175, 150, 120))
         pen.polygon(place(np.stack([-corners[:, 1], corners[:, 0]], -1)), fill=fill, outline="black")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 from dsr_toolkit.cli import main
 from dsr_toolkit.datasets.rows import rows
+from dsr_toolkit.extras import EXTRAS
 from dsr_toolkit.tiny import hub_folder
 from dsr_toolkit.training import load_adapter
 from dsr_toolkit.worlds.parts import PartsWorld
@@ -75,6 +77,52 @@ def test_fine_tuning_writes_a_model(files, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "model")
     AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["stages"][0]["freeze"] == "all"
+
+
+MEASURED = {
+    "dsr": {"exact_match", "accuracy", "tokens_right"},
+    "pi3": {"abs_rel", "rotation_error_median"},
+    "page4d": {"abs_rel", "rotation_error_median"},
+    "frozen_qwen_sam": {"ciou", "giou"},
+    "cadrille": {"tokens_right", "programs_right"},
+    "cad_recode": {"tokens_right", "programs_right"},
+    "scene_qformer": {"accuracy"},
+}
+SHOWN = {
+    "dsr": {"question", "said", "true"},
+    "pi3": {"image", "abs_rel", "rotation_errors"},
+    "page4d": {"image", "abs_rel", "rotation_errors"},
+    "frozen_qwen_sam": {"image", "phrases"},
+    "cadrille": {"program", "true"},
+    "cad_recode": {"program", "true"},
+    "scene_qformer": {"answers (truth)"},
+}
+
+
+SLOW = ("pi3", "page4d", "frozen_qwen_sam", "cadrille", "scene_qformer")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in KINDS])
+def test_held_out_rows_are_measured_and_shown(kind, files, tmp_path):
+    arguments = [
+        "train",
+        kind,
+        "--data",
+        str(files[kind]),
+        "--eval-data",
+        str(files[kind]),
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert main([*arguments, "--model", str(hub_folder(kind)), *FAST]) == 0
+    metrics = json.loads((tmp_path / "out" / "train" / "metrics.json").read_text())
+    assert metrics.keys() >= {"loss"} | MEASURED[kind]
+    if kind in ("cadrille", "cad_recode") and all(map(find_spec, EXTRAS["cad"])):
+        assert metrics.keys() >= {"valid", "iou"}
+    lines = (tmp_path / "out" / "train" / "samples" / "step-1.jsonl").read_text().splitlines()
+    shown = [json.loads(line) for line in lines]
+    assert shown and all(one.keys() >= SHOWN[kind] for one in shown)
+    assert all((tmp_path / "out" / "train" / "samples" / one["image"]).is_file() for one in shown if "image" in one)
 
 
 def test_lora_writes_an_adapter(files, tmp_path):

@@ -88,7 +88,8 @@ def test_rows_show_parts_as_the_pattern_says_and_labels_are_the_programs(cadrill
     assert found["tokens_right"][1] == (batch["labels"] >= 0).sum() and len(found["programs_right_views"]) == 2
     parts = [found[f"tokens_right_{kind}"][1] for kind in ("cloud", "views", "text")]
     assert min(parts) > 0 and sum(parts) == found["tokens_right"][1]
-    assert [sorted(line) for line in show(model, processor, some[:3])] == [["program", "true"]] * 2 + [
+    batch = processor.training_collator(**PLAIN)(some[:3])
+    assert [sorted(line) for line in show(model, processor, some[:3], batch)] == [["program", "true"]] * 2 + [
         ["program", "text", "true"]
     ]
 

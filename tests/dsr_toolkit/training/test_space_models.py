@@ -269,9 +269,9 @@ def test_miniature_dsr_learns_and_reads_its_geometry(dsr):
     rows = [world_rows(76)[index] for index in range(4)]
     losses = steps(model.train(), processor.training_collator()(rows), 50, 5e-3)
     assert losses[-1] < 0.1 * losses[0]
-    found = measure(model.eval(), processor, rows, None, None)
-    assert found["accuracy"] == [True] * 4 and max(found["numbers_off"]) == 0
     batch = processor.training_collator()(rows)
+    found = measure(model.eval(), processor, rows, batch, None)
+    assert found["accuracy"] == [True] * 4 and max(found["numbers_off"]) == 0
     with torch.no_grad():
         seen = model(**batch).logits
         with world_dsr.without_geometry(model):
@@ -317,7 +317,7 @@ def test_masks_are_measured_in_training_as_in_evaluation():
     logits, truth = torch.tensor([[[10.0, -1.0]]]), torch.ones(1, 1, 4, dtype=torch.bool)
     outputs = FrozenQwenSAMOutput(pred_masks=[logits], sam_pred_masks=[logits, -logits])
     found = measure_masks(None, None, None, {"labels": [truth, truth]}, outputs)
-    assert found == {"ciou": (2 + 2, 8), "ciou_coarse": (2, 4)}
+    assert found == {"ciou": (4, 8), "giou": [0.5, 0.5], "ciou_coarse": (2, 4), "giou_coarse": [0.5]}
     whole = torch.ones(1, 112, 112)
     assert measure_sam(None, None, None, {"labels": whole}, {"logits": logits})["ciou"] == (66 * 112, 112 * 112)
 

@@ -85,7 +85,7 @@ def test_evaluation_knows_the_scene_that_was_learnt_from_another(learnt):
 
 def test_what_is_shown_are_answers_and_a_plan(learnt):
     model, processor, row = learnt
-    (shown,) = show(model, processor, [row])
+    (shown,) = show(model, processor, [row], {})
     assert len(shown["answers (truth)"]) == len(row["sample"].questions)
     assert shown["map"].size[0] > 100
 

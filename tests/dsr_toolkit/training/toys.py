@@ -69,7 +69,7 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
     return {"ratio_median": ratio.log().abs(), "right": (float(right.sum()), len(rows))}
 
 
-def show(model, processor, rows) -> list[dict]:
+def show(model, processor, rows, inputs) -> list[dict]:
     from PIL import Image
 
     return [{"picture": Image.new("L", (4, 4)), "depth": [float(d) for d in row["depth"]]} for row in rows]

@@ -7,7 +7,7 @@ GUIDED = f"{QUESTIONS}:GuidedDSRForConditionalGeneration"
 SHOWN = {
     "evaluation": {"rows": f"{QUESTIONS}:world_rows", "seed": 900_431, "count": 192},
     "measure": f"{QUESTIONS}:measure",
-    "show": f"{QUESTIONS}:show",
+    "show": "dsr_toolkit.training.answers:show",
 }
 
 
