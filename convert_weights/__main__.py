@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from .architectures.registry import ARCHITECTURES
+from .places import check_suffix, place_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,18 +116,22 @@ def _named(argument: str) -> tuple[str, str]:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from .conversion import convert
-
     if options.output is None and not options.dry_run:
         raise ValueError("`--output DIR` is needed, unless `--dry-run` is given.")
-    sources = _once("--source", options.source)
+    sources, overrides = _once("--source", options.source), _read_overrides(options.config)
+    for name, location in sources.items():
+        path, _, on_the_hub = place_of(name, location)  # refuses before torch is imported
+        if not on_the_hub and path.is_file():
+            check_suffix(path)
+    from .conversion import convert
+
     report = convert(
         options.arch,
         sources,
         options.output or Path(),
         dtype=options.dtype,
         max_shard_size=options.max_shard_size,
-        config_overrides=_read_overrides(options.config),
+        config_overrides=overrides,
         overwrite=options.overwrite,
         dry_run=options.dry_run,
         progress=not options.quiet,

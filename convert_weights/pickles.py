@@ -20,7 +20,6 @@ from .containers import DTYPE_NAMES, TensorInfo
 # Under these keys trainers keep the weights, beside epochs and optimiser states.
 WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "qformer")
 
-PICKLES = (".pth", ".pt", ".bin")
 # Objects that a pickle may make: tensors and the like take some 5 kB each, containers some 200 bytes. The largest
 # checkpoints, with the states of an optimiser, have some ten thousand tensors.
 MAX_CALLS, MAX_CONTAINERS = 100_000, 1_000_000

@@ -23,9 +23,9 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from .containers import KeyList, SafetensorsFile, TensorInfo, read_json
-from .pickles import PICKLES, PickleFile
+from .pickles import PickleFile
+from .places import PICKLES, check_suffix, place_of
 
-HUB_ID = re.compile(r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<path>.+))?")
 # transformers 5 writes the settings of all parts of a processor into one file.
 PROCESSOR_FILE = "processor_config.json"
 JOINT = {"preprocessor_config.json": "image_processor", "video_preprocessor_config.json": "video_processor"}
@@ -128,16 +128,9 @@ def open_source(name: str, location: str | Path) -> Source:
         FileNotFoundError: there is neither such a path nor such a repository.
         ValueError: the files are damaged, incomplete or of another kind.
     """
-    location = str(location)
-    path, entry = Path(location).expanduser(), None
-    if not _exists(path) and "#" in location:
-        location, entry = location.rsplit("#", 1)
-        path = Path(location).expanduser()
-    if not _exists(path):
-        hub_id = HUB_ID.fullmatch(location)
-        if not hub_id:
-            raise FileNotFoundError(f"Source `{name}`: {path} does not exist and is no Hub id of the form OWNER/NAME.")
-        path = _download(name, hub_id)
+    path, entry, hub_id = place_of(name, location)
+    if hub_id:
+        location, path = hub_id[0], _download(name, hub_id)
     else:
         location = path.absolute().name if path.is_dir() else f"{path.absolute().parent.name}/{path.name}"
     if path.is_dir():
@@ -147,26 +140,18 @@ def open_source(name: str, location: str | Path) -> Source:
     return Source(name, location, [_open_file(path, entry)], path.parent)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
-        return False
-
-
 def _state_of(path: Path) -> tuple[int, ...]:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
 
 
 def _open_file(path: Path, entry: str | None):
+    check_suffix(path)
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix in PICKLES:
         return PickleFile(path, entry)
-    if path.suffix == ".json":
-        return KeyList(path, entry)
-    raise ValueError(f"{path}: expected a .safetensors, {', '.join(PICKLES)} or .json file.")
+    return KeyList(path, entry)
 
 
 def _open_folder(folder: Path, entry: str | None) -> list:

@@ -3,7 +3,8 @@
 A subcommand is a module of `dsr_toolkit.commands` with `HELP`, `add_arguments(parser)` and `run(args)`. Importing one
 must be quick, so that `dsr --help` is; torch and transformers are imported when it runs. A module without
 `add_arguments` stands for a program with a parser of its own: its `run` gets the arguments as they are. One that cannot
-do without an extra has `NEEDS`, its name: that is looked for before anything else.
+do without an extra has `NEEDS`, its name: that is looked for before anything else. One that takes models of certain
+types has `ARCHITECTURES`, their names: where the command is the whole process, the files of others are not imported.
 """
 
 import argparse
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.needs:
             needs(args.needs, " ".join(["dsr", args.command, *filter(None, [getattr(args, "task", None)])]))
+        if argv is None and args.architectures:
+            os.environ.setdefault("DSR_ARCHITECTURES", ",".join(args.architectures))
         return args.run(rest if args.passes_on else args) or 0
     except (ValueError, OSError, ImportError) as error:
         say(f"dsr {args.command}: error: {error}")
@@ -47,7 +50,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         module = importlib.import_module(f".commands.{name}", __package__)
         passes_on = not hasattr(module, "add_arguments")
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__, add_help=not passes_on)
-        subparser.set_defaults(run=module.run, passes_on=passes_on, needs=getattr(module, "NEEDS", None))
+        known = {"needs": getattr(module, "NEEDS", None), "architectures": getattr(module, "ARCHITECTURES", None)}
+        subparser.set_defaults(run=module.run, passes_on=passes_on, **known)
         if not passes_on and command in (None, name):
             module.add_arguments(subparser)
     return parser

@@ -1,6 +1,5 @@
 """From `--model` to a model and its processor."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from transformers import AutoConfig, AutoProcessor
 
 from modeling_dsr import (
     ARCHITECTURES,  # registers this library's classes: the code of a model's repository is never run
+    register,
 )
 
+from .model_check import check_dtype, model_type_in
+
 REPOSITORY = "repository"  # in place of a model type: models of every type together
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def resolve(model: str | None, model_type: str) -> tuple[str, StandIn | None]:
         return _stand_in(model_type)
     if Path(model).is_dir():
         inside = Path(model) / model_type
-        elsewhere = (inside / "config.json").is_file() and _model_type(Path(model) / "config.json") != model_type
+        elsewhere = (inside / "config.json").is_file() and model_type_in(Path(model) / "config.json") != model_type
         return str(inside) if elsewhere else model, None
     repo, subfolder = ("/".join(model.split("/")[:2]), model.split("/")[2]) if model.count("/") == 2 else (model, None)
     try:
         config = hf_hub_download(repo, "config.json", subfolder=subfolder)
-        if subfolder is None and _model_type(Path(config)) != model_type:
+        if subfolder is None and model_type_in(Path(config)) != model_type:
             subfolder = _on_the_hub(repo, model_type)
     except LocalEntryNotFoundError as error:
         raise ValueError(
@@ -68,10 +69,6 @@ def resolve(model: str | None, model_type: str) -> tuple[str, StandIn | None]:
     if subfolder is None:
         return model, None
     return str(Path(snapshot_download(repo, allow_patterns=[f"{subfolder}/*"])) / subfolder), None
-
-
-def _model_type(config: Path) -> str | None:
-    return json.loads(config.read_text(encoding="utf-8-sig")).get("model_type") if config.is_file() else None
 
 
 def _on_the_hub(repo: str, subfolder: str) -> str | None:
@@ -97,8 +94,9 @@ def load(
     Args:
         auto_class: of transformers, where not the one that the model type is known by.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    check_dtype(dtype)
+    if model_type in ARCHITECTURES:
+        register(model_type)
     config = AutoConfig.from_pretrained(source)
     if config.model_type != model_type:
         raise ValueError(

@@ -28,6 +28,11 @@ def check_media(path: str | Path) -> None:
     (check_images if _reader("image_reader").is_image_file(path) else check_videos)([path])
 
 
+def list_images(folder: str | Path) -> list[Path]:
+    """The images of a folder in natural order; what operating systems leave behind is not among them."""
+    return _reader("image_reader").list_images(folder)[0]
+
+
 def _reader(name: str) -> ModuleType:
     sys.modules.setdefault(_package.__name__, _package)
     return importlib.import_module(f"{_package.__name__}.{name}")

@@ -1,13 +1,19 @@
 """
 The models. Importing this package registers every architecture with transformers' Auto classes.
 
-What an architecture consists of stands once, in [`ARCHITECTURES`]. This file is not exported to the Hub.
+What an architecture consists of stands once, in [`ARCHITECTURES`]. A program that needs one of them names it, in the
+environment variable `DSR_ARCHITECTURES` (several with commas between), and does not wait for the others' files; `dsr
+ask` and its like do. [`register`] adds one later. This file is not exported to the Hub.
 """
 
+import functools
 import importlib
+import os
 from dataclasses import dataclass
 
 import transformers
+
+ASKED = "DSR_ARCHITECTURES"
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,33 @@ def _class(file: str, name: str) -> type:
     return getattr(importlib.import_module(f".{file}", __name__), name)
 
 
-for _model_type, _architecture in ARCHITECTURES.items():
-    _config = _class(f"configuration_{_model_type}", _architecture.config)
-    transformers.AutoConfig.register(_model_type, _config, exist_ok=True)
-    for _auto_class, _model in _architecture.models.items():
-        _model_class = _class(f"modeling_{_model_type}", _model)
-        getattr(transformers, _auto_class).register(_config, _model_class, exist_ok=True)
-    transformers.AutoProcessor.register(_config, _class(*_architecture.processor.split(".")), exist_ok=True)
+@functools.cache
+def register(model_type: str) -> None:
+    """
+    Make an architecture known to transformers' Auto classes.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if model_type not in ARCHITECTURES:
+        raise ValueError(f"There is no architecture {model_type!r}; there are {', '.join(ARCHITECTURES)}.")
+    architecture = ARCHITECTURES[model_type]
+    config = _class(f"configuration_{model_type}", architecture.config)
+    transformers.AutoConfig.register(model_type, config, exist_ok=True)
+    for auto_class, name in architecture.models.items():
+        model = _class(f"modeling_{model_type}", name)
+        getattr(transformers, auto_class).register(config, model, exist_ok=True)
+    transformers.AutoProcessor.register(config, _class(*architecture.processor.split(".")), exist_ok=True)
+
+
+def asked() -> list[str]:
+    """The architectures that `DSR_ARCHITECTURES` names; all of them where it names none."""
+    named = os.environ.get(ASKED, "").replace(",", " ").split()
+    unknown = [name for name in named if name not in ARCHITECTURES]
+    if unknown:
+        raise ValueError(f"{ASKED} names {', '.join(unknown)}; there are {', '.join(ARCHITECTURES)}.")
+    return named or list(ARCHITECTURES)
+
+
+for _model_type in asked():
+    register(_model_type)

@@ -1,5 +1,6 @@
 """The files that ship to the Hub, what the loader accepts, and the doors that lead to them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,19 @@ def test_the_doors_lead_to_every_config_and_processor():
         assert {getattr(door, name).__module__.split(".")[0] for name in door.__all__} == {"modeling_dsr"}
         with pytest.raises(AttributeError, match="no attribute 'absent'"):
             door.absent
+
+
+@pytest.mark.slow
+def test_a_program_may_name_the_architectures_that_it_needs():
+    code = (
+        "import sys, modeling_dsr\nfrom transformers import AutoConfig\n"
+        "loaded = [name for name in modeling_dsr.ARCHITECTURES if f'modeling_dsr.modeling_{name}' in sys.modules]\n"
+        "modeling_dsr.register('cad_recode')\nAutoConfig.for_model('cad_recode')\nprint(*loaded)"
+    )
+    named = {**os.environ, "DSR_ARCHITECTURES": "pi3, page4d"}
+    run = lambda named: subprocess.run([sys.executable, "-c", code], env=named, capture_output=True, text=True)  # noqa: E731
+    assert run(named).stdout.split() == ["pi3", "page4d"]
+    assert "DSR_ARCHITECTURES names pi4" in run({**named, "DSR_ARCHITECTURES": "pi4"}).stderr
 
 
 @pytest.mark.parametrize("door", ["configuration_dsr", "processing_dsr"])

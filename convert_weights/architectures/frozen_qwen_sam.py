@@ -6,8 +6,9 @@ import math
 import re
 from pathlib import Path
 
+from ..places import HUB_ID
 from ..recipe import Initialiser, Plan, build_config, drop, init, linear_default, ones, rename, zeros
-from ..sources import HUB_ID, Source
+from ..sources import Source
 from .qwen_settings import check_patch_sizes, check_rotary_sections, image_settings
 from .sam import check_sam_pixels, is_transformers_layout, sam_content, sam_rules, transformers_rules
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..model_check import check_dtype
 from .columns import COLUMNS, ItemError
 from .rows import Answered, answered
 from .sources import open_source
@@ -62,13 +63,12 @@ class Worker:
         import torch
         from transformers.utils import logging
 
-        from ..loading import DTYPES, REPOSITORY, resolve
+        from ..loading import REPOSITORY, resolve
         from ..serving import handler_module
 
         logging.disable_progress_bar()  # the run has one
         self.settings, self.task_name = settings, settings["task"]
-        if settings["dtype"] not in DTYPES:
-            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {settings['dtype']!r}.")
+        check_dtype(settings["dtype"])
         self.endpoint, device = handler_module(), settings["device"]
         if settings["gpus"] and not torch.cuda.is_available():
             raise ValueError(f"--gpus-per-worker {settings['gpus']:g}: there is no GPU here.")

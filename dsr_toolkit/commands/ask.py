@@ -7,10 +7,12 @@ whatever the number of questions.
 import time
 from pathlib import Path
 
-from ..console import TokenProgress, say, step
+from ..console import TokenProgress, loading_libraries, say, step
 from ..media_check import check_images, check_videos
+from ..model_check import check_dtype, check_model
 from ..outputs import Output, add_output_arguments, free_folder
 
+ARCHITECTURES = ("dsr",)
 HELP = "ask about a video or image"
 TITLE = "Where the {} geometry tokens looked"
 PIXELS = ("pixel_values", "pixel_values_videos")  # replaced by the features that the towers make of them
@@ -40,6 +42,8 @@ def run(args) -> None:
     for path in args.video + args.image:
         if not Path(path).is_file():
             raise ValueError(f"there is no file at {path!r}.")
+    check_dtype(args.dtype)
+    check_model(args.model, *ARCHITECTURES)
     check_images(args.image)
     check_videos(args.video)
     output = Output(
@@ -49,7 +53,7 @@ def run(args) -> None:
         inputs=args.video + args.image,
         overwrite=args.overwrite,
     )
-    with step("Loading libraries"):
+    with loading_libraries():
         from ..loading import load, resolve
     source, stand_in = resolve(args.model, "dsr")
     with step(f"Loading {source}"):

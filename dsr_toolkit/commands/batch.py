@@ -8,6 +8,7 @@ with --resume.
 import json
 
 from ..console import say
+from ..model_check import check_dtype, check_model
 
 HELP = "answer a folder, a manifest or a data set"
 TASKS = ("ask", "reconstruct", "segment", "cad", "scene")
@@ -57,6 +58,8 @@ def run(args) -> int:
 
     if args.resume and not args.output:
         raise ValueError("--resume goes with -o, the folder of the run that goes on.")
+    check_dtype(args.dtype)
+    check_model(args.model)
     parameters = read_parameters(args.parameters)
     if args.what == "cad" and parameters.setdefault("execute", True):
         needs("cad", "dsr batch cad (without --set execute=false)")

@@ -5,13 +5,14 @@ import warnings
 from pathlib import Path
 
 from ..cad.part_input import kind_of, read_input, read_programs
-from ..console import say, step
+from ..console import loading_libraries, say, step
+from ..model_check import check_dtype, check_model
 from ..outputs import Output
 
+ARCHITECTURES = ("cadrille", "cad_recode")
 HELP = "turn a mesh, point cloud, views or text into a CAD solid"
 NEEDS = "cad"
 NOT_GENERATED = "not generated: the program was given with --programs"
-MODEL_TYPES = ("cadrille", "cad_recode")
 
 
 def add_arguments(parser) -> None:
@@ -64,10 +65,13 @@ def run(args) -> int:
         raise ValueError(f'--batch-size must be "auto" or a positive number, got {args.batch_size!r}.')
     if args.programs and args.repair:
         raise ValueError("--repair asks the model, and --programs takes its place: choose one of them.")
+    if not args.programs:
+        check_dtype(args.dtype)
+        check_model(args.model, *ARCHITECTURES)
     kind = kind_of(args.input) if args.input else "text"
     given = read_programs(args.programs) if args.programs else None
     output = output_for(args)
-    with step("Loading libraries"):
+    with loading_libraries():
         from ..cad import Sandbox, SandboxLimits
         from ..cad.candidates import best_candidate
         from ..cad.part_output import PartReport, candidates_table
@@ -154,9 +158,10 @@ class Writer:
         self.args = args
         self.source, stand_in = resolve(args.model, "cadrille")
         self.model_type = AutoConfig.from_pretrained(self.source).model_type
-        if self.model_type not in MODEL_TYPES:
+        if self.model_type not in ARCHITECTURES:
             raise ValueError(
-                f"{self.source} holds a {self.model_type!r} model; programs are written by {' and '.join(MODEL_TYPES)}."
+                f"{self.source} holds a {self.model_type!r} model; programs are written by "
+                f"{' and '.join(ARCHITECTURES)}."
             )
         if self.model_type == "cad_recode" and (kind not in ("mesh", "cloud") or args.views):
             raise ValueError("CAD-Recode reads points alone; use a Cadrille model for views and text.")

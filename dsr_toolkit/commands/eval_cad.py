@@ -5,7 +5,7 @@ import csv
 from dataclasses import asdict
 from pathlib import Path
 
-from ..console import printable, say, step
+from ..console import loading_libraries, printable, say, step
 from ..outputs import Output, add_output_arguments, free_folder
 
 HELP = "CadQuery programs against meshes"
@@ -63,7 +63,7 @@ def run(args) -> None:
     folder = Path(args.output) if args.output else free_folder("dsr-eval-cad")
     inputs = (predictions, ground_truth)
     output = Output(folder, REPORT, names=FILES, inputs=inputs, overwrite=args.overwrite)
-    with step("Loading libraries"):
+    with loading_libraries():
         from tqdm.auto import tqdm
 
         from ..cad import Sandbox, SandboxLimits

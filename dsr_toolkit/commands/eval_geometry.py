@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ..console import say, step
+from ..console import loading_libraries, say, step
+from ..model_check import check_dtype, check_model
 from ..outputs import Output, earlier_report, readable_json
 
 DEPTH_METRICS = ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta_1", "delta_2", "delta_3")
@@ -100,16 +101,18 @@ def run(args) -> None:
         args.overlap = max(1, window // 4) if args.overlap is None else args.overlap
         if not 0 < args.overlap < window:
             raise ValueError(f"--overlap must be at least 1 and less than --window {window}, got {args.overlap}.")
-    with step("Loading libraries"):
+    from ..datasets.geometry import find_sequences
+
+    check_dtype(args.dtype)
+    named = args.model in ("pi3", "page4d") and not Path(args.model).is_dir()
+    check_model(None if named else args.model, "pi3", "page4d")
+    sequences = choose(find_sequences(args.folder, args.layout), args.task, args.sequences)
+    with loading_libraries():
         from tqdm.auto import tqdm
         from transformers import AutoConfig
 
-        from ..datasets.geometry import find_sequences
         from ..evaluation.geometry import ALIGNMENT, PI3_POINTS_WIDTH, PI3_WIDTH, published_predict
         from ..loading import load, resolve
-    sequences = choose(find_sequences(args.folder, args.layout), args.task, args.sequences)
-
-    named = args.model in ("pi3", "page4d") and not Path(args.model).is_dir()
     source, stand_in = resolve(None if named else args.model, args.model if named else "pi3")
     kind = AutoConfig.from_pretrained(source).model_type
     if kind not in ("pi3", "page4d"):

@@ -3,6 +3,8 @@ its answers by the published rule and by a strict one. An interrupted run goes o
 
 from pathlib import Path
 
+from ..console import loading_libraries
+from ..model_check import check_dtype, check_model
 from ..outputs import sha256_of
 
 TASKS = {
@@ -29,8 +31,11 @@ def run(args) -> None:
     from ..evaluation.video_benchmarks import read_questions
 
     questions = read_questions(args.benchmark, args.questions, args.videos)[: args.count]
-    from ..evaluation.video_questions import evaluate, table
-    from ..loading import load, resolve
+    check_dtype(args.dtype)
+    check_model(args.model, "dsr")
+    with loading_libraries():
+        from ..evaluation.video_questions import evaluate, table
+        from ..loading import load, resolve
 
     source, _ = resolve(args.model, "dsr")
     model, processor = load(source, "dsr", args.dtype, args.device)

@@ -6,7 +6,9 @@ import importlib
 import json
 from pathlib import Path
 
+from ..console import loading_libraries
 from ..extras import needs
+from ..model_check import check_dtype, check_model
 
 HELP = "a model on fresh samples of the world that the tiny models learn"
 # Model, as `--model`'s default is named → module with `evaluate(model, processor, seed, count)`, its Auto class if
@@ -54,10 +56,13 @@ def run(args) -> None:
         options["allow_missing"] = "all" if "all" in args.allow_missing else args.allow_missing
     if extra is not None:
         needs(extra, f"dsr eval world {args.kind}")
-    from ..loading import load, resolve
     from ..tiny import model_type_of
 
     model_type = model_type_of(args.kind)
+    check_dtype(args.dtype)
+    check_model(args.model, model_type)
+    with loading_libraries():
+        from ..loading import load, resolve
     source, _ = resolve(args.model, args.kind if args.model is None else model_type)
     model, processor = load(source, model_type, args.dtype, args.device, auto_class=auto_class)
     evaluation = importlib.import_module(f"..evaluation.{module}", __package__)

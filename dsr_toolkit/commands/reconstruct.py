@@ -15,15 +15,16 @@ import os
 import shutil
 from pathlib import Path
 
-from ..console import say, step
+from ..console import loading_libraries, say, step
 from ..extras import needs
 from ..media_check import check_media
+from ..model_check import check_dtype, check_model
 from ..outputs import Output, add_output_arguments
 from ..reconstruction.formats import FORMATS, check_formats
-from ..reconstruction.scenes import MANIFESTS
+from ..reconstruction.scenes import MANIFESTS, find_scenes
 
+ARCHITECTURES = ("pi3", "page4d")
 HELP = "cameras, depth and points from images or video"
-KINDS = ("pi3", "page4d")
 NAME, REPORT, WINDOWS = "dsr-reconstruct", "reconstruct.json", "windows"
 # What each format writes, so that anything in its way is seen before the work.
 FILES = {
@@ -135,26 +136,25 @@ def run(args) -> int:
     folder = Path(args.output) if args.output else _default_folder()
     place = lambda path: None if path is None else Path(path)  # noqa: E731
     Output(folder, REPORT, names=(), inputs=[args.input], overwrite=args.overwrite)  # refuses before libraries load
-    with step("Loading libraries"):
+    scenes = find_scenes(Path(args.input), place(args.cameras), place(args.depths))
+    with loading_libraries():
         from transformers import AutoConfig
 
         from ..loading import load, resolve
         from ..reconstruction.inputs import is_multiview
         from ..reconstruction.run import Options, Reconstructor
-        from ..reconstruction.scenes import find_scenes
 
-    scenes = find_scenes(Path(args.input), place(args.cameras), place(args.depths))
     outputs = [_output(folder / scene.name, scene, formats, args.overwrite) for scene in scenes]
     several = any(scene.name for scene in scenes)
     whole = Output(folder, REPORT, names=(), inputs=[Path(args.input)], overwrite=args.overwrite) if several else None
 
-    named = args.model in KINDS and not Path(args.model).is_dir()
+    named = args.model in ARCHITECTURES and not Path(args.model).is_dir()
     tiny = args.model if named else "pi3"
     tiny = "page4d_multiview" if tiny == "page4d" and is_multiview(scenes[0].source) else tiny
     source, stand_in = resolve(None if named else args.model, tiny)
     kind = AutoConfig.from_pretrained(source).model_type
-    if kind not in KINDS:
-        raise ValueError(f"{args.model} holds a {kind!r} model where one of {', '.join(KINDS)} is needed.")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{args.model} holds a {kind!r} model where one of {', '.join(ARCHITECTURES)} is needed.")
     with step(f"Loading {source}"):
         model, processor = load(source, kind, dtype=args.dtype, device=args.device)
     if stand_in:
@@ -261,6 +261,9 @@ def _default_folder() -> Path:
 
 def _check(args) -> None:
     """Everything that can be wrong before anything is loaded."""
+    check_dtype(args.dtype)
+    if args.model not in ARCHITECTURES or Path(args.model).is_dir():
+        check_model(args.model, *ARCHITECTURES)
     if not Path(args.input).exists():
         raise ValueError(f"there is no folder, image or video at {args.input!r}.")
     if Path(args.input).is_file() and Path(args.input).suffix.lower() not in MANIFESTS:

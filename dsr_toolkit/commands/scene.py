@@ -8,9 +8,12 @@ vehicle in metres. Or it is a nuScenes folder; --sample then names the sample.
 import json
 from pathlib import Path
 
-from ..console import say, step
+from ..console import loading_libraries, say, step
+from ..media_check import check_images, list_images
+from ..model_check import check_dtype, check_model
 from ..outputs import Output, add_output_arguments, free_folder
 
+ARCHITECTURES = ("scene_qformer",)
 HELP = "scene tokens of six surround cameras"
 READER = "AutoModelForImageTextToText"  # a scene Q-Former with its language model
 
@@ -36,6 +39,8 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> None:
+    check_dtype(args.dtype)
+    check_model(args.model, *ARCHITECTURES)
     output = Output(
         args.output or free_folder("dsr-scene"),
         "scene.json",
@@ -44,7 +49,8 @@ def run(args) -> None:
         overwrite=args.overwrite,
     )
     scene = read_scene(Path(args.folder), args.sample)
-    with step("Loading libraries"):
+    check_images(scene["images"].values())
+    with loading_libraries():
         from ..loading import load, resolve
     source, stand_in = resolve(args.model, "scene_qformer")
     with step(f"Loading {source}"):
@@ -92,9 +98,9 @@ def read_scene(folder: Path, sample: str | None = None) -> dict:
         raise ValueError(
             f"--sample names a sample of a nuScenes folder, and {folder} is none: it has no v1.0-…/sample.json."
         )
-    from modeling_dsr.image_reader import list_images
-
-    images = {path.stem: path for path in list_images(folder)[0]}
+    images = {path.stem: path for path in list_images(folder)}
+    if not images:
+        raise ValueError(f"{folder} holds no images; one per camera is needed, named CAM_FRONT.jpg and so on.")
     scene = {"images": images, "cam_intrinsics": None, "cam_extrinsics": None, "name": folder.name}
     described = folder / "calibration.json"
     if described.is_file():

@@ -7,10 +7,12 @@ showcase manifest (.json): then its phrases are looked up in each of its images.
 import json
 from pathlib import Path
 
-from ..console import say, step
+from ..console import loading_libraries, say, step
 from ..media_check import check_images
+from ..model_check import check_dtype, check_model
 from ..outputs import Output, add_output_arguments, free_folder
 
+ARCHITECTURES = ("frozen_qwen_sam",)
 HELP = "masks for phrases of an image, or of an answer about it"
 
 
@@ -56,6 +58,8 @@ def run(args) -> None:
         read_manifest(path) if manifest else [{"image": path, "phrases": args.phrases, "ask": args.ask, "folder": "."}]
     )
 
+    check_dtype(args.dtype)
+    check_model(args.model, *ARCHITECTURES)
     check_images(job["image"] for job in jobs)
     pictures = ("overlay.png", "mask-*.png", "debug.png")
     output = Output(
@@ -65,7 +69,7 @@ def run(args) -> None:
         inputs=[path, *(job["image"] for job in jobs)],
         overwrite=args.overwrite,
     )
-    with step("Loading libraries"):
+    with loading_libraries():
         from ..loading import load, resolve
     source, stand_in = resolve(args.model, "frozen_qwen_sam")
     with step(f"Loading {source}"):

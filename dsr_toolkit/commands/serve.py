@@ -10,8 +10,9 @@ import signal
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 
-from ..console import say, step
+from ..console import loading_libraries, say, step
 from ..extras import needs
+from ..model_check import check_dtype, check_model
 
 HELP = "serve a repository's models over HTTP"
 NEEDS = "serve"
@@ -108,18 +109,18 @@ def run(args) -> None:
         raise ValueError("--address, --replicas, --max-replicas and --gpus-per-replica go with --engine ray.")
     if not 0 <= args.port < 65536:
         raise ValueError(f"--port must lie in 0 … 65535, got {args.port}.")
-    with step("Loading libraries"):
-        from ..loading import DTYPES, REPOSITORY, resolve
+    if args.max_model_memory is not None and not args.max_model_memory > 0:
+        raise ValueError(f"--max-model-memory must be above 0, got {args.max_model_memory}.")
+    check_dtype(args.dtype)
+    check_model(args.model)
+    with loading_libraries():
+        from ..loading import REPOSITORY, resolve
         from ..serving import handler_module
         from ..serving.application import build
         from ..serving.front import open_sockets
         from ..serving.logs import set_up
         from ..serving.protocol import make_server
-    if args.dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {args.dtype!r}.")
     limits = read_limits(args.limit, handler_module().Limits)
-    if args.max_model_memory is not None and not args.max_model_memory > 0:
-        raise ValueError(f"--max-model-memory must be above 0, got {args.max_model_memory}.")
     source, stand_in = resolve(args.model, REPOSITORY)
     if stand_in:
         say(stand_in.notice)

@@ -6,6 +6,7 @@ An interrupted run goes on with --resume and ends as if nothing had happened."""
 from pathlib import Path
 
 from ..console import say
+from ..model_check import check_model
 
 HELP = "train or fine-tune a model"
 NEEDS = "train"
@@ -74,6 +75,16 @@ def run(args) -> int | None:
 
 def _fine_tune(args, settings: dict) -> int | None:
     _need(args, "data", "model")
+    from convert_weights.architectures.registry import ARCHITECTURES
+
+    if args.arch not in ARCHITECTURES:
+        raise ValueError(f"ARCH must be one of {', '.join(ARCHITECTURES)}, got {args.arch!r}.")
+    check_model(args.model, args.arch)
+    for name, path in (("data", args.data), ("eval-data", args.eval_data)):
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"--{name}: there is no file or folder at {path!r}.")
+    if not args.check:
+        _need(args, "output")
     from ..training import fine_tuning, train
 
     model, subfolder = _base(args.model, args.arch)
@@ -82,7 +93,6 @@ def _fine_tune(args, settings: dict) -> int | None:
     ).changed(settings)
     if args.check:
         return _check(recipe, args.arch)
-    _need(args, "output")
     _finish(train(recipe, args.output, resume=args.resume), args)
     return None
 

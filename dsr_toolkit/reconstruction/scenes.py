@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..media_check import list_images
 from .inputs import is_multiview
 
 MANIFESTS = (".txt", ".json", ".jsonl")
@@ -56,9 +57,7 @@ def find_scenes(source: Path, cameras: Path | None = None, depths: Path | None =
 
 
 def _has_images(folder: Path) -> bool:
-    from modeling_dsr.image_reader import list_images
-
-    return bool(list_images(folder)[0])
+    return bool(list_images(folder))
 
 
 def _is_scene(path: Path) -> bool:
