@@ -100,6 +100,28 @@ def machine() -> str:
     return f"{kind}; Python {platform.python_version()}, {versions}"
 
 
+def busy_cores(seconds: float = 2.0) -> float:
+    """
+    Cores that work in the next `seconds`: what others do, when it is called between two benchmarks. Unlike the load
+    average it does not remember the last one. Where there is no /proc/stat, the load average of the last minute.
+    """
+    before = _processor_ticks()
+    if before is None:
+        return os.getloadavg()[0]
+    time.sleep(seconds)
+    busy, whole = (after - earlier for after, earlier in zip(_processor_ticks(), before))
+    return (os.cpu_count() or 1) * busy / max(whole, 1)
+
+
+def _processor_ticks() -> tuple[int, int] | None:
+    """Busy and all ticks of all cores since the machine began."""
+    file = Path("/proc/stat")
+    if not file.exists():
+        return None
+    ticks = [int(part) for part in file.read_text().splitlines()[0].split()[1:9]]
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # without idle and waiting for disks
+
+
 def assert_agreement(found: torch.Tensor, expected: torch.Tensor, atol: float) -> None:
     """Both sides of a benchmark must give the same numbers, or their times mean nothing."""
     assert found.shape == expected.shape, f"shapes differ: {tuple(found.shape)} and {tuple(expected.shape)}"

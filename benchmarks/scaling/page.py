@@ -9,7 +9,7 @@ from benchmarks.scaling.curves import CURVES
 
 FOLDER = Path(__file__).resolve().parent
 POINTS, PAGE = FOLDER / "points.json", FOLDER.parent / "SCALING.md"
-BUSY = 0.7  # load average above which other work ran
+BUSY = 0.2  # cores at work before a curve begins above which other work ran
 
 HEAD = """\
 # As work grows
@@ -56,7 +56,7 @@ def _machines(points: dict) -> list[str]:
     said = [f"{'; '.join(sorted({found['machine'] for found in points.values()}))}."]
     busy = [f"{name} ({found['load']})" for name, found in points.items() if found["load"] > BUSY]
     if busy:
-        said.append(f"Beside other work on the machine (load average before), hence preliminary: {', '.join(busy)}.")
+        said.append(f"Beside other work on the machine (busy cores before), hence preliminary: {', '.join(busy)}.")
     return [*said, ""]
 
 

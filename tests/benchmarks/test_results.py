@@ -1,6 +1,9 @@
 """RESULTS.md's table and SCALING.md are made of what was measured, one benchmark or curve at a time."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,13 +41,41 @@ def test_the_page_has_its_marks():
 def test_a_benchmark_that_has_rows_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "STATE", tmp_path / "results.json")
     monkeypatch.setattr(results, "PAGE", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(results, "SETTLE_SECONDS", 0)
     results.PAGE.write_text(f"{results.BEGIN}\n{results.END}\n")
     assert results.main(["cad.fps", "--seconds", "0.1"]) == 0
     first = results.STATE.read_text()
     assert json.loads(first)["cad.fps"]["rows"][0]["name"] == "cad.fps" and "cad.fps" in results.PAGE.read_text()
     assert results.main(["cad.fps", "--seconds", "0.1"]) == 0
     assert results.STATE.read_text() == first
+
+
+def test_the_most_telling_benchmarks_come_first():
+    assert results.in_order(["cad.fps", "compile.pi3", "full.page4d", "batch.local", "full.pi3", "dsr.decode"]) == [
+        "full.pi3", "full.page4d", "dsr.decode", "batch.local", "cad.fps", "compile.pi3",
+    ]  # fmt: skip
+
+
+def test_time_for_all_together(tmp_path, monkeypatch, capsys):
+    """What takes longer than what is left does not begin; what is under way at the end is stopped, and has no rows."""
+    monkeypatch.setattr(results, "STATE", tmp_path / "results.json")
+    monkeypatch.setattr(results, "PAGE", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(results, "busy_cores", lambda: 0.0)
+    results.PAGE.write_text(f"{results.BEGIN}\n{results.END}\n")
+    results.STATE.write_text(json.dumps({"cad.fps": {"failed": ["x"], "machine": None, "load": 0, "seconds": 3600}}))
+    assert results.main(["cad.fps", "cad.scatter", "--minutes", "0.02"]) == 1
+    assert "no time was left for cad.fps, cad.scatter" in capsys.readouterr().out
+    assert list(json.loads(results.STATE.read_text())) == ["cad.fps"]
+
+
+def test_all_that_a_benchmark_started_ends_with_it(tmp_path):
+    code = (
+        "import pathlib, subprocess, sys; child = subprocess.Popen(['sleep', '600'], start_new_session=False); "
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid)); child.wait()"
+    )
+    assert results.call([sys.executable, "-S", "-c", code], dict(os.environ), 5.0) is None
+    pid = (tmp_path / "pid").read_text()
+    status = Path(f"/proc/{pid}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z"
 
 
 def test_exponents_are_those_of_the_points(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_overrides_and_shard_size(source, output, tmp_path):
     "arguments, words",
     [
         (["--source", "toy=/nowhere/at/all"], "/nowhere/at/all does not exist"),
-        (["--source", "other=/nowhere"], "`toy` or `toy` + `patch`"),
+        (["--source", "other=."], "`toy` or `toy` + `patch`"),
         (["--source", "toy=a", "--source", "toy=b"], "names a source twice"),
     ],
 )
