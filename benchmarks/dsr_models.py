@@ -40,11 +40,19 @@ def full_width_config(layers: int) -> DSRConfig:
     )
 
 
-def small_config(text_layers: int = 8) -> DSRConfig:
-    """A model whose three towers stand in the published proportion of work, small enough to be timed on a CPU."""
+def small_config(
+    text_layers: int = 8, vision_layers: int = 8, geometry_layers: int = 6, vocabulary: int = 1024, **token_ids: int
+) -> DSRConfig:
+    """
+    A model whose three towers stand in the published proportion of work, forward, at the benchmarks' 16 frames, small
+    enough to be timed on a CPU.
+
+    Args:
+        vocabulary, token_ids: of a processor; by default those above.
+    """
     return DSRConfig(
         text_config=dict(
-            vocab_size=1024,
+            vocab_size=vocabulary,
             hidden_size=512,
             intermediate_size=2048,
             num_hidden_layers=text_layers,
@@ -55,15 +63,15 @@ def small_config(text_layers: int = 8) -> DSRConfig:
             eos_token_id=IM_END,
         ),
         vision_config=dict(
-            depth=8,
+            depth=vision_layers,
             hidden_size=256,
             intermediate_size=704,
             num_heads=4,
             out_hidden_size=512,
-            fullatt_block_indexes=[3, 7],
+            fullatt_block_indexes=[(vision_layers - 1) // 2, vision_layers - 1],
         ),
-        geometry_config=dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=4),
-        **TOKEN_IDS,
+        geometry_config=dict(hidden_size=256, num_hidden_layers=geometry_layers, num_attention_heads=4),
+        **(token_ids or TOKEN_IDS),
     )
 
 

@@ -44,10 +44,7 @@ class DSRCollator(TrainingCollator):
         if videos and not any(isinstance(video, str) for video in videos) and None not in metadata:
             options["video_metadata"] = metadata
         options |= {"padding": True, "padding_side": "right", "return_tensors": "pt"}
-        if max(copies) > 1:
-            batch = self._shared_videos(texts, videos, copies, options)
-        else:
-            batch = self.processor(text=texts, images=images or None, videos=videos or None, **options)
+        batch = self.encode(texts, images, videos, copies, options)
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if self.max_length is not None and ids.shape[1] > self.max_length:
             row = int(mask.sum(1).argmax())
@@ -63,8 +60,11 @@ class DSRCollator(TrainingCollator):
         batch["labels"] = labels
         return pack(dict(batch)) if self.packed else dict(batch)
 
-    def _shared_videos(self, texts: list[str], videos: list, copies: list[int], options: dict):
-        """Inputs of `copies[i]` prompts in a row about video i, whose pixels are there once."""
+    def encode(self, texts: list[str], images: list, videos: list, copies: list[int], options: dict):
+        """Inputs of prompts and their media; where there are several prompts in a row, `copies[i]` are about video i,
+        whose pixels are there once."""
+        if max(copies) == 1:
+            return self.processor(text=texts, images=images or None, videos=videos or None, **options)
         starts = [sum(copies[:number]) for number in range(len(copies))]
         batch = self.processor(text=[texts[start] for start in starts], videos=videos, **options)
         grids = batch["video_grid_thw"].repeat_interleave(torch.tensor(copies), 0)

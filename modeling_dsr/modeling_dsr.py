@@ -155,9 +155,14 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
                 grid = (len(chunk), h, w)
                 frames = unflatten_patches(chunk.reshape(-1, patches.shape[-1]), grid, merge, patch)
                 tokens = self.geometry_encoder(renormalize(frames, self.config)).last_hidden_state[:, skip:]
-            tokens = tokens.to(self.geometry_selection.q_former_queries.dtype)
-            outputs.append(self.geometry_selection.spatial_merger(regroup_patch_tokens(tokens, grid, merge)))
+            outputs.append(self.merge_geometry(tokens, grid))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def merge_geometry(self, tokens: torch.Tensor, grid) -> torch.Tensor:
+        """Spatial states `[t·h·w/4, D]` of the encoder's patch tokens `[frames, h·w, C]` of a grid (t, h, w)."""
+        tokens = tokens.to(self.geometry_selection.q_former_queries.dtype)
+        merge = self.config.vision_config.spatial_merge_size
+        return self.geometry_selection.spatial_merger(regroup_patch_tokens(tokens, grid, merge))
 
     def _check_patches(self, patches, grid_thw, name, grid_name) -> None:
         if grid_thw is None:

@@ -4,16 +4,19 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, BaseModelOutputWithPooling
 
+from modeling_dsr.dsr_collator import DSRCollator
 from modeling_dsr.frozen_qwen_sam_outputs import FrozenQwenSAMFeatures
 
 from .phrase_rows import PhraseRows
+from .video_features import KnownVideos, VideoFeatures, read_features
 
 # Per architecture the towers that are frozen in the published training, under a model or its head.
 TOWERS = {
@@ -43,6 +46,9 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.total = sum(file.stat().st_size for file in self.folder.glob("*/*.safetensors"))
         self.hits = self.misses = 0
+        self.trail: list[str] | None = None  # files that were asked for, if somebody notes them
+        self.videos: VideoFeatures | None = None
+        self.weights = ""  # of all attached towers
         self._replaced: list[tuple[nn.Module, str]] = []
 
     # ---- towers --------------------------------------------------------------------------
@@ -64,12 +70,15 @@ class FeatureCache:
             if trains:
                 continue
             weights = fingerprint(tower, merger)
+            self.weights += f"{name} {weights} "
             if form == "phrases":
                 self._phrases(model.get_submodule(name.rpartition(".")[0]), weights)
             else:
                 answer = {"tokens": self._tokens, "maps": self._maps, "qwen": self._qwen}[form]
-                self._replace(tower, "forward", answer(tower, tower.forward, weights))
+                self.replace(tower, "forward", answer(tower, tower.forward, weights))
             found.append(name)
+        if kind == "dsr" and len(found) == len(TOWERS[kind]):
+            self.videos = VideoFeatures(self, model.get_submodule(found[0].rpartition(".")[0]))
         if not found:
             raise ValueError(
                 f"A feature cache needs a frozen tower, and this {kind!r} model has none. Freeze one, for example by "
@@ -82,8 +91,25 @@ class FeatureCache:
         for module, name in self._replaced:
             delattr(module, name)
         self._replaced.clear()
+        self.videos, self.weights = None, ""
 
-    def _replace(self, module: nn.Module, name: str, method: Callable) -> None:
+    def collator(self, plain: Callable, precision: str = "") -> Callable:
+        """
+        A collator of training rows that opens no video whose features are kept; `plain` itself where there is none.
+        What it adds to a batch is for [`FeatureCache.reading`].
+
+        Args:
+            precision: in which the towers compute, beside the precision of their weights.
+        """
+        if self.videos is None or type(plain) is not DSRCollator:
+            return plain
+        return KnownVideos(plain, self.folder, f"{self.weights}{self.videos.core.dtype} {precision}")
+
+    def reading(self, inputs: dict):
+        """A context in which the model is called with `inputs` of such a collator."""
+        return nullcontext() if self.videos is None else self.videos.reading(inputs)
+
+    def replace(self, module: nn.Module, name: str, method: Callable) -> None:
         setattr(module, name, method)
         self._replaced.append((module, name))
 
@@ -149,8 +175,8 @@ class FeatureCache:
 
             return asked.join(self.rows(weights, asked.keys(), compute), model)
 
-        self._replace(model, "_read_prefix", remember)
-        self._replace(model, "read_captions", read)
+        self.replace(model, "_read_prefix", remember)
+        self.replace(model, "read_captions", read)
 
     # ---- files ---------------------------------------------------------------------------
 
@@ -163,6 +189,8 @@ class FeatureCache:
             compute: indices of what is missing -> its features, a tensor or list with an entry for each.
         """
         files = [self._file(weights, one) for one in inputs]
+        if self.trail is not None:
+            self.trail += [str(file.relative_to(self.folder)) for file in files]
         device = (inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]).device
         found = [self._read(file, device) for file in files]
         missing = [i for i, features in enumerate(found) if features is None]
@@ -185,11 +213,9 @@ class FeatureCache:
 
     def _read(self, file: Path, device) -> torch.Tensor | None:
         try:
-            features = load(file.read_bytes())["features"].to(device)
-            os.utime(file)
+            return read_features(file).to(device)
         except FileNotFoundError:
             return None
-        return features
 
     def _write(self, file: Path, features: torch.Tensor) -> None:
         content = save({"features": features.detach().contiguous().cpu()})

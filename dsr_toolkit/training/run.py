@@ -138,11 +138,12 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
         model.freeze(stage.freeze)
     if stage.lora is not None:
         model = add_adapter(model, **stage.lora)
-    if stage.feature_cache is not None:
-        towers = FeatureCache(stage.feature_cache).attach(model)
+    cache = None if stage.feature_cache is None else FeatureCache(stage.feature_cache)
+    if cache is not None:
+        towers = cache.attach(model)
         say(f"Features of {', '.join(towers)} are kept in {stage.feature_cache}.")
     if stage.reward is None:
-        trainer = make_trainer(stage, model, processor, arguments, folder)
+        trainer = make_trainer(stage, model, processor, arguments, folder, cache)
     else:
         trainer = reward_trainer(stage, model, processor, make_rows(stage.data), arguments, folder)
     checkpoint = last_whole_checkpoint(arguments.output_dir) if resume else None
@@ -188,7 +189,9 @@ def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
     return arguments
 
 
-def make_trainer(stage: Stage, model, processor, arguments: TrainingArguments, folder: Path) -> SpatialTrainer:
+def make_trainer(
+    stage: Stage, model, processor, arguments: TrainingArguments, folder: Path, cache: FeatureCache | None = None
+) -> SpatialTrainer:
     rows = make_rows(stage.data)
     streamed = bool(stage.data.get("stream"))
     if (rows.endless or streamed) and arguments.max_steps <= 0:
@@ -213,6 +216,7 @@ def make_trainer(stage: Stage, model, processor, arguments: TrainingArguments, f
         show=find(stage.show) if stage.show else None,
         shown=stage.shown,
         on_shown=journal.keep_samples,
+        feature_cache=cache,
     )
     trainer.remove_callback(PrinterCallback)  # the journal tells the same, in fewer words
     return trainer

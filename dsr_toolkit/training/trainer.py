@@ -3,6 +3,7 @@ predictions."""
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch.utils.data import SequentialSampler
@@ -41,25 +42,37 @@ class SpatialTrainer(Trainer):
     """
     Args:
         learning_rates: {regular expression: rate} by parameter name; see [`Stage`].
+        feature_cache: a [`FeatureCache`] that is attached to the model; training rows then come from its collator.
         measure, show: functions; see [`Stage`]. shown: rows that `show` gets.
         on_shown: called with (step, what `show` returned).
 
     The other arguments are those of Trainer. Training logs also hold the mean of each term of `outputs.losses`.
     """
 
-    def __init__(self, *args, learning_rates=None, measure=None, show=None, shown=4, on_shown=None, **kwargs):
+    def __init__(
+        self, *args, learning_rates=None, measure=None, show=None, shown=4, on_shown=None, feature_cache=None, **kwargs
+    ):
         self.processor = kwargs.pop("processing_class", None)
         # Trainer takes every processor to have a tokenizer; one that reads images alone has none.
         silent = isinstance(self.processor, ProcessorMixin) and getattr(self.processor, "tokenizer", None) is None
         super().__init__(*args, processing_class=None if silent else self.processor, **kwargs)
         if isinstance(self.train_dataset, Rows):
             self.add_callback(Epochs(self.train_dataset))
-        self.learning_rates = learning_rates or {}
+        self.learning_rates, self.feature_cache = learning_rates or {}, feature_cache
         self.measure, self.show, self.shown, self.on_shown = measure, show, shown, on_shown
         self._terms: dict[str, list[torch.Tensor]] = {}
         self._measures, self._eval_steps = Measures(), 0
 
     # ---- training ------------------------------------------------------------------------
+
+    def get_train_dataloader(self):
+        plain = self.data_collator
+        if self.feature_cache is not None:
+            self.data_collator = self.feature_cache.collator(plain, f"bf16 {self.args.bf16} fp16 {self.args.fp16}")
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -77,7 +90,8 @@ class SpatialTrainer(Trainer):
         return super().create_optimizer(model)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        with nullcontext() if self.feature_cache is None else self.feature_cache.reading(inputs):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training and not loss.isfinite().all():
             raise ValueError(
                 f"The loss is {loss.item():g} at step {self.state.global_step + 1}: the training has diverged. Lower "
