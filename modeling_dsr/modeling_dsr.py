@@ -27,6 +27,7 @@ from .dsr_token_layout import (
     select_question_tokens,
     spatial_position_ids,
 )
+from .dsr_vision_layout import VisionLayout, use_segments, vision_layout
 from .float_modules import for_quantizers
 from .freezing import FreezePresets
 from .generation_settings import CACHE, is_started, prompt_length
@@ -67,6 +68,7 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
 
     def __init__(self, config: DSRConfig):
         super().__init__(config)
+        use_segments(self.visual)
         self.geometry_encoder = GeometryEncoder._from_config(config.geometry_config)
         self.geometry_selection = GeometrySelectionModule(config)
         self.post_init()
@@ -87,9 +89,10 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
             pixel_values_videos: `[P, 1176]` flattened patches as the processor writes them (CLIP-normalised).
             video_grid_thw: `[n, 3]` patches (time, rows, columns) of each video.
         """
-        self._check_patches(pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw")
-        features = super().get_video_features(pixel_values_videos, video_grid_thw, **{**kwargs, "return_dict": True})
-        return self._with_geometry(features, pixel_values_videos, video_grid_thw)
+        layout = self._layout(pixel_values_videos, video_grid_thw, "pixel_values_videos", "video_grid_thw")
+        features = self._see(pixel_values_videos, video_grid_thw, layout, **kwargs)
+        states = self._encode_geometry(pixel_values_videos, layout.grids)
+        return DSRVisionFeatures(**features, geometry_features=states, grid_thw=video_grid_thw)
 
     def get_image_features(
         self,
@@ -99,16 +102,23 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
     ) -> DSRVisionFeatures:
         """Vision tokens of images, and their spatial states when `config.geometry_for_images`. See
         `get_video_features`."""
-        self._check_patches(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
-        features = super().get_image_features(pixel_values, image_grid_thw, **{**kwargs, "return_dict": True})
-        if self.config.geometry_for_images:
-            return self._with_geometry(features, pixel_values, image_grid_thw)
-        return DSRVisionFeatures(**features, grid_thw=image_grid_thw)
+        layout = self._layout(pixel_values, image_grid_thw, "pixel_values", "image_grid_thw")
+        features = self._see(pixel_values, image_grid_thw, layout, **kwargs)
+        states = self._encode_geometry(pixel_values, layout.grids) if self.config.geometry_for_images else None
+        return DSRVisionFeatures(**features, geometry_features=states, grid_thw=image_grid_thw)
 
-    def _with_geometry(self, features, patches, grid_thw) -> DSRVisionFeatures:
-        return DSRVisionFeatures(
-            **features, geometry_features=self.encode_geometry(patches, grid_thw), grid_thw=grid_thw
-        )
+    @torch.compiler.disable
+    def _layout(self, patches, grid_thw, name: str, grid_name: str) -> VisionLayout:
+        """What depends on the values of grids, as numbers: a compiled graph is left here, and nowhere behind it."""
+        self._check_patches(patches, grid_thw, name, grid_name)
+        return vision_layout(grid_thw, self.config.vision_config, patches.device)
+
+    def _see(self, patches, grid_thw, layout: VisionLayout, **kwargs):
+        """Outputs of the vision tower, whose tokens are split by medium."""
+        kwargs = {**kwargs, **layout.given, "return_dict": True}
+        outputs = self.visual(patches.to(self.visual.dtype), grid_thw=grid_thw, **kwargs)
+        outputs.pooler_output = torch.split(outputs.pooler_output, layout.tokens)
+        return outputs
 
     def encode_geometry(self, patches: torch.FloatTensor, grid_thw: torch.LongTensor) -> tuple[torch.FloatTensor, ...]:
         """
@@ -123,10 +133,12 @@ class DSRModel(DSRParts, Qwen2_5_VLModel):
         Returns:
             `n` tensors `[t·h·w/4, D]`.
         """
+        return self._encode_geometry(patches, [tuple(grid) for grid in grid_thw.tolist()])
+
+    def _encode_geometry(self, patches, grids) -> tuple[torch.FloatTensor, ...]:
         vision = self.config.vision_config
         merge, patch = vision.spatial_merge_size, vision.patch_size
         patches = patches.to(self.visual.dtype)
-        grids = grid_thw.tolist()
         pieces = patches.split([t * h * w for t, h, w in grids])
         by_resolution: dict[tuple[int, int], list[int]] = {}
         for index, (_, h, w) in enumerate(grids):

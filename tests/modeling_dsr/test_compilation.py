@@ -30,6 +30,14 @@ def test_decoding_of_cadrille_is_one_graph():
     assert graph_breaks(model, **decoding_step(model, cadrille_inputs("pv"), cache_implementation="static")) == []
 
 
+def test_the_towers_of_dsr_leave_the_graph_once():
+    """Grids of media are read, and nothing behind that depends on values: three videos of three sizes."""
+    model = test_dsr_behaviour.build()
+    prompts = test_dsr_behaviour.collate([test_dsr_behaviour.conversation(index, answer=0) for index in (0, 1)])
+    breaks = graph_breaks(model.get_video_features, prompts["pixel_values_videos"], prompts["video_grid_thw"])
+    assert len(breaks) == 1 and "_layout" in breaks[0], breaks
+
+
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
 def test_decoding_of_dsr_is_one_graph(cache):
     model = test_dsr_behaviour.build()
