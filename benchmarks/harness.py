@@ -279,7 +279,8 @@ def format_rows(rows: list[dict]) -> str:
         missed = "**missed**" if is_held(line) is False else ""
         show = _show_bytes if line["metric"].startswith("memory") else _show_seconds
         show = "{:.3f}".format if line["metric"] == "exponent" else show
-        show = "{:.2%}".format if line["metric"].startswith("scale drift") else show
+        show = "{:.2%}".format if line["metric"].startswith(("scale drift", "error", "agreement")) else show
+        show = "{:.0f}".format if line["metric"] == "graphs" else show
         ends = line["interval"]
         interval = f"{ends[0]:.2f} … {ends[1]:.2f} ({line['rounds']} rounds)" if ends else ""
         values = (show(line["baseline"]), show(line["ours"]), f"{line['ratio']:.2f}", interval, target, missed)
