@@ -87,7 +87,8 @@ def written(model, processor, inputs: dict) -> list[tuple[str, str]]:
 
 
 def is_sharded(model) -> bool:
-    """Whether processes hold parts of the parameters: each would then have to generate as long as the others."""
+    """Whether processes hold parts of the parameters: each must then compute whenever, and generate as long as, the
+    others do."""
     return any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters())
 
 
@@ -122,8 +123,6 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
 
 def show(model, processor, rows, inputs) -> list[dict]:
     """Questions with what the model says, and the true answer."""
-    if is_sharded(model):
-        return []
     pairs = written(model, processor, inputs)
     tokenizer = processor.tokenizer
     given, _ = prompts(inputs, tokenizer.pad_token_id or 0)

@@ -11,7 +11,7 @@ from ..tiny.tokenizer import build_tokenizer
 from ..worlds.surround import SurroundSample, SurroundWorld, street
 from ..worlds.surround_questions import describe
 from ..worlds.surround_scene import COLOURS, KINDS
-from .answers import is_sharded, likely_answers
+from .answers import likely_answers
 from .rows import Mapped
 
 HEIGHT, WIDTH = 64, 112
@@ -102,8 +102,6 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
 
 def show(model, processor, rows, inputs) -> list[dict]:
     """Questions with the model's answer and the true one, and the street from above with the lines that it found."""
-    if is_sharded(model):
-        return []
     shown: list[dict] = []
     for row in rows:
         scene = ([row[name]] if name in row else None for name in ("images", "cam_intrinsics", "cam_extrinsics"))

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import ProcessorMixin, Trainer, TrainerCallback
 
+from .answers import is_sharded
 from .measures import Measures
 from .rows import Rows
 
@@ -145,6 +146,8 @@ class SpatialTrainer(Trainer):
         if not kept:
             return
         bare = self.accelerator.unwrap_model(model)
+        if len(kept) < len(rows) and is_sharded(bare):
+            return  # what is left of the batch would have to be computed by one process alone
         if len(kept) < len(rows):
             # By the bare model: the other processes take no part, and DistributedDataParallel would wait for them.
             rows, inputs = kept, self._prepare_inputs(self.data_collator(kept))
@@ -156,7 +159,9 @@ class SpatialTrainer(Trainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         found = self._measures.result(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
-        if self.show is not None and self.on_shown is not None and self.is_world_process_zero():
+        # One process alone shows, which it cannot where the others hold parts of the model.
+        shows = self.show is not None and self.on_shown is not None and self.is_world_process_zero()
+        if shows and not is_sharded(self.model):
             self.on_shown(self.state.global_step, self._shown())
         return output
 

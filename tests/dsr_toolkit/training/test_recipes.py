@@ -184,6 +184,19 @@ def test_rows_have_fresh_noise_each_epoch_and_the_same_when_repeated():
     assert not set(seeds) & {rows[i]["seed"] for i in range(3)}
 
 
+def test_a_model_whose_parts_others_hold_is_not_shown_by_one_process(tmp_path):
+    """Under FSDP2 and ZeRO-3 the first process would wait for the others for ever."""
+    from dsr_toolkit.training import make_trainer, training_arguments
+    from tests.dsr_toolkit.training.toys import build
+
+    (stage,), shown = recipe().stages, []
+    trainer = make_trainer(stage, *build(), training_arguments(stage, tmp_path / "checkpoints"), tmp_path)
+    trainer.on_shown = lambda step, samples: shown.append(len(samples))
+    assert "eval_right" in trainer.evaluate() and shown == [4]
+    next(trainer.model.parameters()).ds_id = 0  # as DeepSpeed marks them
+    assert "eval_right" in trainer.evaluate() and shown == [4]
+
+
 def test_workers_that_outlive_an_epoch_draw_the_noise_of_the_next():
     rows = make_rows({"rows": f"{TOYS}:rows", "seed": 1, "count": 3})
     loader = torch.utils.data.DataLoader(rows, batch_size=3, num_workers=1, persistent_workers=True, collate_fn=list)
