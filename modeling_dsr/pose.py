@@ -133,7 +133,9 @@ def unproject_depth(
 
 def rotation_error(rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Largest entry of |RRᵀ - I|, and det R, of `[..., 3, 3]`: 0 and 1 of a rotation."""
-    error = (rotation @ rotation.mT - torch.eye(3, device=rotation.device, dtype=rotation.dtype)).abs().amax((-1, -2))
+    # Not as a matrix product, which autocast would round to bfloat16.
+    product = (rotation.unsqueeze(-2) * rotation.unsqueeze(-3)).sum(-1)
+    error = (product - torch.eye(3, device=rotation.device, dtype=rotation.dtype)).abs().amax((-1, -2))
     # The determinant as a triple product: `torch.det` reads pivots back from the device.
     return error, (rotation[..., 0, :] * torch.linalg.cross(rotation[..., 1, :], rotation[..., 2, :])).sum(-1)
 
