@@ -77,10 +77,7 @@ class Output:
     def check(self) -> None:
         """Refuse what is in the way."""
         folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"-o {folder} is a file; choose a folder.")
-        if folder.is_symlink() and not folder.exists():
-            raise ValueError(f"-o {folder} is a link that leads nowhere; choose a folder.")
+        check_folder(folder)
         for path in self.inputs:
             if path.is_dir() and folder.exists() and os.path.samefile(path, folder):
                 raise ValueError(
@@ -264,6 +261,17 @@ class Output:
             self.folder.rmdir()
         except OSError:
             pass  # it holds something, or is not ours to remove
+
+
+def check_folder(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: nothing can be written into what has this name.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"-o {folder} is a file; choose a folder.")
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"-o {folder} is a link that leads nowhere; choose a folder.")
 
 
 def readable_json(content: dict) -> str:

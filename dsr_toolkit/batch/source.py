@@ -7,6 +7,8 @@ from pathlib import Path
 
 from .columns import ItemError, column_of, inputs_of
 
+REPORT = "batch.json"  # of a run, in its output
+
 
 class Source:
     """

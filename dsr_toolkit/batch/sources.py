@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..outputs import is_report
 from .columns import BY_SUFFIX, CALIBRATION, CAMERA_FILE, COLUMNS, IMAGES
-from .source import Source, writable
+from .source import REPORT, Source, writable
 from .tables import Table
 
 MANIFESTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -93,8 +94,18 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(found, key=lambda path: [natural_key(part) for part in path.parts])
 
 
+def _named(pattern: str) -> Path:
+    """The folder that a pattern names before anything in it stands for something else."""
+    parts = Path(pattern).parts
+    magic = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:magic]).resolve()
+
+
 class Media(Source):
-    """Files and folders: each file that the task reads, each folder of images that make one scene."""
+    """
+    Files and folders: each file that the task reads, each folder of images that make one scene. What a run of
+    `dsr batch` left in a folder below the named one is no input of the next.
+    """
 
     def items(self) -> Iterator[dict]:
         path = Path(self.name)
@@ -106,6 +117,8 @@ class Media(Source):
             found = _in_order(Path(name).resolve() for name in glob.glob(self.name, recursive=True))
             if not found:
                 raise ValueError(f"nothing matches {self.name!r}.")
+            named = _named(self.name)
+            found = [one for one in found if not any(named in up.parents and self._is_run(up) for up in one.parents)]
             root = Path(os.path.commonpath([str(one.parent) for one in found]))
         for one in found:
             for inside, inputs in self._inside(one):
@@ -121,6 +134,8 @@ class Media(Source):
             else:
                 yield path, {column: [str(path)] if COLUMNS[self.task][column] == "files" else str(path)}
             return
+        if path != Path(self.name).resolve() and self._is_run(path):
+            return
         files = _in_order(path.iterdir())
         images = [one for one in files if one.is_file() and one.suffix.lower() in IMAGES]
         if self.task == "scene" and any(one.name.startswith(CAMERA_FILE) for one in images):
@@ -131,6 +146,14 @@ class Media(Source):
         for one in files:
             if one.is_dir() or not (self.task == "reconstruct" and one in images):
                 yield from self._inside(one)
+
+    def _is_run(self, folder: Path) -> bool:
+        """Whether a folder is the output of a run, which is left out then."""
+        if not is_report(folder / REPORT):
+            return False
+        if folder.name not in self.left_out:
+            self.left_out.append(folder.name)
+        return True
 
     @staticmethod
     def _scene(folder: Path, images: list[Path]) -> dict:

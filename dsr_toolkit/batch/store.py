@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator
@@ -24,13 +25,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..outputs import sha256_of
+from ..console import say
+from ..outputs import FILES, check_folder, listed_files, readable_json, sha256_of
 from .rows import schema_of
+from .source import REPORT
 
-REPORT, RESULTS, PARTS, PLAN, ROWS, ITEMS = (
-    "batch.json", "results.parquet", "parts", "plan.jsonl", "rows.parquet", "items"
-)  # fmt: skip
-FINISHED = ".parts.finished"  # `parts` on its way out
+RESULTS, PARTS, PLAN, ROWS, ITEMS = "results.parquet", "parts", "plan.jsonl", "rows.parquet", "items"
+EARLIER = "earlier_results"  # sha256 of the table that a new one is about to replace
+CHUNK = re.compile(r"\.?[0-9]{8}")  # a folder in `parts`; with a dot it is being written
 
 
 @dataclass
@@ -74,24 +76,27 @@ class Store:
 
     def __init__(self, folder: str | Path, settings: dict, chunk_size: int, resume: bool):
         self.folder, self.parts, self.settings = Path(folder), Path(folder) / PARTS, settings
-        self.report: dict = {}
-        self._check(resume)
-        self.report = self.report or {**settings, "chunk_size": chunk_size, "finished": False}
+        self.resume, self._new = resume, {**settings, "chunk_size": chunk_size, "finished": False, FILES: {}}
+        self._open()
+
+    def _open(self) -> None:
+        """What an earlier run left, or a report of nothing yet."""
+        self.report = self._earlier() or dict(self._new)
         self.chunk_size = self.report["chunk_size"]
 
-    def _check(self, resume: bool) -> None:
-        folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"-o {folder} is a file; choose a folder.")
+    def _earlier(self) -> dict:
+        """The report of the run that goes on; empty where there is none. What is something else is refused."""
+        folder, found = self.folder, {}
+        check_folder(folder)
         report = folder / REPORT
         if report.is_file():
             try:
-                self.report = json.loads(report.read_text(encoding="utf-8"))
-                earlier = {name: self.report[name] for name in self.settings}
-                self.report["chunk_size"], self.report["finished"]
+                found = json.loads(report.read_text(encoding="utf-8"))
+                earlier = {name: found[name] for name in self.settings}
+                found["chunk_size"], found["finished"], found[FILES]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{report} is no report of `dsr batch`; choose another -o.") from error
-            if not resume:
+            if not self.resume:
                 raise ValueError(f"-o {folder} holds a run already; go on with --resume, or choose another folder.")
             for name, value in self.settings.items():
                 if earlier[name] != value:
@@ -104,27 +109,45 @@ class Store:
         result = folder / RESULTS
         if os.path.lexists(result) and not self._wrote(result):
             raise ValueError(f"{result} is not what the run wrote; move it, and call --resume again.")
+        return found
 
     def _wrote(self, result: Path) -> bool:
-        ours = result.is_file() and not result.is_symlink()
-        return ours and self.report.get("results_sha256") == sha256_of(result)
+        """Whether it is the table that the report lists, or the one before that."""
+        report = self.folder / REPORT
+        if result.is_symlink() or not result.is_file() or not report.is_file():
+            return False
+        known = (listed_files(report).get(RESULTS), json.loads(report.read_text(encoding="utf-8")).get(EARLIER))
+        return sha256_of(result) in known
 
     def __enter__(self) -> Store:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
+        self._lock = self._locked()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._open()  # again: another process may have begun or ended a run before we had the lock
+        except BaseException:
             os.close(self._lock)
-            raise ValueError(f"-o {self.folder}: another process is at work on it.") from error
+            raise
         return self
+
+    def _locked(self) -> int:
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The process that had the lock before us may have removed the folder that we opened.
+                if self.folder.exists() and os.path.samestat(os.fstat(lock), os.stat(self.folder)):
+                    return lock
+            except BlockingIOError as error:
+                os.close(lock)
+                raise ValueError(f"-o {self.folder}: another process is at work on it.") from error
+            os.close(lock)
 
     def __exit__(self, *exception) -> None:
         os.close(self._lock)
 
     def save(self, **news) -> None:
         self.report |= news
-        write_file(self.folder / REPORT, json.dumps(self.report, indent=2).encode() + b"\n")
+        write_file(self.folder / REPORT, readable_json(self.report).encode())
 
     @property
     def is_finished(self) -> bool:
@@ -196,7 +219,7 @@ class Store:
 
     def discard(self) -> None:
         """Leave nothing of a run that answered nothing."""
-        shutil.rmtree(self.parts, ignore_errors=True)
+        self._remove_parts()
         (self.folder / REPORT).unlink(missing_ok=True)
         try:
             self.folder.rmdir()
@@ -251,7 +274,8 @@ class Store:
                     writer.write_table(table)
                     rows, errors = rows + len(table), errors + len(table) - table["error_code"].null_count
         # Said before it is done: whatever stops us in between, the next run knows the file for ours.
-        self.save(done=rows, errors=errors, results_sha256=sha256_of(beside))
+        earlier = self.report[FILES].get(RESULTS)
+        self.save(done=rows, errors=errors, **{FILES: {RESULTS: sha256_of(beside)}, EARLIER: earlier})
         os.replace(beside, self.folder / RESULTS)
         return rows, errors
 
@@ -261,9 +285,30 @@ class Store:
         self.clean()
 
     def clean(self) -> None:
+        """Remove `parts`, if need be once more."""
+        self._remove_parts()
         if self.parts.is_dir():
-            os.rename(self.parts, self.folder / FINISHED)
-        shutil.rmtree(self.folder / FINISHED, ignore_errors=True)
+            say(f"{self.parts} holds files that this run did not write: they stay.")
+
+    def _remove_parts(self) -> None:
+        """What the run wrote there, and nothing else."""
+        if self.parts.is_symlink() or not self.parts.is_dir():
+            return
+        for path in sorted(self.parts.iterdir()):
+            if path.name in (PLAN, f".{PLAN}"):
+                path.unlink()
+            elif CHUNK.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                if path.name.startswith("."):
+                    shutil.rmtree(path)
+                    continue
+                (path / ROWS).unlink(missing_ok=True)
+                _remove_empty(path)
+        _remove_empty(self.parts)
+
+
+def _remove_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _number(name: str) -> int:

@@ -143,6 +143,26 @@ def test_a_glob_gives_what_it_matches(media):
         items("ask", media / "*.webm")
 
 
+def test_what_an_earlier_run_left_is_read_only_where_it_is_named(media, monkeypatch):
+    run = media / "dsr-batch"
+    (run / "items" / "b").mkdir(parents=True)
+    (run / "items" / "b" / "mask.png").write_bytes(b"a mask")
+    (media / "results").mkdir()  # of somebody else
+    (media / "results" / "batch.json").write_text("{}")
+    (media / "results" / "d.png").write_bytes(b"a picture")
+    assert [item["id"] for item in items("segment", media)][:2] == ["b.png", "dsr-batch/items/b/mask.png"]
+    (run / "batch.json").write_text(json.dumps({"task": "segment", "files": {}}))
+    monkeypatch.chdir(media)
+    theirs = ["b.png", "results/d.png", "room/1.jpg", "room/2.jpg"]
+    for name in (media, ".", media / "**" / "*.[pj][np]g", "**/*.[pj][np]g"):
+        source = open_source("segment", str(name))
+        assert [item["id"] for item in source.items()] == theirs
+        assert "dsr-batch" in source.left_out
+    for name in (run, "dsr-batch", "dsr-batch/items", "dsr-batch/items/*/*.png", run / "items" / "*" / "mask.png"):
+        (item,) = items("segment", name)
+        assert item["inputs"]["image"] == str(run / "items" / "b" / "mask.png")
+
+
 def test_a_name_that_means_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no file or folder"):
         open_source("ask", str(tmp_path / "nowhere.jsonl"))

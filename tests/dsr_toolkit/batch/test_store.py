@@ -187,6 +187,75 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path):
             Store(tmp_path / "out", SETTINGS, 3, True).__enter__()
 
 
+def test_a_run_that_another_process_began_meanwhile_is_not_begun_anew(tmp_path):
+    late = Store(tmp_path / "out", SETTINGS, 3, False)
+    run(tmp_path / "out", resume=False)
+    report = (tmp_path / "out" / "batch.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already"):
+        late.__enter__()
+    assert (tmp_path / "out" / "batch.json").read_bytes() == report
+    late = Store(tmp_path / "other", SETTINGS, 3, True)
+    run(tmp_path / "other")
+    with late:
+        assert late.is_finished
+
+
+def test_a_folder_that_goes_away_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    flock, calls = module.fcntl.flock, []
+
+    def first_removed(lock, how):
+        if not calls:
+            (tmp_path / "out").rmdir()
+        calls.append(lock)
+        flock(lock, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", first_removed)
+    run(tmp_path / "out", resume=False)
+    assert len(calls) == 2
+    check(tmp_path / "out")
+
+
+def test_files_of_others_in_parts_stay(tmp_path, capsys):
+    with Store(tmp_path / "out", SETTINGS, 3, False) as store:
+        store.save()
+        store.plan(plan(5))
+        store.commit(finished(next(store.left())))
+    theirs = [tmp_path / "out" / "parts" / name for name in ("mine.txt", "00000000/mine.txt", "mine/00000001")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert run(tmp_path / "out") == [1] and run(tmp_path / "out") == []
+    assert all(path.read_text() == "mine" for path in theirs) and "they stay" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out" / "parts").rglob("*") if path.is_file()].count("mine.txt") == 2
+    assert not (tmp_path / "out" / "parts" / "plan.jsonl").exists()
+    for path in theirs:
+        path.unlink()
+        path.parent.rmdir() if path.parent.name != "parts" else None
+    assert run(tmp_path / "out") == []
+    check(tmp_path / "out")
+
+
+def test_a_run_that_ends_as_it_replaces_its_table_goes_on(tmp_path, monkeypatch):
+    with Store(tmp_path / "out", SETTINGS, 3, False) as store:
+        store.save()
+        store.plan(plan(5))
+        store.commit(finished(next(store.left())))
+        store.compact()
+        store.commit(finished(next(store.left())))
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            replace = os.replace
+
+            def killed(old, new):
+                if str(new).endswith("results.parquet"):
+                    raise Killed
+                replace(old, new)
+
+            patch.setattr(os, "replace", killed)
+            store.compact()
+    assert run(tmp_path / "out") == []
+    check(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("items", "says"), [([], "no item"), ([{"id": "a"}, {"id": "b"}, {"id": "a"}], "two items have the id 'a'")]
 )
