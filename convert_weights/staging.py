@@ -7,7 +7,8 @@ output goes on from them; after an error both are removed.
 
 What is there already is not touched. With the user's leave an earlier output is replaced, if it holds nothing but
 files that its own report lists and that are still what the report says: it is put aside, `.NAME.replaced`, just before
-the new folder takes its name, and removed just after.
+the new folder takes its name, and removed just after, by the list of its files that the journal holds. What bears one
+of these names and is not what the journal tells of is somebody else's: it is refused, and stays.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from .writer import sha256_of
 
+JOURNAL = "unfinished conversion"  # what its first line says
 HASHED = 16 * 2**20  # bytes of an earlier output's file up to which its content is compared, and not its size alone
 Listing = Callable[[Path], dict[str, dict]]
 
@@ -32,11 +35,12 @@ class Staging:
 
     Args:
         output: the folder to make. It must not exist, or be empty, or be replaceable.
-        fingerprint: of everything that determines the content; what an earlier run with another one left is removed.
+        fingerprint: of everything that determines the content; what an interrupted run with another one left is
+            removed, with a warning.
         replaceable: see [`check_output`].
 
     Raises:
-        FileExistsError: `output` has content that is not to be replaced.
+        FileExistsError: `output` has content that is not to be replaced, or something else bears a name of the work.
         BlockingIOError: another process is making it.
     """
 
@@ -51,7 +55,7 @@ class Staging:
         self.facts: dict[str, str] = {}
         self._append_lock = threading.Lock()
         self._new_parents: list[Path] = []
-        self._committed = False
+        self._ours = self._tells = self._begun = self._committed = False
 
     def __enter__(self) -> Staging:
         self._check()
@@ -59,9 +63,10 @@ class Staging:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
-            self._settle_aside()
+            lines = self._read_journal()
+            self._settle_aside(next((line["replaced"] for line in reversed(lines) if "replaced" in line), {}))
             self._check()  # again: another process may have finished it before we had the lock
-            self._continue_or_start()
+            self._continue_or_start(lines)
         except BaseException:
             self._remove()
             raise
@@ -71,13 +76,16 @@ class Staging:
         if not self.aside.exists():  # else the output is on its way out or back
             check_output(self.output, self.replaceable)
 
-    def _settle_aside(self) -> None:
+    def _settle_aside(self, put_aside: dict[str, list[int]]) -> None:
         """End what a run that was killed between two steps began: the earlier output comes back, or goes for good."""
-        if self.aside.is_dir():
-            if self.output.exists():
-                shutil.rmtree(self.aside)
-            else:
-                os.rename(self.aside, self.output)
+        if not os.path.lexists(self.aside):
+            return
+        if _is_no_folder(self.aside) or not _is_as_listed(self.aside, put_aside):
+            raise _in_the_way(self.aside)
+        if self.output.exists():
+            shutil.rmtree(self.aside)
+        else:
+            os.rename(self.aside, self.output)
 
     def _lock(self) -> None:
         while True:
@@ -97,28 +105,52 @@ class Staging:
                 pass
             self._file.close()
 
-    def _continue_or_start(self) -> None:
+    def _read_journal(self) -> list[dict]:
+        """Its lines; what was cut off by an interruption is cut off."""
         self._file.seek(0)
+        content, start = self._file.read(), json.dumps({"journal": JOURNAL}).encode()[:-1]
+        if content[: len(start)] != start[: len(content)]:
+            raise _in_the_way(self.journal)
         lines, good = [], 0
-        for line in self._file.read().splitlines(keepends=True):
-            if not line.endswith(b"\n"):  # cut off by the interruption
+        for line in content.splitlines(keepends=True):
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
                 break
-            lines.append(json.loads(line))
+            if not line.endswith(b"\n") or not isinstance(lines[-1], dict):
+                lines.pop()
+                break
             good += len(line)
-        head = {"journal": "unfinished conversion", "fingerprint": self.fingerprint}
-        if lines[:1] == [head] and self.folder.is_dir():
-            self._file.truncate(good)
+        self._file.truncate(good)
+        self._ours, self._tells = True, bool(lines)
+        return lines
+
+    def _continue_or_start(self, lines: list[dict]) -> None:
+        head = {"journal": JOURNAL, "fingerprint": self.fingerprint}
+        there = os.path.lexists(self.folder)
+        if there and (_is_no_folder(self.folder) or (not lines and any(self.folder.iterdir()))):
+            raise _in_the_way(self.folder)
+        self._begun = True
+        if lines[:1] == [head] and there:
             for line in lines[1:]:
                 if "fact" in line:
                     self.facts[line["fact"]] = line["value"]
-                elif (path := self.folder / line["file"]).is_file() and path.stat().st_size == line["bytes"]:
+                elif "file" in line and self._is_finished(line):
                     self.finished[line["file"]] = line
             self._remove_unfinished()
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
-            self._file.truncate(0)
-            self._append(head)
+            return
+        if there and lines:
+            warnings.warn(
+                f"{self.folder} is of an interrupted run with other settings or sources: it begins anew.", stacklevel=4
+            )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self._file.truncate(0)
+        self._append(head)
+
+    def _is_finished(self, line: dict) -> bool:
+        path = self.folder / line["file"]
+        return path.is_file() and path.stat().st_size == line["bytes"]
 
     def _remove_unfinished(self) -> None:
         """Files of the interrupted run that are half written, or tell of a state that is past, such as a report."""
@@ -150,12 +182,16 @@ class Staging:
         for folder in [self.folder, *(path for path in self.folder.rglob("*") if path.is_dir())]:
             sync(folder)
         self._check()  # nothing that was put there meanwhile shall be lost
+        put_aside = {}
         if self.output.is_dir() and any(self.output.iterdir()):
+            put_aside = _listing(self.output)
+            self._append({"replaced": put_aside})
             os.rename(self.output, self.aside)
         os.rename(self.folder, self.output)
         sync(self.output.parent)
         self._committed = True
-        shutil.rmtree(self.aside, ignore_errors=True)
+        if put_aside and _is_as_listed(self.aside, put_aside):
+            shutil.rmtree(self.aside, ignore_errors=True)
 
     def __exit__(self, kind, error, trace) -> None:
         interrupted = kind is not None and not issubclass(kind, Exception)
@@ -165,9 +201,11 @@ class Staging:
             self._file.close()
 
     def _remove(self) -> None:
-        if not self._committed:
+        if self._begun and not self._committed:
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.journal.unlink(missing_ok=True)
+        needed = self._tells and any(os.path.lexists(path) for path in (self.folder, self.aside))
+        if self._begun or (self._ours and not needed):
+            self.journal.unlink(missing_ok=True)
         self._file.close()
         if not self._committed:
             for parent in self._new_parents:
@@ -175,6 +213,27 @@ class Staging:
                     parent.rmdir()
                 except OSError:
                     break
+
+
+def _listing(folder: Path) -> dict[str, list[int]]:
+    """Size and time of last change (ns) of every file in a folder, by name."""
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    states = {path.relative_to(folder).as_posix(): path.lstat() for path in files}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
+
+
+def _is_as_listed(folder: Path, listed: dict[str, list[int]]) -> bool:
+    """Whether a folder holds nothing but what was listed; some of it may be gone. Without a list it is strange."""
+    return bool(listed) and all(listed.get(name) == state for name, state in _listing(folder).items())
+
+
+def _is_no_folder(path: Path) -> bool:
+    return path.is_symlink() or not path.is_dir()
+
+
+def _in_the_way(path: Path) -> FileExistsError:
+    problem = "bears a name of unfinished work, and no journal knows all of it: move it, or choose another output"
+    return FileExistsError(errno.EEXIST, problem, str(path))
 
 
 def resolve_output(output: Path) -> Path:

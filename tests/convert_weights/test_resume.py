@@ -85,7 +85,8 @@ def test_other_options_start_afresh(interrupted, run, output, partial):
     with pytest.raises(KeyboardInterrupt):
         interrupted(keyboard)
     before = identity(partial / finished_shards(output)[0])
-    run(max_shard_size=600, dtype="bfloat16")
+    with pytest.warns(UserWarning, match="other settings"):
+        run(max_shard_size=600, dtype="bfloat16")
     first = sorted(output.glob("*.safetensors"))[0]
     assert identity(first) != before
     assert verify(output, progress=False) == []

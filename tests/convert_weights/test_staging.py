@@ -158,18 +158,77 @@ def test_a_failure_leaves_the_earlier_output(run, output, monkeypatch):
     assert everything(output) == before
 
 
+KILLED = """
+import os, shutil, sys
+from convert_weights import ARCHITECTURES, convert
+ARCHITECTURES["toy"] = "tests.convert_weights.toy"
+source, output, function, ending = sys.argv[1:]
+module = os if function == "rename" else shutil
+call = getattr(module, function)
+setattr(module, function, lambda path, *a, **k: os._exit(9) if str(path).endswith(ending) else call(path, *a, **k))
+convert("toy", {"toy": source}, output, overwrite=True, max_shard_size=600, progress=False)
+"""
+
+
+def killed(moment: str, source: Path, output: Path) -> None:
+    """Replace the output, and end between its two renames (`before` it has its new name), or just after them."""
+    where = {"before": ("rename", ".partial"), "after": ("rmtree", ".replaced")}[moment]
+    command = [sys.executable, "-c", KILLED, str(source), str(output), *where]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run(command, env=environment).returncode == 9
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_an_end_between_the_two_renames_loses_nothing(moment, run, output):
+def test_an_end_between_the_two_renames_loses_nothing(moment, run, output, source):
     """The earlier output comes back if the new one had not its name yet, and goes if it had."""
     run()
-    aside = output.with_name(f".{output.name}.replaced")
-    shutil.copytree(output, aside)
-    if moment == "before":
-        shutil.rmtree(output)
+    killed(moment, source, output)
+    assert output.with_name(f".{output.name}.replaced").is_dir() and output.exists() == (moment == "after")
     with pytest.raises(FileExistsError):  # without leave to replace, what is there is refused again
-        with Staging(output, "x"):
-            raise AssertionError("not reached")
-    assert not aside.exists() and verify(output, progress=False) == []
+        run()
+    assert verify(output, progress=False) == []
+    run(overwrite=True, max_shard_size=600)
+    assert verify(output, progress=False) == [] and [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_was_put_beside_an_earlier_output_meanwhile_stays(moment, run, output, source):
+    run()
+    killed(moment, source, output)
+    mine = output.with_name(f".{output.name}.replaced") / "mine.txt"
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match="replaced"):
+        run(overwrite=True)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    run(overwrite=True)
+    assert verify(output, progress=False) == [] and [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("ending", ["partial", "replaced", "journal"])
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_names_of_the_work_that_are_somebody_elses_stay(kind, ending, overwrite, run, output, tmp_path):
+    run() if overwrite else output.parent.mkdir()
+    place = output.with_name(f".{output.name}.{ending}")
+    theirs = place
+    if kind == "folder":
+        if ending == "journal":
+            pytest.skip("no file can be opened there: an error of its own")
+        place.mkdir()
+        theirs = place / "mine.txt"
+        theirs.write_text("mine")
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        (tmp_path / "mine").mkdir()
+        theirs = tmp_path / "mine" / "mine.txt"
+        theirs.write_text("mine")
+        place.symlink_to(theirs if ending == "journal" else theirs.parent)
+    before = everything(output.parent)
+    with pytest.raises(FileExistsError, match=ending):
+        run(overwrite=overwrite)
+    assert everything(output.parent) == before and theirs.read_text() == "mine" and os.path.lexists(place)
 
 
 def test_the_command_line_replaces_with_leave_alone(source, output, capsys):
