@@ -34,6 +34,7 @@ from .keys import Keys
 from .replica import Replica
 from .settings import Settings
 from .tickets import Ticket
+from .tracing import past_spans
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +175,8 @@ class RayQueue(Admission):
             elif kind == "ran":
                 for batch in facts[0]:
                     self.metrics.ran(*batch)
+            elif kind == "stages":
+                past_spans(ticket, *facts)
             elif kind == "answer":
                 answer, seconds = facts
                 ticket.seconds = seconds | ticket.seconds

@@ -9,11 +9,13 @@ What happens to a request comes as events, each a tuple that begins with its kin
     answer    answer, seconds by stage        the end
     error     code, message, where, seconds   the end; `where` of a fault of ours alone
     ran       [(task, requests, seconds)]     batches that have run meanwhile
+    stages    [(name, begin, end, attributes)]  for its trace, which the door keeps
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -64,7 +66,7 @@ class Replica:
             with suppress(RuntimeError):  # the actor ends
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        ticket = Ticket(name)
+        ticket = Ticket(name, stages=[])
         if streams:
             ticket.on_token = lambda row, token: tell("token", row, token)
         ticket.future.add_done_callback(lambda future: tell("end"))
@@ -76,6 +78,7 @@ class Replica:
                 yield event
             if ran := self.ran.take():
                 yield "ran", ran
+            yield "stages", ticket.stages
             yield _outcome(ticket)
         except handler_module().RequestError as error:  # there was no room
             yield "error", error.code, error.message, None, {}
@@ -108,11 +111,13 @@ class Ran(Metrics):
 
     def __init__(self, queue):
         super().__init__(queue)
-        self._batches: list[tuple[str, int, float]] = []
+        self._batches: deque[tuple[str, int, float]] = deque()  # written and read by several threads
 
     def ran(self, task: str, requests: int, seconds: float) -> None:
         self._batches.append((task, requests, seconds))
 
     def take(self) -> list[tuple[str, int, float]]:
-        taken, self._batches = self._batches, []
+        taken = []
+        while self._batches:
+            taken.append(self._batches.popleft())
         return taken

@@ -22,6 +22,7 @@ class Ticket:
         task, model, parameters: of the request, once it is known. facts: what its route remembers of it.
         cancelled: nobody wants the answer any more.
         seconds: spent in each stage so far, by its name.
+        stages: for the trace that another process keeps, see [`past_spans`]; None where this one does.
     """
 
     name: str = "-"
@@ -35,6 +36,7 @@ class Ticket:
     job: object = None
     ready: float = 0.0
     context: object = None  # of its trace
+    stages: list[tuple[str, int, int, dict]] | None = None
     cancelled: bool = False
     accepted: bool = False
     on_cancel: Callable[[Ticket], None] = lambda ticket: None

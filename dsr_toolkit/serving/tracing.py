@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager, nullcontext
 
 try:
@@ -32,11 +33,31 @@ def request_span(ticket, headers: dict[str, str]):
 
 
 def stage_span(ticket, stage: str, **attributes):
-    """A stage of a request, in whatever thread it runs."""
+    """A stage of a request, in whatever thread it runs; where its trace is another process's, noted for that one."""
+    named = {f"dsr.{name}": value for name, value in attributes.items()}
+    if getattr(ticket, "stages", None) is not None:
+        return _noted(ticket.stages, stage, named)
     context = getattr(ticket, "context", None)
     if trace is None or context is None:
         return nullcontext()
-    named = {f"dsr.{name}": value for name, value in attributes.items()}
     return trace.get_tracer(TRACER).start_as_current_span(
         stage, context=context, attributes=named, record_exception=False, set_status_on_exception=False
     )
+
+
+@contextmanager
+def _noted(stages: list, stage: str, attributes: dict):
+    start = time.time_ns()
+    try:
+        yield
+    finally:
+        stages.append((stage, start, time.time_ns(), attributes))
+
+
+def past_spans(ticket, stages: list[tuple[str, int, int, dict]]) -> None:
+    """Stages that another process noted (name, begin and end in ns of its clock, attributes), as spans of a request."""
+    if trace is None or ticket.context is None:
+        return
+    for stage, start, end, attributes in stages:
+        span = trace.get_tracer(TRACER).start_span(stage, ticket.context, attributes=attributes, start_time=start)
+        span.end(end)

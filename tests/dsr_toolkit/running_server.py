@@ -7,6 +7,8 @@ import time
 import urllib.error
 import urllib.request
 
+import pytest
+
 from dsr_toolkit.serving.application import create_app
 from dsr_toolkit.serving.batching import BatchingQueue
 from dsr_toolkit.serving.front import open_sockets
@@ -86,3 +88,17 @@ def until(condition, seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come to be"
         time.sleep(0.01)
+
+
+def spans_of(call) -> dict:
+    """OpenTelemetry's spans by name of what `call` does with the headers that name a trace."""
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs opentelemetry-sdk")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    if not isinstance(trace.get_tracer_provider(), sdk.TracerProvider):  # of the whole process
+        trace.set_tracer_provider(sdk.TracerProvider())
+    trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter := InMemorySpanExporter()))
+    call({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"})
+    return {span.name: span for span in exporter.get_finished_spans()}

@@ -14,7 +14,7 @@ import pytest
 
 from dsr_toolkit.cli import main
 from tests import ray_cluster
-from tests.dsr_toolkit.running_server import RunningApp, until
+from tests.dsr_toolkit.running_server import RunningApp, spans_of, until
 from tests.dsr_toolkit.test_serving import Server, free_port
 from tests.hub import samples
 from tests.hub.compare import different
@@ -136,6 +136,13 @@ def test_the_door_is_the_same(server):
     assert status == 200 and answer["usage"]["completion_tokens"] <= 3
     assert json.loads(server.get("/ready")) == {"status": "ready", "replicas": 2}
     assert json.loads(server.get("/health"))["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_traces_hold_the_stages_of_replicas(server):
+    found = spans_of(lambda headers: server.post(samples.ask(1), **KEY, **headers))
+    root = found["request"].context.span_id
+    assert all(found[name].parent.span_id == root for name in ("prepare", "run", "finish"))
 
 
 @pytest.mark.slow

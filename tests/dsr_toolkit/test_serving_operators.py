@@ -2,11 +2,14 @@
 
 import json
 import logging
+import sys
+import threading
+from collections import deque
 
 import pytest
 import torch
 
-from dsr_toolkit.serving import handler_module
+from dsr_toolkit.serving import handler_module, tracing
 from tests.hub import samples
 
 for library in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
@@ -18,8 +21,11 @@ from dsr_toolkit.serving.application import build, create_app  # noqa: E402
 from dsr_toolkit.serving.batching import BatchingQueue  # noqa: E402
 from dsr_toolkit.serving.keys import Keys, Shares  # noqa: E402
 from dsr_toolkit.serving.logs import JsonLines, PlainLines, request_id, where  # noqa: E402
+from dsr_toolkit.serving.replica import Ran  # noqa: E402
 from dsr_toolkit.serving.settings import Settings  # noqa: E402
 from dsr_toolkit.serving.streaming import TextStream  # noqa: E402
+from dsr_toolkit.serving.tickets import Ticket  # noqa: E402
+from tests.dsr_toolkit.running_server import spans_of  # noqa: E402
 
 
 def client_of(served, keys=None, **settings) -> TestClient:
@@ -152,25 +158,47 @@ def test_stages_are_measured_per_task(client):
 
 
 def test_traces_have_a_span_per_stage(client):
-    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs opentelemetry-sdk")
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
-    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    assert (
-        client.post("/", json=samples.ask(1), headers={"X-API-Key": "secret-1", "traceparent": parent}).status_code
-        == 200
+    found = spans_of(
+        lambda headers: client.post("/", json=samples.ask(1), headers={"X-API-Key": "secret-1", **headers})
     )
-    spans = {span.name: span for span in exporter.get_finished_spans()}
-    assert {"request", "prepare", "run", "finish"} <= set(spans)
-    root = spans["request"]
+    assert {"request", "prepare", "run", "finish"} <= set(found)
+    root = found["request"]
     assert root.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
-    assert all(spans[name].parent.span_id == root.context.span_id for name in ("prepare", "run", "finish"))
+    assert all(found[name].parent.span_id == root.context.span_id for name in ("prepare", "run", "finish"))
     assert root.attributes["dsr.task"] == "ask" and samples.ask(1)["inputs"]["question"] not in str(root.attributes)
+
+
+def test_stages_of_another_process_are_spans_of_a_trace():
+    stages = []
+
+    def request(headers):
+        with tracing.request_span(ticket := Ticket("mine"), headers):
+            with tracing.stage_span(Ticket(stages=stages), "run", requests=3):
+                pass
+            tracing.past_spans(ticket, stages)
+
+    found = spans_of(request)
+    (name, begin, end, _), run = stages[0], found["run"]
+    assert (name, run.start_time, run.end_time, run.attributes["dsr.requests"]) == ("run", begin, end, 3)
+    assert run.parent.span_id == found["request"].context.span_id
+    tracing.past_spans(Ticket(), stages)  # nobody traces
+
+
+def test_what_batches_ran_is_counted_once_while_others_run():
+    """The other thread appends at any moment: nothing is lost and nothing is told twice."""
+    ran = Ran.__new__(Ran)
+    ran._batches = deque()
+    seen, interval = [], sys.getswitchinterval()
+    writer = threading.Thread(target=lambda: [ran.ran("ask", number, 0.0) for number in range(20_000)])
+    sys.setswitchinterval(1e-6)
+    try:
+        writer.start()
+        while writer.is_alive():
+            seen += [requests for _, requests, _ in tuple(ran.take())]
+        seen += [requests for _, requests, _ in ran.take()]
+    finally:
+        sys.setswitchinterval(interval)
+    assert seen == list(range(20_000))
 
 
 def test_the_page_of_documents_needs_no_internet(client):
