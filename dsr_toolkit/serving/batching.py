@@ -14,7 +14,6 @@ their own.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import threading
@@ -23,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from . import handler_module
 from .admission import Admission
 from .tickets import Ticket
 from .tracing import stage_span
@@ -314,14 +314,11 @@ def _holds_video(data) -> bool:
 
 def give_memory_back() -> None:
     """
-    glibc keeps what many threads freed, several times what the models need; this returns it.
+    Collect garbage, and return to the system what is free then.
 
     What is left after a collection is not looked at by later ones, which would hold the interpreter for long: libraries
     and models stay. Whoever gives a model up lets everything be looked at again.
     """
     gc.collect()
     gc.freeze()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
+    handler_module().budget.give_memory_back()

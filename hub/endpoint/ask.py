@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from PIL import Image
+from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
 from .conversation import Conversation
@@ -63,14 +64,15 @@ class Ask(Task):
             arguments = {"videos": [frames], "video_metadata": [metadata]}
             media = {"sizes": [frames.shape[1:3]], "frames": [len(frames)], "indices": facts["indices"]}
         elif talk.images:
-            arguments = {"images": list(files.named_images(talk.images).values())}
-            media = {"sizes": [one.size[::-1] for one in arguments["images"]], "frames": [1] * len(talk.images)}
-        if parameters["attention"]:
-            shown = arguments.get("images") or [Image.fromarray(frame) for frame in arguments.get("videos", [[]])[0]]
-            media["shown"] = [image.resize(_shrunk(image.size, SHOWN_SIDE)) for image in shown]
+            pictures, media = self.pictures(processor, files.one_by_one(talk.images), parameters["attention"])
+        if parameters["attention"] and not talk.images:
+            media["shown"] = [_shown(Image.fromarray(frame)) for frame in arguments.get("videos", [[]])[0]]
         with self.endpoint.processing(model):
             prompt = processor.apply_chat_template(talk.turns, add_generation_prompt=True)
-            encoded = processor(text=[prompt], **arguments, return_tensors="pt")
+            if talk.images:
+                encoded = self.text_of(processor, prompt, pictures["image_grid_thw"]) | pictures
+            else:
+                encoded = processor(text=[prompt], **arguments, return_tensors="pt")
         self.check_prompt(encoded)
         key = (self.NAME, model, self.pace(parameters))
         return Job(
@@ -83,6 +85,29 @@ class Ask(Task):
             cost=parameters["candidates"],
             length=parameters["max_new_tokens"],
         )
+
+    @staticmethod
+    def pictures(processor, images, shown: bool) -> tuple[dict, dict]:
+        """Pixels and grids of images, of which one at a time is in memory, and what the answer needs of them."""
+        parts, media = [], {"sizes": [], "frames": []}
+        if shown:
+            media["shown"] = []
+        for image in images:
+            parts.append(processor.image_processor(images=[image], return_tensors="pt"))
+            media["sizes"].append(image.size[::-1])
+            media["frames"].append(1)
+            if shown:
+                media["shown"].append(_shown(image))
+        return {name: torch.cat([part[name] for part in parts]) for name in ("pixel_values", "image_grid_thw")}, media
+
+    @staticmethod
+    def text_of(processor, prompt: str, grids: torch.Tensor) -> dict:
+        """A prompt as the processor makes it of images with these grids."""
+        places = [processor.replace_image_token({"image_grid_thw": grids}, number) for number in range(len(grids))]
+        prompts, _ = processor.get_text_with_replacements([prompt], images_replacements=places)
+        encoded = processor.tokenizer(prompts)
+        kinds = processor.create_mm_token_type_ids(encoded["input_ids"])
+        return dict(BatchFeature({**encoded, "mm_token_type_ids": kinds}, tensor_type="pt"))
 
     def conversation(self, inputs: dict) -> Conversation:
         """What is asked, as turns; one question about one video or some images is a conversation of one turn."""
@@ -209,6 +234,10 @@ class Ask(Task):
 PIXELS = {"pixel_values": ("image", "image_grid_thw"), "pixel_values_videos": ("video", "video_grid_thw")}
 MEDIA_LISTS = ("pooler_output", "geometry_features")  # of a model's features, with an entry per medium
 SHOWN_SIDE = 320  # of pictures of attention, in pixels
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    return image.resize(_shrunk(image.size, SHOWN_SIDE))
 
 
 def _shrunk(size, longest: int) -> tuple[int, int]:

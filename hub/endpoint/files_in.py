@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
-from .budget import Budget, Reservation
+from .budget import Budget, Reservation, give_memory_back
 from .request import Limits, RequestError
 
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP")
 # Demuxers that read one self-contained file: none that opens others, as playlists do.
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv"
+LARGE = 2**26  # bytes that were unpacked, from which on the system gets them back at once
+BYTES_PER_PIXEL = 4  # of an unpacked image
+WORK_PER_PIXEL = BYTES_PER_PIXEL + 2 * 3  # and of the arrays that a processor makes of it on the way to its own size
 # Base64 is decoded so many letters at a time: the interpreter answers other threads in between.
 PIECE = 2**20
 NAMES_PLACE = ("http:", "https:", "ftp:", "file:", "s3:", "hf:", "/", "./", "../", "~", "\\\\")
@@ -52,9 +56,12 @@ class Files:
 
     def release(self) -> None:
         """What was unpacked is not needed any more."""
+        large = sum(one.count for one in self.reserved) > LARGE
         for one in self.reserved:
             one.release()
         self.reserved.clear()
+        if large:
+            give_memory_back()
 
     def _reserve(self, count: int) -> None:
         """Once per request: two requests that hold one part each and want another would wait for ever."""
@@ -115,6 +122,19 @@ class Files:
 
     def named_images(self, values: dict[str, str | bytes], alpha: bool = False) -> dict[str, Image.Image]:
         """Several images by what errors call them; all sizes are known, and have room, before the first is unpacked."""
+        contents, sizes = self._contents(values)
+        self._reserve(sum(BYTES_PER_PIXEL * size for size in sizes))
+        return {name: self._unpack(name, contents.pop(name), alpha) for name in values}
+
+    def one_by_one(self, values: dict[str, str | bytes]) -> Iterator[Image.Image]:
+        """As [`named_images`] for who keeps none of them: room is taken for one, and for what is made of it."""
+        contents, sizes = self._contents(values)
+        self._reserve(WORK_PER_PIXEL * max(sizes))
+        for name in values:
+            yield self._unpack(name, contents.pop(name), False)
+
+    def _contents(self, values: dict[str, str | bytes]) -> tuple[dict[str, bytes], list[int]]:
+        """Of images: their bytes, and pixels of each; nothing is unpacked."""
         self.images += len(values)
         if self.images > self.limits.images:
             raise RequestError("too_large", f"there are more than {self.limits.images} images.")
@@ -122,8 +142,7 @@ class Files:
         sizes = {name: self._size(name, content) for name, content in contents.items()}
         for name, size in sizes.items():
             self._count_pixels(name, *size)
-        self._reserve(sum(4 * width * height for width, height in sizes.values()))
-        return {name: self._unpack(name, contents.pop(name), alpha) for name in values}
+        return contents, [width * height for width, height in sizes.values()]
 
     def _size(self, name: str, content: bytes) -> tuple[int, int]:
         """(width, height) from the head of a file."""

@@ -274,6 +274,8 @@ def free_port() -> int:
 class Server:
     """`dsr serve` in a process of its own."""
 
+    timeout = 300.0  # seconds that an answer may take
+
     def __init__(self, repository, *options: str):
         self.port = free_port()
         command = [
@@ -312,10 +314,10 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as reply:
             return reply.read()
 
-    def post(self, request: dict) -> tuple[int, dict]:
-        body = json.dumps(request).encode()
+    def post(self, request: dict | bytes) -> tuple[int, dict]:
+        body = request if isinstance(request, bytes) else json.dumps(request).encode()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", body, timeout=300) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", body, timeout=self.timeout) as reply:
                 return reply.status, json.loads(reply.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())

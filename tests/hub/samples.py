@@ -17,9 +17,11 @@ def encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def picture(seed: int = 0, size=(72, 56), kind: str = "PNG") -> bytes:
-    """Coloured blocks."""
-    blocks = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), np.uint8)
+def picture(seed: int = 0, size=(72, 56), kind: str = "PNG", black: bool = False) -> bytes:
+    """Coloured blocks, or black ones."""
+    blocks = (
+        np.zeros((4, 5, 3), np.uint8) if black else np.random.default_rng(seed).integers(0, 255, (4, 5, 3), np.uint8)
+    )
     stream = io.BytesIO()
     Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(stream, kind)
     return stream.getvalue()
