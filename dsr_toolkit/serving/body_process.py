@@ -4,8 +4,8 @@ The process that parses large bodies, so that the server's interpreter answers o
     in:   length, JSON                                      (lengths are 8 bytes, little-endian)
     out:  length, pickle; number of buffers; each: length, bytes
 
-Long texts that are base64 come back as the bytes of the file, and rows of numbers as arrays: what is sent is what the
-server would have made of them, and it takes them over without looking at every letter.
+Long texts that are base64 come back as the bytes of the file, and rows of numbers as arrays, where files and clouds may
+stand: what is sent is what the server would have made of them, and it takes them over without looking at every letter.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from .bodies import NotJson
 
 LONG = 2**16  # characters from which a text may be a file
 ROWS = 256  # from which a list may be a cloud
+CLOUDS = ("points", "vertices", "faces")  # fields of rows of numbers
+WORDS = ("text", "question", "caption", "content", "phrases")  # fields that hold no file, however long they are
 MEMORY = 4 * 2**30  # bytes of address space that parsing may take
 
 
@@ -46,13 +48,13 @@ def main() -> None:
         del body, value, buffers, said
 
 
-def shrunk(value):
-    """Files as bytes and clouds as arrays, wherever they stand."""
+def shrunk(value, name: str = ""):
+    """Files as bytes and clouds as arrays, where they may stand; `name` is of the field."""
     if isinstance(value, dict):
-        return {name: shrunk(one) for name, one in value.items()}
+        return {key: shrunk(one, key) for key, one in value.items()}
     if isinstance(value, list):
-        return _cloud(value) if len(value) >= ROWS else [shrunk(one) for one in value]
-    if isinstance(value, str) and len(value) >= LONG:
+        return _cloud(value) if len(value) >= ROWS and name in CLOUDS else [shrunk(one, name) for one in value]
+    if isinstance(value, str) and len(value) >= LONG and name not in WORDS:
         return _file(value)
     return value
 
@@ -61,7 +63,7 @@ def _cloud(rows: list):
     """float64 `[n, columns]` where all rows are of as many numbers; else the list as it is."""
     first = rows[0]
     if not isinstance(first, list) or not all(isinstance(row, list) and len(row) == len(first) for row in rows):
-        return [shrunk(one) for one in rows]
+        return rows
     if not all(type(number) in (int, float) for row in rows for number in row):
         return rows
     try:

@@ -30,8 +30,10 @@ class RequestError(ValueError):
     """Why a request gets no answer. `code` is one of `ERRORS`, `status` its HTTP status."""
 
     def __init__(self, code: str, message: str):
-        self.code, self.status, self.message = code, ERRORS[code][0], message
-        super().__init__(message)
+        self.code, self.status = code, ERRORS[code][0]
+        # It may quote the request, which may hold halves of characters that no answer can be written with.
+        self.message = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(self.message)
 
     def as_json(self) -> dict:
         return {"error": {"status": self.status, "code": self.code, "message": self.message}}

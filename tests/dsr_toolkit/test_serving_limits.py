@@ -1,11 +1,16 @@
 """What clients may do to a server: large, slow, half-sent and abandoned requests, and long ones before short ones."""
 
+import io
 import json
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from dsr_toolkit.serving import handler_module
 from tests.hub import samples
@@ -17,6 +22,7 @@ from dsr_toolkit.serving import bodies  # noqa: E402
 from dsr_toolkit.serving.batching import BatchingQueue  # noqa: E402
 from dsr_toolkit.serving.turns import Turns  # noqa: E402
 from tests.dsr_toolkit.running_server import RunningServer, head, until  # noqa: E402
+from tests.dsr_toolkit.test_serving import Server  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,26 @@ def test_large_bodies_are_parsed_in_another_process_to_the_same(served):
         assert readers.parse(bytearray(b"[1]")) == [1]  # another one takes its place
     finally:
         readers.close()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tools": [[1, 2]] * 400}, {"stream": [[1, 2]] * 400}, {"stream_options": [[1, 2]] * 400, "stream": "yes"},
+        {"temperature": [[1, 2]] * 400}, {"model": "b" * 80_000}, {"messages": [[1, 2]] * 400},
+        {"messages": [{"role": "user", "content": "abcd" * 20_000}]}, {"\ud800": 1}, {"stop": ["\udfff" * 5] * 9},
+        {"messages": [{"role": "user", "content": "What?", "\ud800": 1}]},
+    ],
+)  # fmt: skip
+def test_large_and_odd_requests_are_refused_in_words(server, changed):
+    """What is large is parsed elsewhere, and comes back in other types only where files and clouds may stand."""
+    padding = {"metadata": {"a": "?" * 300_000}}
+    chat = {"model": "dsr", "messages": [{"role": "user", "content": "What?"}], "max_tokens": 2, **padding}
+    status, answer, _ = server.post(chat | changed, "/v1/chat/completions")
+    assert status in (400, 404, 413) and answer["error"]["message"], answer
+    own = {"task": "ask", "inputs": {"question": "abcd" * 80_000}}
+    status, answer, _ = server.post(own)
+    assert status == 413 and "characters" in answer["error"]["message"]
 
 
 def test_a_large_request_is_answered_as_a_small_one(served, server):
@@ -190,6 +216,79 @@ def test_full_size_images_are_not_kept_until_the_answer(served):
     )
     del job
     assert served.prepared.used == before
+
+
+@pytest.mark.parametrize("size", [(72, 56), (300, 17), (3000, 20), (8, 9), (700, 500)])
+def test_pictures_that_are_read_one_by_one_are_what_the_processor_makes_of_all(served, size):
+    pictures = [samples.picture(0, size), samples.picture(1, size), samples.picture(2, (64, 80))]
+    job = served.prepare({"task": "ask", "inputs": {"question": "What?", "images": pictures}})
+    processor = served.processor(job.model)
+    content = [{"type": "image"}] * 3 + [{"type": "text", "text": "What?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    images = [Image.open(io.BytesIO(one)) for one in pictures]
+    expected = processor(text=[prompt], images=images, return_tensors="pt")
+    assert set(job.inputs) == set(expected)
+    assert all(torch.equal(job.inputs[name], torch.as_tensor(value)) for name, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the memory of a process as Linux tells it")
+def test_memory_does_not_grow_with_requests_of_large_pictures(repository):
+    """Eight requests of four black pictures of 5790² pixels: 100 kB each on the wire, 134 MB unpacked."""
+    psutil = pytest.importorskip("psutil")
+    picture = samples.encoded(samples.picture(0, (5790, 5790), black=True))
+    request = {"task": "ask", "inputs": {"question": "What?", "images": [picture] * 4}}
+    request["parameters"] = {"max_new_tokens": 2}
+    with Server(repository, "--time-limit", "3000") as server, ThreadPoolExecutor(8) as clients:
+        server.timeout = 3000
+        server.post(samples.ask(0, tokens=2))
+        process, most, ended = psutil.Process(server.process.pid), [0], threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.02):
+                most[0] = max(most[0], process.memory_info().rss)
+
+        before = process.memory_info().rss
+        watching = threading.Thread(target=watch)
+        watching.start()
+        replies = list(clients.map(server.post, [request] * 8))
+        ended.set()
+        watching.join()
+    print(f"memory {before / 2**20:.0f} -> at most {most[0] / 2**20:.0f} MiB")
+    assert [status for status, _ in replies] == [200] * 8
+    assert most[0] - before < 1.2 * 2**30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["short numbers", "long numbers", "text", "spaces"])
+def test_a_body_of_80_megabytes_keeps_nobody_waiting(repository, kind):
+    """How long others wait is some milliseconds; what is tested is that they do not wait for it to be read."""
+    points = {"short numbers": b"0.25", "long numbers": b"0." + b"123456789" * 14}
+    if kind in points:
+        row = b"[" + b",".join([points[kind]] * 3) + b"]"
+        body = b'{"task":"cad","inputs":{"points":[' + b",".join([row] * (80_000_000 // len(row))) + b"]}}"
+    else:
+        filler = b"a" if kind == "text" else b" "
+        body = b'{"task":"cad","inputs":{"text":"' + filler * 80_000_000 + b'"}}'
+    with Server(repository) as server:
+        server.timeout = 600
+        server.get("/tasks")
+        waits, ended = [], threading.Event()
+
+        def look() -> None:
+            while not ended.wait(0.02):
+                for path in ("/health", "/tasks"):
+                    start = time.perf_counter()
+                    server.get(path)
+                    waits.append(time.perf_counter() - start)
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        status, answer = server.post(body)
+        ended.set()
+        looking.join()
+    print(f"{kind}: {status}, others waited at most {max(waits):.3f} s")
+    assert status in (400, 413, 422) and max(waits) < 3
 
 
 def test_whoever_prepares_many_jobs_before_any_runs_does_not_wait(repository):
