@@ -7,7 +7,9 @@ Every reader yields `SegmentationSample`s, whose `pieces` and `masks` go to `Fro
 import io
 import json
 import pickle
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +78,8 @@ class ReferringExpressions(Sequence):
         folder, self.images = Path(folder), Path(images)
         coco_module, _ = _coco()
         self.groups = _referents(folder, split, concat)
-        self.coco = coco_module.COCO(str(folder / "instances.json"))
+        with redirect_stdout(sys.stderr):  # what it says of its progress is no result of a command
+            self.coco = coco_module.COCO(str(folder / "instances.json"))
 
     def __len__(self) -> int:
         return len(self.groups)

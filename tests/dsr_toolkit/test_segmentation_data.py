@@ -57,10 +57,11 @@ def test_referents_of_an_image_share_a_caption(refcoco):
     )
 
 
-def test_rows_of_a_training_are_read_when_asked_for(refcoco):
+def test_rows_of_a_training_are_read_when_asked_for(refcoco, capsys):
     (refcoco / "8.jpg").unlink()  # of the other split
     rows = SegmentationRows(refcoco, images=refcoco, split="val")
     assert len(rows) == 1 and rows[0]["pieces"][0][0] == ("left dog", 0)
+    assert capsys.readouterr().out == ""
     (refcoco / "7.jpg").unlink()
     assert len(SegmentationRows(refcoco, images=refcoco, split="val")) == 1
     with pytest.raises((OSError, ValueError), match="7.jpg"):
