@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Execution:
         seconds: wall clock. signal: that ended it, 0 if none.
         vertices: `[V, 3]` float64 in the program's units. faces: `[F, 3]` int32.
         solids: `[F]` int32, the number of the solid that a face belongs to.
-        volume: of the exact solid.
+        solids_volume: of the exact solids, added; see `volume`.
         brep: the exact solid, in the geometry kernel's binary format; `Sandbox.step` makes a STEP file of it.
         notes: what a person should know of a result that is right, such as several solids that were not combined.
     """
@@ -44,7 +45,7 @@ class Execution:
     vertices: np.ndarray | None = None
     faces: np.ndarray | None = None
     solids: np.ndarray | None = None
-    volume: float | None = None
+    solids_volume: float | None = None
     brep: bytes | None = None
     notes: tuple[str, ...] = ()
 
@@ -54,6 +55,24 @@ class Execution:
     @property
     def ok(self) -> bool:
         return self.code == "ok"
+
+    @cached_property
+    def volume(self) -> float | None:
+        """
+        Of the body that the solids make together: exact, less what solids share, which their meshes tell. Where these
+        cannot be combined it is the sum.
+        """
+        if self.solids_volume is None:
+            return None
+        from modeling_dsr.cad_solids import TriangleMesh  # torch, which the server does without
+
+        from .metrics import shared_volume
+
+        try:
+            shared = shared_volume(TriangleMesh(self.vertices, self.faces), self.solids)
+        except (ValueError, ImportError):
+            shared = 0.0
+        return self.solids_volume - shared
 
 
 # What a damaged answer can make go wrong while it is read.
@@ -155,7 +174,7 @@ def _solid(header: dict, body: bytes, seen: dict, facts: dict) -> Execution:
     if not np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).any():
         return Execution("empty_mesh", "its mesh has no area", **facts)
     return Execution(
-        "ok", vertices=vertices, faces=faces, solids=solids, volume=volume, brep=bytes(parts[3]),
+        "ok", vertices=vertices, faces=faces, solids=solids, solids_volume=volume, brep=bytes(parts[3]),
         notes=_notes(seen.get("notes"), solids), **facts,
     )  # fmt: skip
 

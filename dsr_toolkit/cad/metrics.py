@@ -9,6 +9,7 @@ from modeling_dsr.cad_solids import TriangleMesh, sample_surface
 from ..extras import needs
 
 SURFACE_SAMPLES = 8192
+MOST_SOLIDS = 1000  # of which every pair is looked at
 MERGE_TOLERANCE = 1e-7  # of the largest extent: corners closer than this are one
 
 
@@ -133,6 +134,28 @@ def solid_body(mesh: TriangleMesh, solids: np.ndarray | None = None):
     if not body.volume() > 0:
         raise ValueError("the mesh encloses no volume")
     return body
+
+
+def shared_volume(mesh: TriangleMesh, solids: np.ndarray) -> float:
+    """
+    By how much the volumes of the solids of a mesh, added, exceed that of all together. `solids` as in `solid_body`.
+
+    Raises:
+        ValueError: a solid whose box meets another's is not closed, or there are too many to look at every pair.
+    """
+    numbers = np.unique(solids)
+    if len(numbers) > MOST_SOLIDS:
+        raise ValueError(f"the mesh has {len(numbers)} solids, and {MOST_SOLIDS} at most are compared")
+    boxes = [mesh.vertices[mesh.faces[solids == number].ravel()] for number in numbers]
+    low, high = (np.stack([getattr(box, end)(0) for box in boxes]) for end in ("min", "max"))
+    slack = MERGE_TOLERANCE * (high.max(0) - low.min(0)).max()
+    meet = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low) > slack).all(-1)
+    meeting = numbers[meet.sum(1) > 1]  # each meets itself
+    if not len(meeting):
+        return 0.0
+    own = np.isin(solids, meeting)
+    alone = sum(solid_body(TriangleMesh(mesh.vertices, mesh.faces[solids == number])).volume() for number in meeting)
+    return max(alone - solid_body(TriangleMesh(mesh.vertices, mesh.faces[own]), solids[own]).volume(), 0.0)
 
 
 def _merged(mesh: TriangleMesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

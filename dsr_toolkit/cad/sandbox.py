@@ -207,7 +207,14 @@ class Sandbox:
         self._control = ours
         try:
             ours.settimeout(STARTUP_SECONDS)
-            hello, _ = receive_message(ours)
+            try:
+                hello, _ = receive_message(ours)
+            except TimeoutError as error:
+                raise RuntimeError(
+                    f"the sandbox server did not start within {STARTUP_SECONDS} s: it reads CadQuery, which takes so "
+                    "long only on a machine that is very busy or from a slow disk. Try again when less is running, or "
+                    "keep one sandbox for many programs instead of starting several"
+                ) from error
             if hello is None or "error" in hello:
                 reason = hello["error"] if hello else self._process.stderr.read().decode(errors="replace")[-2000:]
                 raise ImportError(reason) if hello else RuntimeError(f"the sandbox server did not start: {reason}")

@@ -69,13 +69,13 @@ def pair_files(predictions: Path, ground_truth: Path) -> tuple[list[tuple[str, P
     """
     truth = {}
     for path in sorted(ground_truth.rglob("*")):
-        if path.suffix.lower() in MESH_SUFFIXES + STEP_SUFFIXES:
+        if path.suffix.lower() in MESH_SUFFIXES + STEP_SUFFIXES and path.is_file():
             if path.stem in truth:
                 raise ValueError(
                     f"{path} and {truth[path.stem]} have one name; shapes are told apart by their file names."
                 )
             truth[path.stem] = path
-    programs = sorted(predictions.rglob("*.py"))
+    programs = sorted(path for path in predictions.rglob("*.py") if path.is_file())
     if not truth or not programs:
         raise ValueError(f"{ground_truth} holds {len(truth)} meshes and {predictions} {len(programs)} programs (.py).")
     pairs, unknown = [], []

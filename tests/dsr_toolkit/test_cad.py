@@ -95,6 +95,7 @@ def test_a_solid_against_itself_has_iou_one(sandbox, name):
 @pytest.mark.parametrize("name, volume", [("hollow", 1 - 0.216), ("overlapping solids", 1.5), ("two bodies", 2)])
 def test_volume_counts_cavities_and_overlaps_once(sandbox, name, volume):
     mesh, solids = mesh_of(sandbox, SOLIDS[name])
+    assert sandbox.run(HEAD + SOLIDS[name]).volume == pytest.approx(volume)
     assert solid_body(mesh, solids).volume() == pytest.approx(volume)
     assert solid_body(mesh).volume() == pytest.approx(volume)
 

@@ -243,3 +243,12 @@ def test_programs_without_truth_are_refused(tmp_path):
     (tmp_path / "t" / "y.stl").write_text("")
     with pytest.raises(ValueError, match="no ground truth"):
         pair_files(tmp_path / "p", tmp_path / "t")
+
+
+def test_folders_named_as_files_are_neither_shapes_nor_programs(tmp_path):
+    for folder in ("p/x.py", "t/x.stl"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "p" / "x.py" / "x+0.py").write_text("")
+    (tmp_path / "t" / "x.stl" / "x.stl").write_text("")
+    pairs, missing = pair_files(tmp_path / "p", tmp_path / "t")
+    assert pairs == [("x", tmp_path / "p" / "x.py" / "x+0.py", tmp_path / "t" / "x.stl" / "x.stl")] and not missing

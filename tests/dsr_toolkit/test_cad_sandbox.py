@@ -504,6 +504,14 @@ def test_closing_ends_every_process():
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
 
 
+def test_a_server_that_does_not_start_in_time_says_why_and_what_to_do(monkeypatch):
+    from dsr_toolkit.cad import sandbox
+
+    monkeypatch.setattr(sandbox, "STARTUP_SECONDS", 0.01)
+    with pytest.raises(RuntimeError, match=r"did not start within 0\.01 s: it reads CadQuery.*Try again"):
+        Sandbox(workers=1, confined=False)
+
+
 def test_refusal_without_cadquery_names_the_extra():
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from dsr_toolkit.cad import sandbox\n"
