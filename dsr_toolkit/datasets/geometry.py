@@ -130,8 +130,15 @@ def read_trajectory(path: Path) -> tuple[np.ndarray, list[float]]:
     from modeling_dsr.pose import quaternion_to_matrix
 
     rows = _numbers(path, 8)
-    if not np.linalg.norm(rows[:, 4:], axis=1).all():
+    lengths = np.linalg.norm(rows[:, 4:], axis=1)
+    if not lengths.all():
         raise ValueError(f"{path} holds a quaternion of length 0, expected rotations qx qy qz qw.")
+    wrong = np.abs(lengths - 1)
+    if wrong[-1] > 1e-3 + 10 * wrong[:-1].max(initial=0) and not path.read_bytes().endswith(b"\n"):
+        raise ValueError(
+            f"{path} was cut short: its last line has no end, and a quaternion of length {lengths[-1]:.3g}. Copy the "
+            "file again, or take the line out."
+        )
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3, :3] = quaternion_to_matrix(torch.from_numpy(rows[:, 4:].copy())).numpy()
     poses[:, :3, 3] = rows[:, 1:4]

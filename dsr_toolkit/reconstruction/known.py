@@ -14,13 +14,17 @@ from PIL import Image
 
 from ..console import say
 from ..extras import needs
+from .colmap_check import check_colmap
+from .names import plain
 
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])  # of a camera: x right, y up, z backward
 LARGEST_GAP = 0.02  # seconds between a pose and the image that it belongs to
 OUR_NUMBER = re.compile(r"^\d{6}-")  # before the names of images in the models that we write
 DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff")
 # What a damaged file of arrays may raise.
-DAMAGE = (ValueError, EOFError, OverflowError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+    ValueError, OSError, EOFError, OverflowError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,24 +117,30 @@ def _read_colmap(folder: Path) -> Known:
     needs("geometry", "A COLMAP model", "pycolmap")
     import pycolmap
 
-    bent = 0
+    bent, curved, names = 0, 0, check_colmap(model)
     try:
         found = pycolmap.Reconstruction(str(model))
     except (ValueError, RuntimeError, OSError, MemoryError, IndexError) as error:
         raise ValueError(f"--cameras {model} cannot be read as a COLMAP model: {error}.") from error
+    if len(found.images) != len(names):
+        raise ValueError(
+            f"--cameras {model}: COLMAP reads {len(found.images)} images of the {len(names)} that are listed; the "
+            "model is damaged. Copy it again."
+        )
     cameras = {}
     for image in found.images.values():
-        camera = found.camera(image.camera_id)
-        k = np.array(camera.calibration_matrix(), float)
-        k[:2, 2] -= 0.5  # COLMAP's first pixel centre is (0.5, 0.5)
-        distortion = np.array(camera.params)[list(camera.extra_params_idxs())]
-        bent += bool(np.abs(distortion).max(initial=0) > 0)
-        pose = None
-        if image.has_pose:
-            pose = _rigid(image.cam_from_world().inverse().matrix(), f"--cameras {model}: {image.name}")
-        cameras[image.name] = Camera(
-            pose, _pinhole(k, f"--cameras {model}: {image.name}"), (camera.width, camera.height)
-        )
+        camera, where, k = found.camera(image.camera_id), f"--cameras {model}: {names[image.image_id]}", None
+        if camera.model_name.endswith("FISHEYE") or camera.model_name == "EQUIRECTANGULAR":
+            curved += 1  # no pinhole is like it
+        else:
+            k = np.array(camera.calibration_matrix(), float)
+            k[:2, 2] -= 0.5  # COLMAP's first pixel centre is (0.5, 0.5)
+            k = _pinhole(k, where)
+            bent += bool(np.abs(np.array(camera.params)[list(camera.extra_params_idxs())]).max(initial=0) > 0)
+        pose = _rigid(image.cam_from_world().inverse().matrix(), where) if image.has_pose else None
+        cameras[names[image.image_id]] = Camera(pose, k, (camera.width, camera.height))
+    if curved:
+        say(f"{curved} images of {model} are fisheye or panorama images: their poses are used, their intrinsics not.")
     if bent:
         say(f"{bent} cameras of {model} have lens distortion, which is not used: undistort the images first.")
     return Known(f"COLMAP model {model}: world-to-camera turned into camera-to-world", _by_name(cameras, model))
@@ -151,7 +161,7 @@ def _read_transforms(path: Path) -> Known:
             pose = np.array(frame["transform_matrix"], float) if "transform_matrix" in frame else None
             size = (int(both["w"]), int(both["h"])) if "w" in both and "h" in both else None
             k = _json_intrinsics(both, size)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{where} holds what is no number: {error}.") from error
         if size is not None and min(size) < 1:
             raise ValueError(f"{where} speaks of an image of {size[0]} × {size[1]} pixels.")
@@ -265,8 +275,8 @@ def _by_name(cameras: dict[str, Camera], path: Path) -> dict[str, Camera]:
 
 
 def _plain(name: str) -> str:
-    """Names without folder, suffix and the number that our own writers put before them; spaces as these write them."""
-    return OUR_NUMBER.sub("", Path(name).stem.replace(" ", "_"))
+    """Names without folder, suffix and the number that our own writers put before them; the rest as these write it."""
+    return plain(OUR_NUMBER.sub("", Path(name).stem))
 
 
 def _time_in_name(name: str) -> float | None:
