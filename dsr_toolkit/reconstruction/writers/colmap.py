@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...quaternions import quaternion_of
+from ..names import image_name, write_names
 from ..views import View
 from .base import About, PointSample, cloud
 from .tracks import TrackBuilder
@@ -32,7 +33,8 @@ class _Image:
 
 class ColmapWriter:
     """
-    colmap/images and colmap/sparse/0: a model that COLMAP and its many readers open, with the images it speaks of.
+    colmap/images and colmap/sparse/0: a model that COLMAP and its many readers open, with the images it speaks of;
+    names.csv says how these were called before.
 
     Points that several images show come first, with their tracks; after them the sample of the dense cloud, without,
     from which Gaussian splats start. Cameras are PINHOLE; images of one size whose intrinsics agree share one. COLMAP
@@ -48,12 +50,14 @@ class ColmapWriter:
         self.sparse.mkdir(parents=True)
         (self.folder / "images").mkdir()
         self.images: list[_Image] = []
+        self.names: list[tuple[str, str, float]] = []
         self.tracks = TrackBuilder()
 
     def add(self, view: View) -> None:
-        name = image_name(len(self.images) + 1, view)
+        name = image_name(len(self.images) + 1, view.name)
         Image.fromarray(view.image).save(self.folder / "images" / name)
         pixels, tracks = self.tracks.add(view)
+        self.names.append((name, view.name, view.time))
         self.images.append(_Image(name, view.depth.shape, view.intrinsics, view.camera_to_world, pixels, tracks))
         self.sample.add(*cloud(view))
 
@@ -77,6 +81,7 @@ class ColmapWriter:
             (write_binary if name == "colmap" else write_text)(
                 self.sparse, cameras, self.images, points, colours, errors, observations
             )
+        write_names(self.folder / "names.csv", self.names)
         return [self.folder]
 
     def _errors(self, points: np.ndarray, cameras: dict, observations: list) -> np.ndarray:
@@ -89,11 +94,6 @@ class ColmapWriter:
             place = local[:, :2] / local[:, 2:] * [fx, fy] + [cx - 0.5, cy - 0.5]
             np.add.at(total, record.tracks - 1, np.linalg.norm(place - record.pixels, axis=1))
         return total / np.maximum([len(seen) for seen in observations], 1)
-
-
-def image_name(number: int, view: View) -> str:
-    """Of the copy of an image in files that refer to it: without spaces, in the order of the views."""
-    return f"{number:06d}-{Path(view.name).stem}.png".replace(" ", "_")
 
 
 def shared_cameras(images: list[_Image]) -> dict[int, tuple]:
@@ -151,16 +151,19 @@ def write_binary(folder: Path, cameras: dict, images: list[_Image], points, colo
 
 
 def write_text(folder: Path, cameras: dict, images: list[_Image], points, colours, errors, observations) -> None:
-    """cameras.txt, images.txt and points3D.txt."""
+    """cameras.txt, images.txt and points3D.txt, whose heads say how much they hold, so that a cut one is known."""
     with open(folder / "cameras.txt", "w", encoding="utf-8") as file:
+        file.write(f"# Number of cameras: {len(cameras)}\n")
         for number, (width, height, *numbers) in cameras.items():
             file.write(f"{number} PINHOLE {width} {height} {' '.join(f'{x:.9g}' for x in numbers)}\n")
     with open(folder / "images.txt", "w", encoding="utf-8") as file:
+        file.write(f"# Number of images: {len(images)}\n")
         for number, image in enumerate(images, 1):
             file.write(f"{number} {' '.join(f'{x:.9g}' for x in _pose(image))} {image.camera} {image.name}\n")
             seen = (f"{x + 0.5:.9g} {y + 0.5:.9g} {track}" for (x, y), track in zip(image.pixels, image.tracks))
             file.write(" ".join(seen) + "\n")
     with open(folder / "points3D.txt", "w", encoding="utf-8") as file:
+        file.write(f"# Number of points: {len(points)}\n")
         for number, (point, colour) in enumerate(zip(points.tolist(), colours.tolist()), 1):
             seen = observations[number - 1] if number <= len(observations) else ()
             error = errors[number - 1] if seen else 0.0

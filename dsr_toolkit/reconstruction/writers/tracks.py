@@ -81,16 +81,17 @@ class TrackBuilder:
             done.update(tracks.tolist())
             if not len(tracks):
                 continue
-            expected, warp, usable = self._expected(seen, pixels, view, to_camera)
+            expected, ahead, warp, usable = self._expected(seen, pixels, view, to_camera)
             places, good = aligned(seen.grey, pixels[usable], grey, expected[usable], warp[usable])
+            good[good] = self._same(view, places[good], ahead[usable][good])  # a step may lead over an edge
             found_pixels.append(places[good])
             found_tracks.append(tracks[usable][good])
         return np.concatenate(found_pixels), np.concatenate(found_tracks)
 
     def _expected(self, seen: _Seen, pixels: np.ndarray, view: View, to_camera: np.ndarray):
         """
-        Where `view` should show the pixels of `seen`, how their surroundings are warped `[n, 2, 2]`, and for which that
-        is known.
+        Where `view` should show the pixels of `seen` and how far ahead, how their surroundings are warped `[n, 2, 2]`,
+        and for which that is known.
         """
         height, width = view.depth.shape
         base = np.round(pixels).astype(int)
@@ -108,12 +109,17 @@ class TrackBuilder:
         expected = middle[:, :2] + np.einsum("nij,nj->ni", warp, pixels - base)
         near = np.round(expected)
         inside = ((near >= margin) & (near < np.array([width, height]) - margin)).all(1)
-        column, row = np.clip(near, 0, [width - 1, height - 1]).astype(int).T
-        there = view.depth[row, column]
-        same = view.mask[row, column] & (np.abs(there - middle[:, 2]) < DEPTH_TOLERANCE * np.maximum(there, 1e-9))
+        same = self._same(view, np.clip(near, 0, [width - 1, height - 1]), middle[:, 2])
         size = np.linalg.det(warp)
         usable = inner & inside & same & (middle[:, 2] > 0) & (size > 0.25) & (size < 4)
-        return expected, warp, usable
+        return expected, middle[:, 2], warp, usable
+
+    @staticmethod
+    def _same(view: View, pixels: np.ndarray, ahead: np.ndarray) -> np.ndarray:
+        """Whether `view` is to be trusted at `pixels` and has that depth there."""
+        column, row = np.round(pixels).astype(int).T
+        there = view.depth[row, column]
+        return view.mask[row, column] & (np.abs(there - ahead) < DEPTH_TOLERANCE * np.maximum(there, 1e-9))
 
     @staticmethod
     def _corners(view: View, grey: np.ndarray, taken: np.ndarray) -> np.ndarray:

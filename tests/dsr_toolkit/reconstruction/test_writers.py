@@ -284,6 +284,56 @@ def test_tracks_lie_where_the_images_show_their_points():
     assert np.allclose(np.median(shifts, 0), [-27, 0], atol=0.1)  # 0.36 of 2 metres at a focal length of 150
 
 
+def test_what_a_mask_leaves_out_is_in_no_track():
+    """The place of a point moves when patches are aligned: what counts is the pixel where it ends."""
+    from dsr_toolkit.reconstruction.writers.tracks import TrackBuilder
+
+    builder = TrackBuilder()
+    for number, view in enumerate(wall(3)):
+        dots = np.ones_like(view.mask)
+        dots[number % 2 :: 2, ::2] = False  # every step leads from pixels that count to such that do not
+        pixels, tracks = builder.add(replace(view, mask=dots))
+        column, row = np.round(pixels).astype(int).T
+        assert len(tracks) and dots[row, column].all()
+
+
+NAMES = (
+    "with space.jpg",
+    "# 1.png",
+    "two\nlines.png",
+    "tab\there.png",
+    "ünï 日本.png",
+    "no text \udcff.png",
+    "x" * 240,
+)
+
+
+@pytest.mark.parametrize("form", ["colmap", "colmap-text", "nerfstudio"])
+def test_names_that_readers_stumble_over_are_renamed_with_a_table(form, tmp_path):
+    """COLMAP's text ends a name at its first space."""
+    import csv
+
+    from dsr_toolkit.reconstruction.known import read_cameras
+
+    views = [replace(winding(1)[0], name=name) for name in NAMES]
+    write(tmp_path, views, (form,))
+    folder = tmp_path / form.split("-")[0]
+    if form != "nerfstudio":
+        pycolmap = pytest.importorskip("pycolmap")
+        model = pycolmap.Reconstruction(str(folder / "sparse" / "0"))
+        names = [model.image(number).name for number in range(1, len(NAMES) + 1)]
+    else:
+        frames = json.loads((folder / "transforms.json").read_text())["frames"]
+        names = [Path(frame["file_path"]).name for frame in frames]
+    assert sorted(path.name for path in (folder / "images").iterdir()) == names
+    assert names[0] == "000001-with_space.png" and names[4] == "000005-ünï_日本.png"
+    with open(folder / "names.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["image"], row["name"]) for row in table] == list(zip(names, NAMES))
+    known = read_cameras(folder)
+    assert all(known.camera(view, number).pose is not None for number, view in enumerate(views))
+
+
 def test_bundle_adjustment_starts_from_the_tracks(tmp_path):
     pycolmap = pytest.importorskip("pycolmap")
     generator, views = np.random.default_rng(0), wall()
