@@ -40,6 +40,8 @@ def check_colmap(folder: Path) -> dict[int, str]:
     walks = _BINARY if suffix == ".bin" else _TEXT
     found = {path.stem: walks[path.stem](path) for path in files if path.is_file()}
     cameras, images = found["cameras"], found["images"]
+    if not images:
+        raise _broken(folder / f"images{suffix}", "it holds no image")
     for number, (camera, _) in images.items():
         if camera not in cameras:
             raise ValueError(

@@ -142,6 +142,13 @@ def test_text_that_was_cut_within_a_number_is_told_from_a_shorter_number(tmp_pat
         (path / name).write_text(text)
 
 
+def test_a_list_of_images_that_was_cut_within_its_head_is_no_empty_model(tmp_path):
+    path, _ = write_cameras("colmap-text", tmp_path / "whole")
+    (path / "images.txt").write_text((path / "images.txt").read_text()[:64])
+    with pytest.raises(ValueError, match=r"images\.txt is damaged: it holds no image"):
+        read_cameras(path)
+
+
 def test_an_image_of_a_camera_that_is_not_there_is_refused(tmp_path):
     path, _ = write_cameras("colmap-text", tmp_path / "whole")
     (path / "cameras.txt").write_text("7 PINHOLE 60 40 50 50 30 20\n")
