@@ -24,3 +24,9 @@ def number_vectors(values: torch.Tensor, logarithms: tuple[float, float], width:
     waves = torch.cat([angles.sin(), angles.cos()], 1)
     vectors = waves @ torch.randn(waves.shape[1], width)
     return vectors / vectors.std()
+
+
+def marks(count: int, width: int) -> torch.Tensor:
+    """Always the same random vectors, with a standard deviation of 1, by which `count` tokens are told apart:
+    `[count, width]`."""
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(0))

@@ -15,11 +15,12 @@ from transformers import (
 
 from ..worlds.space.questions import KINDS
 from ..worlds.space.scene import COLOURS, SHAPES
-from .language import mrope_section, number_vectors
+from .language import marks, mrope_section, number_vectors
 from .tokenizer import SHOW_MACRO, TURNS, vocabulary_size, write_tokenizer
 
 NUMBERS = tuple(f"{number:02d} " for number in range(100))
 PICTURE, FRAME = 224, 112  # sides in pixels of a picture and of a video's frames
+WORD_SIZE = 0.5  # standard deviation of embeddings
 DESCRIBE = "Please give me a description of the image."
 PHRASE_WORDS = "the thing behind in front of to the left of to the right of it nearest to the camera and"
 CHAT_TEMPLATE = SHOW_MACRO + TURNS  # the world's questions need no system's turn
@@ -106,7 +107,7 @@ def build_qwen_vl(
     model = Qwen2_5_VLForConditionalGeneration(config)
     with torch.no_grad():
         # As large as what layers add to them, or the second layer would not find the words any more.
-        model.get_input_embeddings().weight.mul_(0.5 / config.text_config.initializer_range)
+        model.get_input_embeddings().weight.mul_(WORD_SIZE / config.text_config.initializer_range)
         for layer in model.model.language_model.layers[1:-1]:
             _look_for_alike(layer.self_attn.q_proj, layer.self_attn.k_proj)
     order_numbers(model, tokenizer)
@@ -142,22 +143,43 @@ def _look_for_alike(query, key) -> None:
         layer.weight.mul_(0.3).add_(same)
 
 
+def marks_of_slots(count: int, width: int) -> torch.Tensor:
+    """What is added to the words of geometry tokens: what reads them finds the number that it wants by its mark."""
+    return WORD_SIZE * marks(count, width)
+
+
 @torch.no_grad()
 def begin_by_looking(selection) -> None:
     """
-    Let the queries of a new Geometry Selection Module begin as the words of the question, and read the cells that are
-    like them. From the usual start each reads the mean of all cells, and hardly learns which ones it should.
+    Let the queries of a new Geometry Selection Module begin as the words of the question, with a trace of the marks
+    that tell geometry tokens apart, and read the cells that are like them. From the usual start each reads the mean of
+    all cells, and hardly learns which ones it should.
     """
-    width = selection.q_former_queries.shape[1]
-    selection.q_former_queries.mul_(0.1)
+    count, width = selection.q_former_queries.shape
+    selection.q_former_queries.copy_(0.1 * marks(count, width))
     first, second = selection.q_former_1.attn, selection.q_former_2.attn
-    for layer in (first.v_proj, first.o_proj):
+    for layer in (first.v_proj, first.o_proj, second.v_proj, second.o_proj):
         layer.weight.copy_(torch.eye(width))
     _look_for_alike(second.q_proj, second.k_proj)
+    selection.q_former_norm.weight.fill_(WORD_SIZE)  # as large as words, which geometry tokens shall be like
+
+
+@torch.no_grad()
+def begin_by_reading(model, numbers: list[int]) -> None:
+    """
+    Let a language model write the number that it reads: words for numbers are written as they are read, and all
+    layers but the first begin by passing on what they look at. Else it has to learn at once where to look and how to
+    write what it finds there.
+    """
+    read, written = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    written[numbers] = read[numbers] * (written.std() / read.std())
+    for layer in model.model.language_model.layers[1:]:
+        for part in (layer.self_attn.v_proj, layer.self_attn.o_proj):
+            part.weight.mul_(0.3).add_(torch.eye(*part.weight.shape))
 
 
 def dsr_of_parts(
-    folders: dict, output: Path, qwen: str = "tiny/qwen_vl", pi3: str = "tiny/pi3", num_geometry_tokens: int = 28,
+    folders: dict, output: Path, qwen: str = "tiny/qwen_vl", pi3: str = "tiny/pi3", num_geometry_tokens: int = 30,
     num_frames: int = 4,
 ) -> None:  # fmt: skip
     """`make` of a recipe: a DSR of a Qwen2.5-VL and of π³'s encoder by the converter, its selection module new."""
@@ -168,9 +190,10 @@ def dsr_of_parts(
     sources = {"qwen": folders[qwen], "pi3": folders[pi3]}
     convert("dsr", sources, output, config_overrides={"num_geometry_tokens": num_geometry_tokens}, progress=False)
     model = DSRForConditionalGeneration.from_pretrained(output, dtype="float32")
-    begin_by_looking(model.model.geometry_selection)
-    model.save_pretrained(output)
     processor = DSRProcessor.from_pretrained(output)
+    begin_by_looking(model.model.geometry_selection)
+    begin_by_reading(model, processor.tokenizer.convert_tokens_to_ids(list(NUMBERS)))
+    model.save_pretrained(output)
     processor.num_frames = num_frames
     processor.save_pretrained(output)
 

@@ -127,6 +127,7 @@ def _run_stage(recipe: Recipe, stage: Stage, folder: Path, folders: dict[str, Pa
             if _is_main():
                 shutil.rmtree(folder / MODEL, ignore_errors=True)  # of an interrupted run: nothing but ours is there
                 folder.mkdir(parents=True, exist_ok=True)
+                set_seed(0)  # of what is new in it
                 find(stage.make)(folders, folder / MODEL, **stage.options)
                 _write_json(done, {})
             _wait()
@@ -176,6 +177,9 @@ def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
     settings = {**DEFAULTS, **stage.arguments}
     if not torch.accelerator.is_available():
         settings.setdefault("use_cpu", True)  # or bf16 is refused
+        if settings.get("bf16") and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+            say("This processor has no bfloat16 arithmetic, which would take many times as long: float32 instead.")
+            settings["bf16"] = False
     if stage.data.get("stream"):
         settings.setdefault("accelerator_config", {"dispatch_batches": False})
     if settings.get("eval_strategy") is None and stage.evaluation is not None and settings.get("eval_steps"):

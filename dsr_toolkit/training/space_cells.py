@@ -16,7 +16,7 @@ from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
 from ..tiny.space_models import NUMBERS, build_qwen_vl
 from ..worlds.space import SpaceWorld
-from ..worlds.space.readings import track
+from ..worlds.space.readings import headings, track
 from ..worlds.space.scene import COLOURS, SHAPES
 from .rows import Mapped
 
@@ -49,7 +49,7 @@ class CellsForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
     def forward(self, pixel_values, image_grid_thw, labels=None, **kwargs):  # type: ignore[override]
         """`labels`: `[cells of all pictures]`, ids of words, -100 for none."""
         cells = self.model.get_image_features(pixel_values, image_grid_thw).pooler_output
-        return _words_of(torch.cat(tuple(cells)), self.get_input_embeddings(), labels)
+        return words_of(torch.cat(tuple(cells)), self.get_input_embeddings(), labels)
 
 
 class CellsDSRForConditionalGeneration(DSRForConditionalGeneration):
@@ -72,9 +72,9 @@ class CellsDSRForConditionalGeneration(DSRForConditionalGeneration):
         """`labels`: `[cells of all videos]`. `numbers`: `[cells, 10]`, -100 for none. Logits are of spatial states."""
         features = self.get_video_features(pixel_values_videos, video_grid_thw)
         words, states = self.get_input_embeddings(), torch.cat(features.geometry_features)
-        found = _words_of(states, words, labels)
+        found = words_of(states, words, labels)
         if labels is not None:
-            found.loss = found.loss + _words_of(torch.cat(features.pooler_output), words, labels).loss
+            found.loss = found.loss + words_of(torch.cat(features.pooler_output), words, labels).loss
         if numbers is not None:
             told = self.cell_numbers(F.rms_norm(states, states.shape[-1:])).unflatten(-1, (NUMBER_ROLES, -1))
             told = told.float() @ _waves(told.device).T
@@ -90,7 +90,8 @@ def _waves(device) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def _words_of(cells: torch.Tensor, words: nn.Embedding, labels) -> CellsOutput:
+def words_of(cells: torch.Tensor, words: nn.Embedding, labels) -> CellsOutput:
+    """How much vectors `[N, D]` are like each word, and the loss of their being like others than `labels` `[N]`."""
     logits = F.rms_norm(cells.float(), cells.shape[-1:]) @ F.rms_norm(words.weight.float(), cells.shape[-1:]).T
     logits = logits / cells.shape[-1] ** 0.5
     return CellsOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
@@ -131,8 +132,7 @@ def _numbers(sample, shares: np.ndarray, tau: np.ndarray) -> np.ndarray:
     """`[cells, 10]`, see [`CellsDSRForConditionalGeneration`]."""
     tracks = np.array([track(sample.scene, thing, tau) for thing in range(len(sample.names))])
     tracks = tracks.reshape(len(tracks), 3, -1, 2)  # [K, role, T, 2]
-    poses = sample.scene.cameras[0].poses(tau)
-    looks = (50 * (1 + np.arctan2(poses[:, 1, 2], poses[:, 0, 2]) / np.pi)).astype(int).clip(0, 99).reshape(-1, 2)
+    looks = np.reshape(headings(sample.scene, tau), (-1, 2))
     found = np.full((*shares.shape[1:], NUMBER_ROLES), -100)
     for place in np.ndindex(shares.shape[1:]):
         thing = int(shares[(slice(None), *place)].argmax())

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from modeling_dsr.dsr_collator import DSRCollator, each_question
-from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
+from modeling_dsr.training_collator import IGNORE_INDEX
 
 from ..tiny.space_models import NUMBERS
 from ..worlds.space import SpaceWorld
 from ..worlds.space.facts import Facts
 from ..worlds.space.questions import Question, Wish, ask, questions_for
-from ..worlds.space.readings import camera_way, readings, track
+from ..worlds.space.readings import camera_way, headings, readings, track
 from ..worlds.space.scene import Scene
 from .answers import letters_right, written
 from .rows import Mapped
@@ -23,6 +23,7 @@ from .rows import Mapped
 FRAMES, SIDE = 4, 112
 CELL = 28
 THINGS_SHOWN = 2  # whose tracks geometry tokens learn to tell
+SLOTS = FRAMES * (3 * THINGS_SHOWN + 1) + 2  # numbers that they tell: see `slots_of`
 PRIOR_SEED, PRIOR_SCENES = 990_001, 150
 
 
@@ -35,11 +36,11 @@ def answer_of(facts: Facts, question: Question, open_question: bool = False) -> 
 def slots_of(scene: Scene, text: str, tau: np.ndarray) -> list[int]:
     """
     What the geometry tokens of a question learn to tell, in their order, -1 for nothing: the tracks of the things that
-    it names first (places, distances and fronts at moments `tau`), and the camera's way.
+    it names first (places, distances and fronts at moments `tau`), where the camera looks at these, and its way.
     """
     shown = [track(scene, number, tau) for number in named_first([thing.name for thing in scene.things], text)]
     shown += [[-1] * 3 * len(tau)] * (THINGS_SHOWN - len(shown))
-    return [value for values in shown for value in values] + camera_way(scene, tau)
+    return [value for values in shown for value in values] + headings(scene, tau) + camera_way(scene, tau)
 
 
 def named_first(names: list[str], text: str) -> list[int]:
@@ -48,10 +49,10 @@ def named_first(names: list[str], text: str) -> list[int]:
     return [number for _, number in places[:THINGS_SHOWN]]
 
 
-def cells_of_slots(sample, text: str, slots: int) -> np.ndarray:
+def cells_of_slots(sample, text: str, slots: int = SLOTS) -> np.ndarray:
     """
     Which cells (two frames, 28 pixels) geometry tokens learn to read: bool `[slots, cells]`, for each track's number
-    the cells that show its thing in its frame; none for other tokens.
+    the cells that show its thing in its frame, for the camera's heading all of its frame; none for other tokens.
     """
     frames, side = sample.instances.shape[:2]
     rows = side // CELL
@@ -62,28 +63,9 @@ def cells_of_slots(sample, text: str, slots: int) -> np.ndarray:
             shown = mask[frame] >= min(0.15, mask[frame].max())
             for role in range(3):
                 found[3 * frames * order + role * frames + frame, frame // 2] = shown
+    for frame in range(frames):
+        found[3 * frames * THINGS_SHOWN + frame, frame // 2] = True
     return found.reshape(slots, -1)
-
-
-class GuidedDSRForConditionalGeneration(DSRForConditionalGeneration):
-    """A DSR whose geometry tokens are also told which cells to read: the loss of a head that looks elsewhere is
-    -log of what it gives to those cells."""
-
-    _auto_class = None  # saved as a DSR, whose code its folder gets with the next stage
-
-    def forward(self, *args, slot_cells=None, **kwargs):
-        """`slot_cells`: bool `[prompts, Q, cells]`."""
-        guided = slot_cells is not None and bool(slot_cells.any())
-        if guided:
-            kwargs["output_geometry_attentions"] = True
-        outputs = super().forward(*args, **kwargs)
-        if guided and outputs.loss is not None:
-            weights = torch.stack(outputs.geometry_attentions).float().flatten(3)  # [prompts, heads, Q, cells]
-            given = (weights * slot_cells[:, None]).sum(-1)
-            told = slot_cells.any(-1)[:, None].expand_as(given)
-            guidance = -torch.log(given[told] + 1e-6).mean()
-            outputs.loss = outputs.loss + guidance
-        return outputs
 
 
 class ClipQuestions:
@@ -97,22 +79,18 @@ class ClipQuestions:
         seed, difficulty: see [`SpaceWorld`]. count: questions of a row.
         kinds: see `question_kinds` of [`SpaceWorld`].
         open_share: of the questions that come without options, to be answered in a sentence.
-        slot_share: of the questions whose row in "slots" holds numbers, see [`slots_of`]; where `guided`, "slot_cells"
-            holds their cells, see [`cells_of_slots`]. num_slots: geometry tokens.
         wished: whether the first question is one that the motions were drawn to fit, as in evaluations; else the clip
             is any, which is quicker to draw.
     """
 
     def __init__(
         self, seed: int, count: int = 12, kinds=None, open_share: float = 0.1, wished: bool = True,
-        slot_share: float = 1.0, guided: bool = False, num_slots: int = 28, difficulty: str = "easy",
-        frames: int = FRAMES, side: int = SIDE,
+        difficulty: str = "easy", frames: int = FRAMES, side: int = SIDE,
     ):  # fmt: skip
         self.world = SpaceWorld(
             seed, frames, side, side, difficulty=difficulty, questions=int(wished), question_kinds=kinds
         )
         self.kinds, self.count, self.open_share = questions_for(kinds), count, open_share
-        self.slot_share, self.guided, self.num_slots = slot_share, guided, num_slots
 
     def candidates(self, facts: Facts) -> list[Wish]:
         """All that can be asked about a scene and has a clear answer."""
@@ -135,50 +113,41 @@ class ClipQuestions:
                 counts[name] = counts.get(name, 0) + 1
         return {name: 1 / number for name, number in counts.items()}
 
-    def __getitem__(self, index: int) -> dict:
-        sample = self.world[index]
-        facts = Facts(sample.scene, self.world.settings.margins)
+    def texts(self, index: int, scene: Scene, asked: list[Question]) -> dict:
+        """Of a scene, with `asked` questions that the world has already: "question", "answer", "kind", "slots"."""
+        facts = Facts(scene, self.world.settings.margins)
         generator = self.world.generator(index, "more questions")
-        questions = list(sample.questions)
-        wishes = self.candidates(facts)
+        questions, wishes = list(asked), self.candidates(facts)
         rare = max(self.weights.values())
         share = np.array([self.weights.get((w.kind.type, w.kind.viewer, w.key), rare) for w in wishes])
         number = min(self.count - len(questions), len(wishes))
         for chosen in generator.choice(len(wishes), number, replace=False, p=share / share.sum()) if number > 0 else ():
-            questions.append(ask(generator, sample.scene, wishes[chosen], self.world.settings.most_options))
+            questions.append(ask(generator, scene, wishes[chosen], self.world.settings.most_options))
         as_open = generator.random(len(questions)) < self.open_share
-        told = generator.random(len(questions)) < self.slot_share
-        tau = self.world.tau
-        row = {
-            "video": sample.images,
-            "fps": sample.fps,
+        return {
             "question": [q.text if free else q.prompt for q, free in zip(questions, as_open)],
             "answer": [answer_of(facts, q, free) for q, free in zip(questions, as_open)],
-            "slots": [slots_of(sample.scene, q.text, tau) if tell else [] for q, tell in zip(questions, told)],
+            "kind": [f"{q.type}/{q.viewer}" for q in questions],
+            "slots": [slots_of(scene, q.text, self.world.tau) for q in questions],
         }
-        if self.guided:
-            cells = [cells_of_slots(sample, question.text, self.num_slots) for question in questions]
-            row["slot_cells"] = [one & tell for one, tell in zip(cells, told)]
-        return row
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.world[index]
+        texts = self.texts(index, sample.scene, sample.questions)
+        cells = [cells_of_slots(sample, question) for question in texts["question"]]
+        return {"video": sample.images, "fps": sample.fps, **texts, "slot_cells": cells}
 
 
 class SlotCollator(DSRCollator):
-    """Rows with "slots": geometry tokens, too, have labels, the numbers that they shall tell."""
+    """Rows with "slots" and "slot_cells": ids of the numbers that geometry tokens shall tell, `[prompts, slots]`, -100
+    for none, and which cells they shall read, `[prompts, slots, cells]`."""
 
     def collate(self, rows: list[dict], seeds: list[int]) -> dict:
         batch = super().collate(rows, seeds)
-        tokenizer, count = self.processor.tokenizer, self.processor.num_geometry_tokens
-        first = tokenizer.convert_tokens_to_ids(NUMBERS[0])
-        slots = [numbers for row in rows for numbers in row.get("slots", [])]
-        is_video = batch["input_ids"] == self.processor.video_token_id
-        # Geometry tokens are the last placeholders; what stands at a position is predicted by the one before it.
-        ends = batch["input_ids"].shape[1] - is_video.flip(1).int().argmax(1)
-        for labels, numbers, end in zip(batch["labels"], slots, ends.tolist()):
-            for slot, number in enumerate(numbers[:count]):
-                if number >= 0:
-                    labels[end - count + slot + 1] = first + number
-        cells = [one for row in rows for one in row.get("slot_cells", [])]
-        return {**batch, "slot_cells": torch.from_numpy(np.stack(cells))} if cells else batch
+        slots, cells = (np.array([one for row in rows for one in row[name]]) for name in ("slots", "slot_cells"))
+        first = self.processor.tokenizer.convert_tokens_to_ids(NUMBERS[0])
+        batch["slots"] = torch.from_numpy(np.where(slots < 0, IGNORE_INDEX, slots + first))
+        return {**batch, "slot_cells": torch.from_numpy(cells)}
 
 
 class EachQuestion(DSRCollator):

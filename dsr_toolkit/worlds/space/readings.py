@@ -32,12 +32,17 @@ def track(scene: Scene, thing: int, tau: np.ndarray) -> list[int]:
     return _whole([*across, *(10 * np.linalg.norm(to, axis=-1)), *(50 + np.degrees(_wrapped(angle)) / 5)])
 
 
+def headings(scene: Scene, tau: np.ndarray) -> list[int]:
+    """Which way the camera looks at moments `tau`, seen from above: hundredths of a turn around 50, anticlockwise."""
+    poses = scene.cameras[0].poses(tau)
+    return _whole(50 * (1 + np.arctan2(poses[:, 1, 2], poses[:, 0, 2]) / np.pi))
+
+
 def camera_way(scene: Scene, tau: np.ndarray) -> list[int]:
     """Of the camera from the first to the last of the moments `tau`: to the right and forward, in twentieths of a metre
-    around 50, and how far it turns to the left, in degrees around 50."""
+    around 50."""
     start, end = scene.cameras[0].poses(tau[[0, -1]])
-    turned = np.arctan2(end[1, 2], end[0, 2]) - np.arctan2(start[1, 2], start[0, 2])
-    return _whole([*_way(end[:3, 3] - start[:3, 3], start, 20), 50 + np.degrees(_wrapped(turned))])
+    return _whole(_way(end[:3, 3] - start[:3, 3], start, 20))
 
 
 def _wrapped(angle):

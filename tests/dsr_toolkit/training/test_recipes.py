@@ -16,7 +16,7 @@ from dsr_toolkit.cli import main
 from dsr_toolkit.training import Recipe, Stage, load_recipe, make_rows, train
 from dsr_toolkit.training.journal import read_log
 from dsr_toolkit.training.run import _begin as begin
-from dsr_toolkit.training.run import last_whole_checkpoint
+from dsr_toolkit.training.run import last_whole_checkpoint, training_arguments
 
 TOYS = "tests.dsr_toolkit.training.toys"
 ROOT = Path(__file__).parents[3]
@@ -251,6 +251,16 @@ def test_a_rate_for_nothing_is_refused(tmp_path):
 def test_rows_without_an_end_need_steps(tmp_path):
     with pytest.raises(ValueError, match="`max_steps` is needed"):
         train(recipe().changed({"max_steps": -1}), tmp_path / "out")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="speaks of processors without a GPU")
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_where_the_processor_has_it(native, monkeypatch, tmp_path, capsys):
+    """Without, a product of matrices took 26 times as long on an AMD EPYC with AVX2."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    arguments = training_arguments(Stage(make="a:b", arguments={"bf16": True, "max_steps": 1}), tmp_path)
+    assert arguments.bf16 == native
+    assert ("no bfloat16 arithmetic" in "".join(capsys.readouterr())) == (not native)
 
 
 def test_the_command_tells_what_there_is(capsys, tmp_path):

@@ -13,21 +13,28 @@ from dsr_toolkit.tiny.space_models import (
     build_qwen_vl,
     dsr_of_parts,
     frozen_qwen_sam_of_parts,
+    marks_of_slots,
     space_tokenizer,
 )
+from dsr_toolkit.training import space_reasoning
 from dsr_toolkit.training.geometry import build_pi3
 from dsr_toolkit.training.recipe import load_recipe, recipe_names
 from dsr_toolkit.training.run import make_model
 from dsr_toolkit.training.space_cells import CellCollator, CellsDSRForConditionalGeneration, cell_rows
 from dsr_toolkit.training.space_cells import build as build_cells
 from dsr_toolkit.training.space_cells import measure as measure_cells
+from dsr_toolkit.training.space_looking import (
+    GuidedDSRForConditionalGeneration,
+    LookingDSRForConditionalGeneration,
+    measure_looking,
+)
 from dsr_toolkit.training.space_masks import PromptCollator, build_sam, prompt_rows
 from dsr_toolkit.training.space_masks import measure as measure_sam
 from dsr_toolkit.training.space_phrases import PlacedPhrases, measure_masks, measure_places, phrase_rows, place
 from dsr_toolkit.training.space_questions import (
+    SLOTS,
     ClipQuestions,
     EachQuestion,
-    GuidedDSRForConditionalGeneration,
     SlotCollator,
     measure,
     world_rows,
@@ -35,6 +42,7 @@ from dsr_toolkit.training.space_questions import (
 from dsr_toolkit.worlds.space import SpaceWorld
 from dsr_toolkit.worlds.space.facts import Facts
 from modeling_dsr.dsr_collator import DSRCollator
+from modeling_dsr.dsr_outputs import DSRVisionFeatures
 from modeling_dsr.frozen_qwen_sam_outputs import FrozenQwenSAMOutput
 from modeling_dsr.modeling_pi3 import Pi3Model
 
@@ -68,7 +76,7 @@ def parts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dsr(parts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dsr") / "model"
-    dsr_of_parts(parts, folder, num_geometry_tokens=4)
+    dsr_of_parts(parts, folder)
     return make_model({"path": str(folder), "attention": "eager"}, {})
 
 
@@ -134,6 +142,9 @@ def test_slots_tell_where_masks_are_and_nothing_of_things_that_are_not_named():
             for frame in range(4):
                 assert abs(across[frame] - place(sample.instances[frame] == thing + 1)[0]) < 9
         assert (slots[12] == -1) == (len(named) == 1)
+        looks = sample.poses[:, :2, 2]  # seen from above
+        turns = np.degrees(np.arctan2(looks[:, 1], looks[:, 0])) - 3.6 * (np.array(slots[24:28]) - 50)
+        assert np.abs((turns + 180) % 360 - 180).max() < 2
         seen.add(len(named))
     assert {1, 2} <= seen
 
@@ -179,19 +190,17 @@ def test_the_converter_takes_what_trainings_write(parts, dsr):
     assert model.config.geometry_config.num_attention_heads == pi3.config.encoder_config.num_attention_heads == 2
     assert processor.video_processor.size["longest_edge"] == 112**2
     assert processor.image_processor.size["longest_edge"] == 224**2
-    assert processor.num_geometry_tokens == model.config.num_geometry_tokens == 4
+    assert processor.num_geometry_tokens == model.config.num_geometry_tokens == SLOTS == 30
 
 
 def test_geometry_tokens_have_the_tracks_of_what_is_named_first_as_labels(dsr):
-    processor, row = dsr[1], ClipQuestions(75, count=2, open_share=0.0)[0]
-    labels, ids = (SlotCollator(processor)([row])[name] for name in ("labels", "input_ids"))
-    video = processor.video_token_id
-    for line, seen, slots in zip(labels, ids, row["slots"]):
-        last = int((seen == video).nonzero().max())
-        told = processor.tokenizer.decode(line[last - 2 : last + 2])  # predicted by the four geometry tokens
-        assert [int(number) for number in told.split()] == slots[:4]
-    plain = processor.training_collator()([row])["labels"]
-    assert ((labels != plain).sum(1) == 4).all()
+    processor, row = dsr[1], ClipQuestions(75, count=3, open_share=0.0)[0]
+    batch = SlotCollator(processor)([row])
+    assert batch["slots"].shape == (3, SLOTS) and batch["slot_cells"].shape == (3, SLOTS, 32)
+    for told, slots in zip(batch["slots"], row["slots"]):
+        known = [processor.tokenizer.decode(one) for one in told[told >= 0]]
+        assert known == [NUMBERS[number] for number in slots if number >= 0]
+        assert ((told == -100) == (torch.tensor(slots) == -1)).all()
 
 
 def test_cells_say_what_they_show():
@@ -223,11 +232,19 @@ def test_miniature_vision_learns_the_words_of_cells(dsr):
     assert columns == [12, 37, 62, 87] * 8 and rows == sorted([12, 37, 62, 87] * 4) * 2
 
 
+def of_class(kind, dsr):
+    model = kind(dsr[0].config)
+    model.load_state_dict(dsr[0].state_dict())
+    model.config._attn_implementation = "eager"
+    model.freeze("all")
+    return model
+
+
 def test_guided_geometry_tokens_learn_to_read_the_cells_of_what_they_tell(dsr):
     torch.manual_seed(0)
-    rows = ClipQuestions(83, count=2, guided=True)
+    rows = ClipQuestions(83, count=2)
     batch = SlotCollator(dsr[1])([rows[0]])
-    cells = batch["slot_cells"] = batch["slot_cells"][:, :4]
+    cells = batch["slot_cells"]
     sample = SpaceWorld(83, 4, 112, 112, difficulty="easy")[0]
     first = min(range(len(sample.names)), key=lambda n: rows[0]["question"][0].find(sample.names[n]) % 10_000)
     shown = (sample.instances == first + 1).reshape(4, 4, 28, 4, 28).mean((2, 4))
@@ -235,20 +252,82 @@ def test_guided_geometry_tokens_learn_to_read_the_cells_of_what_they_tell(dsr):
         read = cells[0, frame].reshape(2, 4, 4).numpy()
         assert read[frame // 2].any() and not read[1 - frame // 2].any()
         assert shown[frame][read[frame // 2]].min() >= min(0.15, shown[frame].max())
-    model = GuidedDSRForConditionalGeneration(dsr[0].config)
-    model.load_state_dict(dsr[0].state_dict())
-    model.config._attn_implementation = "eager"
-    model.freeze("all")
+        assert cells[0, 24 + frame].reshape(2, 16).all(1).tolist() == [frame < 2, frame >= 2]  # the camera's heading
+    model, plain = of_class(LookingDSRForConditionalGeneration, dsr), of_class(type(dsr[0]), dsr)
 
     def share():
+        plain.load_state_dict(model.state_dict())
         with torch.no_grad():
-            given = model(**{k: v for k, v in batch.items() if k != "slot_cells"}, output_geometry_attentions=True)
+            given = plain(
+                **{k: v for k, v in batch.items() if not k.startswith("slot")}, output_geometry_attentions=True
+            )
         weights = torch.stack(given.geometry_attentions).mean(1).flatten(2)
         return float((weights * cells).sum(-1)[cells.any(-1)].mean())
 
     before = share()
-    steps(model.train(), batch, 15, 3e-3)
+    steps(model.train(), batch, 25, 3e-3)
     assert share() > before + 0.2
+    with torch.no_grad():
+        off = measure_looking(model, dsr[1], None, batch, model(**batch))
+    assert np.mean(off["place_off"]) < 8 and len(off["heading_off"]) == 2 * 4 and len(off["way_off"]) == 2 * 2
+
+
+def test_looking_alone_has_the_loss_that_looking_adds_to_an_answer(dsr):
+    batch = SlotCollator(dsr[1])([ClipQuestions(84, count=3)[index] for index in range(2)])
+    with torch.no_grad():
+        alone = of_class(LookingDSRForConditionalGeneration, dsr)(**batch).loss
+        both = of_class(GuidedDSRForConditionalGeneration, dsr)(**batch).loss
+        answer = dsr[0](**{name: value for name, value in batch.items() if not name.startswith("slot")}).loss
+    assert torch.allclose(alone + answer, both, atol=1e-4)
+
+
+def test_a_language_model_that_is_told_numbers_reads_what_it_would_read_of_geometry_tokens(dsr, monkeypatch):
+    monkeypatch.setattr(space_reasoning, "KEPT", 32)
+    monkeypatch.setattr(space_reasoning, "NOISE", space_reasoning.NOISE * 0)
+    torch.manual_seed(0)
+    rows = [{**space_reasoning.ToldQuestions(85, count=2, open_share=0.0)[index], "seed": index} for index in range(2)]
+    batch = space_reasoning.ToldCollator(dsr[1])(rows)
+    told, video = batch["told_ids"], batch["input_ids"] == dsr[1].video_token_id
+    assert not (told[video] == dsr[1].video_token_id).any() and torch.equal(told[~video], batch["input_ids"][~video])
+    first = dsr[1].tokenizer.convert_tokens_to_ids(NUMBERS[0])
+    slots = torch.tensor([one for row in rows for one in row["slots"]])
+    given = told[video].view(4, -1)[:, 32:] - first
+    assert torch.equal(given[slots >= 0], slots[slots >= 0])
+    # The whole model, its vision and geometry tokens replaced by the same words.
+    model, words = dsr[0], dsr[0].get_input_embeddings()(told)[video].view(4, -1, 64)
+    seen = DSRVisionFeatures(
+        pooler_output=tuple(words[:, :32]), geometry_features=tuple(words[:, :32]), grid_thw=batch["video_grid_thw"]
+    )
+    marked = words[:, 32:] + marks_of_slots(SLOTS, 64)
+    hook = model.model.geometry_selection.register_forward_hook(lambda module, given, out: (marked, out[1]))
+    keys = ("input_ids", "attention_mask", "labels", "second_per_grid_ts")
+    with torch.no_grad():
+        whole = model.eval()(**{name: batch[name] for name in keys}, mm_encoder_outputs={"video": seen})
+        hook.remove()
+        alone = of_class(space_reasoning.ReasoningDSRForConditionalGeneration, dsr).eval()(**batch)
+    assert torch.allclose(whole.loss, alone.loss, atol=1e-5)
+
+
+def test_miniature_language_model_reasons_and_joins_with_other_eyes(dsr, tmp_path):
+    torch.manual_seed(0)
+    model = of_class(space_reasoning.ReasoningDSRForConditionalGeneration, dsr)
+    rows = [space_reasoning.ToldQuestions(86, count=3, open_share=0.0)[index] for index in range(2)]
+    batch = space_reasoning.ToldCollator(dsr[1])(rows)
+    losses = steps(model.train(), batch, 60, 5e-3)
+    assert losses[-1] < 0.1 * losses[0]
+    found = space_reasoning.measure_reasoning(model.eval(), dsr[1], rows, batch, model(**batch))
+    assert found["accuracy"] == [True] * 6 and max(found["numbers_off"]) == 0
+    folders = {"look": tmp_path / "look", "reason": tmp_path / "reason"}
+    for folder, one in zip(folders.values(), (dsr[0], model)):
+        one.save_pretrained(folder)
+        dsr[1].save_pretrained(folder)
+    space_reasoning.joined(folders, tmp_path / "model")
+    joined = make_model({"path": str(tmp_path / "model")}, {})[0].state_dict()
+    looks, reasons = dsr[0].state_dict(), model.state_dict()
+    for name, weight in joined.items():
+        reasoning = "language_model." in name and "embed_tokens" not in name or "lm_head" in name
+        source = reasons if reasoning else looks
+        assert torch.equal(weight, source[name]), name
 
 
 # ---- miniatures ---------------------------------------------------------------------------
@@ -260,7 +339,7 @@ def test_recipes_of_the_group_come_after_what_they_need():
         assert all(names.index(needed) < names.index(name) for needed in load_recipe(name).requires)
     compared = load_recipe("tiny/dsr_without_geometry")
     assert "tiny/dsr_without_geometry" not in names
-    assert [stage.data for stage in compared.stages] == [stage.data for stage in load_recipe("tiny/dsr").stages[-2:]]
+    assert [stage.data for stage in compared.stages] == [load_recipe("tiny/dsr").stages[-1].data]
 
 
 def test_miniature_dsr_learns_and_reads_its_geometry(dsr):

@@ -3,7 +3,8 @@
 from ...recipe import Recipe, Stage
 
 CELLS, QUESTIONS = "dsr_toolkit.training.space_cells", "dsr_toolkit.training.space_questions"
-GUIDED = f"{QUESTIONS}:GuidedDSRForConditionalGeneration"
+LOOKING, REASONING = "dsr_toolkit.training.space_looking", "dsr_toolkit.training.space_reasoning"
+READ = ["rel_dis/camera", "rel_dir", "rel_ori/camera", "rel_dir_pred/camera"]
 SHOWN = {
     "evaluation": {"rows": f"{QUESTIONS}:world_rows", "seed": 900_431, "count": 192},
     "measure": f"{QUESTIONS}:measure",
@@ -11,9 +12,10 @@ SHOWN = {
 }
 
 
-def arguments(steps: int, batch: int, warmup: int, schedule: str = "constant_with_warmup") -> dict:
-    """Of each of the three trainings."""
-    return {
+def arguments(steps: int, batch: int, warmup: int, schedule: str) -> dict:
+    """Of each of the trainings."""
+    decay = {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}} if schedule == "cosine_with_min_lr" else {}
+    return decay | {
         "per_device_eval_batch_size": 16,
         "weight_decay": 0.02,
         "adam_beta2": 0.98,
@@ -47,32 +49,67 @@ RECIPE = Recipe(
             measure=f"{CELLS}:measure",
             freeze="all",
             # What π³ knows shall last, but for where its patches are: it seldom asks, and geometry tokens have to know.
-            learning_rates={"position_embeddings": 2e-3, "geometry_encoder": 5e-4, "visual\\.blocks": 5e-4},
-            arguments=arguments(steps=600, batch=16, warmup=30) | {"learning_rate": 4e-3},
+            learning_rates={
+                "embed_tokens": 0.0,  # the words that cells shall be like stay as they are
+                "position_embeddings": 2e-3,
+                "geometry_encoder": 5e-4,
+                "visual\\.blocks": 5e-4,
+            },
+            arguments=arguments(steps=800, batch=16, warmup=30, schedule="cosine_with_min_lr")
+            | {"learning_rate": 4e-3},
         ),
         # Geometry tokens learn to read the cells of the things that a question names, and to tell where these are in
-        # every frame and how the camera moves.
+        # every frame and how the camera moves. No language model runs, so steps take a fifth of the time.
         Stage(
             name="look",
-            model={"stage": "see", "attention": "eager", "class": GUIDED},
-            data={
-                "rows": f"{QUESTIONS}:ClipQuestions",
-                "seed": 431,
-                "options": {"count": 4, "wished": False, "guided": True},
-            },
+            model={"stage": "see", "attention": "eager", "class": f"{LOOKING}:LookingDSRForConditionalGeneration"},
+            data={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 431, "options": {"count": 10, "wished": False}},
+            evaluation={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 900_432, "count": 48},
             collator=f"{QUESTIONS}:SlotCollator",
+            measure=f"{LOOKING}:measure_looking",
             freeze="all",
-            learning_rates={"geometry_encoder": 7e-4},
-            arguments=arguments(steps=2000, batch=8, warmup=50),
+            learning_rates={"embed_tokens": 0.0, "geometry_encoder": 5e-4},
+            arguments=arguments(steps=1500, batch=12, warmup=50, schedule="cosine_with_min_lr"),
+        ),
+        # Meanwhile the language model learns what follows from such numbers, without pictures: first of questions whose
+        # answer stands among them, then of all. Of all at once it hardly learns to read a number.
+        Stage(
+            name="read",
+            model={
+                "stage": "assemble",
+                "attention": "eager",
+                "class": f"{REASONING}:ReasoningDSRForConditionalGeneration",
+            },
+            data={"rows": f"{REASONING}:ToldQuestions", "seed": 434, "options": {"wished": False, "kinds": READ}},
+            evaluation={"rows": f"{REASONING}:ToldQuestions", "seed": 900_434, "count": 24, "options": {"kinds": READ}},
+            collator=f"{REASONING}:ToldCollator",
+            measure=f"{REASONING}:measure_reasoning",
+            freeze="all",
+            learning_rates={"embed_tokens": 0.0},
+            arguments=arguments(steps=500, batch=4, warmup=50, schedule="constant_with_warmup")
+            | {"learning_rate": 2e-3},
         ),
         Stage(
+            name="reason",
+            model={"stage": "read", "attention": "eager", "class": f"{REASONING}:ReasoningDSRForConditionalGeneration"},
+            data={"rows": f"{REASONING}:ToldQuestions", "seed": 433, "options": {"wished": False}},
+            evaluation={"rows": f"{REASONING}:ToldQuestions", "seed": 900_433, "count": 48},
+            collator=f"{REASONING}:ToldCollator",
+            measure=f"{REASONING}:measure_reasoning",
+            freeze="all",
+            learning_rates={"embed_tokens": 0.0},
+            arguments=arguments(steps=2000, batch=3, warmup=50, schedule="cosine_with_min_lr")
+            | {"learning_rate": 2e-3},
+        ),
+        Stage(name="join", make=f"{REASONING}:joined"),
+        Stage(
             name="answer",
-            model={"stage": "look", "attention": "eager"},
-            data={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 432, "options": {"count": 10, "slot_share": 0.5}},
+            model={"stage": "join", "attention": "eager", "class": f"{LOOKING}:GuidedDSRForConditionalGeneration"},
+            data={"rows": f"{QUESTIONS}:ClipQuestions", "seed": 432, "options": {"count": 10}},
             collator=f"{QUESTIONS}:SlotCollator",
             freeze="all",
-            learning_rates={"geometry_encoder": 7e-4},
-            arguments=arguments(steps=1200, batch=6, warmup=50, schedule="cosine"),
+            learning_rates={"embed_tokens": 0.0, "geometry_encoder": 2e-4},
+            arguments=arguments(steps=500, batch=4, warmup=50, schedule="cosine") | {"learning_rate": 7e-4},
             **SHOWN,
         ),
     ],
