@@ -5,9 +5,8 @@
     python -m dsr_toolkit.training.ship --table   # the figures of all that are carried, for docs/tiny.md
 
 `dsr_toolkit/assets/tiny/NAME` is then a converted folder like any other. Weights are stored in float16 and computed in
-float32, which `config.json` says, so nothing but half the size comes of it; modules that have to stay float32 do. The
-code is the package's own: links in the source tree, files in a wheel. Figures are measured on seeds that no recipe
-trains on, of the folder as it is carried.
+float32, which `config.json` says, so nothing but half the size comes of it. The code is the package's own: links in the source
+tree, files in a wheel. Figures are measured on seeds that no recipe trains on, of the folder as it is carried.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from ..tiny import model_type_of, shipped
 from .journal import read_log
 
 LARGEST = 8_000_000  # bytes of a model's weights
+SMALL = 64  # numbers, from which a tensor is worth halving: means and scales stay as they are
 SEED, BATCHES, BATCH = 20_261_201, 8, 8  # the first seed, how many, and samples of each
 # Left out: what takes long and no figure here needs.
 QUICK = {"world_geometry": {"frames": ()}, "world_cad": {"candidates": (1,)}}
@@ -76,30 +76,15 @@ def ship(run: str | Path, measured: bool = True) -> Path:
     return target
 
 
-def kept_in_float32(folder: Path) -> re.Pattern:
-    """What finds the weights of a folder's model that have to stay float32 by their names."""
-    import transformers
-
-    from modeling_dsr import ARCHITECTURES
-
-    config = transformers.AutoConfig.from_pretrained(folder)
-    auto = getattr(transformers, ARCHITECTURES[config.model_type].auto_class)
-    model_class = auto._model_mapping[type(config)]
-    model_class = model_class[0] if isinstance(model_class, tuple) else model_class
-    names = [*(model_class._keep_in_fp32_modules_strict or ()), *(model_class._keep_in_fp32_modules or ())]
-    return re.compile("|".join(rf"(?:^|\.){name}(?:\.|$)" for name in names) or "(?!)")
-
-
 def write_weights(source: Path, target: Path) -> None:
     """Weights in half precision, and a configuration that has them computed in float32."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    kept = kept_in_float32(source)
     tensors = load_file(source / shipped.WEIGHTS)
     for key, tensor in tensors.items():
         fits = tensor.is_floating_point() and float(tensor.abs().max()) < torch.finfo(torch.float16).max
-        if fits and not kept.search(key):
+        if fits and tensor.numel() >= SMALL:
             tensors[key] = tensor.half()
     save_file(tensors, target / shipped.WEIGHTS, metadata={"format": "pt"})
     (target / shipped.WEIGHTS).chmod(0o644)
