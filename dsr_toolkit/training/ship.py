@@ -5,8 +5,8 @@
     python -m dsr_toolkit.training.ship --table   # the figures of all that are carried, for docs/tiny.md
 
 `dsr_toolkit/assets/tiny/NAME` is then a converted folder like any other. Weights are stored in float16 and computed in
-float32, which `config.json` says, so nothing but half the size comes of it. The code is the package's own: links in the source
-tree, files in a wheel. Figures are measured on seeds that no recipe trains on, of the folder as it is carried.
+float32, which `config.json` says, so nothing but half the size comes of it. The code is the package's own: links in the
+source tree, files in a wheel. Figures are measured on seeds that no recipe trains on, of the folder as it is carried.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import importlib
 import json
 import os
-import re
 import shutil
 import statistics
 from contextlib import ExitStack
