@@ -2,8 +2,9 @@
 
 `time_vs_materialised` has for its baseline a mask for every head and pair of tokens, which is built and handed to the
 same kernel (no target: plain attention by that kernel, without any bias, would be 1.84 times as fast, and compiled
-flex attention is three times slower on a CPU); `time_vs_eager` the formula as it is written: logits, plus that mask, softmax, times values. `time_widened`
-is the other way of the library, an additional channel, for kernels that take no mask.
+flex attention is three times slower on a CPU); `time_vs_eager` the formula as it is written: logits, plus that mask,
+softmax, times values. `time_widened` is the other way of the library, an additional channel, for kernels that take no
+mask.
 """
 
 import torch
