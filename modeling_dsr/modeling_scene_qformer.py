@@ -182,6 +182,8 @@ class SceneQFormerModel(SceneQFormerPreTrainedModel):
         super().__init__(config)
         if config.backbone_config.model_type == "timm_backbone":
             needs("scene", "The backbone of this configuration", "timm")
+        # As transformers does for `sub_configs`, of which it is none: those take every attention that is asked for.
+        config.backbone_config.dtype = config.dtype
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         if config.backbone_dilation:
             dilate_last_stage(self.backbone)

@@ -620,3 +620,11 @@ def test_models_can_be_copied_after_use():
     model = build(tiny_config(position_encoding="depth_3d"))
     expected = run(model, scenes(1)).scene_tokens
     assert torch.equal(run(copy.deepcopy(model), scenes(1)).scene_tokens, expected)
+
+
+def test_a_saved_backbone_takes_the_dtype_of_a_load(tmp_path):
+    """What is saved names a dtype for each part, which the one that is asked for stands above."""
+    SceneQFormerModel(tiny_config()).save_pretrained(tmp_path)
+    model = SceneQFormerModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert {parameter.dtype for parameter in model.backbone.parameters()} == {torch.bfloat16}
+    assert model(**scenes(1)).scene_tokens.isfinite().all()
