@@ -43,6 +43,14 @@ class DepthScale:
         levels = np.linspace(0, 1, count)
         return [(float(x), 1 / (1 / self.far + x * (1 / self.near - 1 / self.far))) for x in levels]
 
+    def labels(self, count: int = 4) -> list[tuple[float, str]]:
+        """(level, depth as text) of the ticks, each with as many digits as tell it from the next."""
+        levels, depths = zip(*self.ticks(count))
+        steps = -np.diff(depths)
+        steps = np.minimum(np.append(steps, np.inf), np.insert(steps, 0, np.inf))
+        digits = np.clip(np.ceil(np.log10(depths / steps)) + 1, 3, 7).astype(int)
+        return [(level, f"{depth:.{count}g}") for level, depth, count in zip(levels, depths, digits)]
+
 
 def shrunk(view, side: int) -> tuple[np.ndarray, np.ndarray]:
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ class Overview:
             top = MARGIN + row * (height + TITLE)
             for column, one in enumerate(columns):
                 left = MARGIN + column * (CELL + 8)
-                draw.text((left, top), f"{one.number}  {one.name}"[:30] if row == 0 else name, INK, font)
+                draw.text((left, top), f"{one.number}  {_legible(one.name)}"[:30] if row == 0 else name, INK, font)
                 sheet.paste(pictures[row][column], (left, top + TITLE))
         top = MARGIN + len(rows) * (height + TITLE) + 8
         self._scale(sheet, draw, font, top, scale)
@@ -63,9 +64,9 @@ class Overview:
         )
         ramp = heat_colours(np.linspace(0, 1, PLAN))[None].repeat(12, axis=0)
         sheet.paste(Image.fromarray(ramp.astype(np.uint8)), (MARGIN, top + TITLE))
-        for level, depth in scale.ticks():
+        for level, label in scale.labels():
             anchor = "la" if level == 0 else "ra" if level == 1 else "ma"
-            draw.text((MARGIN + level * PLAN, top + TITLE + 14), f"{depth:.3g}", INK, font, anchor)
+            draw.text((MARGIN + level * PLAN, top + TITLE + 14), label, INK, font, anchor)
 
     def _plan(self) -> Image.Image:
         """Points and cameras on the plane of x (right) and z (up in the picture) of the first camera."""
@@ -113,6 +114,12 @@ class _Small:
         depth = np.where(view.mask[chosen], view.depth[chosen], 0)
         dynamic = None if view.dynamic is None else view.dynamic[chosen]
         return cls(number, view.name, image, depth, view.confidence[chosen], dynamic)
+
+
+def _legible(name: str) -> str:
+    """In the letters that the font has, those of ASCII: "ü" as "u", others as "?"."""
+    letters = (one for one in unicodedata.normalize("NFKD", name) if not unicodedata.combining(one))
+    return "".join(one if " " <= one <= "~" else "?" for one in letters)
 
 
 def trajectories(sequence, views: list[View]) -> Image.Image:

@@ -102,13 +102,15 @@ class Reconstructor:
         source = find_frames(scene.source, options.interval, options.fps, options.frames)
         check_readable(source)
         frames, total = iter(source), len(source)
+        if total == 1 and source.video is not None and not (options.interval or options.fps or options.frames):
+            say("The video is so short that one of its frames is taken; --interval 1 takes all.")
         judge = None if known is None else Judge(known, self.reads_conditions)
         frames = frames if judge is None else judge.numbered(frames)
         anchored = judge is not None and judge.has_poses
         look = self._look(judge)
         joins: dict = {}
         if options.window is None:
-            say(f"Looking at {total} frames together …")
+            say(f"Looking at {total} frames together …" if total > 1 else "Looking at one frame …")
             views: Iterable[View] = look(list(frames))
             place = anchor(views, judge.poses(views)) if anchored else None
             views = views if place is None else [view.moved(place) for view in views]

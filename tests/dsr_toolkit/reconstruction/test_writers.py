@@ -11,7 +11,7 @@ import trimesh
 from PIL import Image
 
 from dsr_toolkit.reconstruction.depth_scale import DepthScale
-from dsr_toolkit.reconstruction.pictures import Overview
+from dsr_toolkit.reconstruction.pictures import Overview, _legible
 from dsr_toolkit.reconstruction.writers import FORMATS, About, PointSample, Spread, open_writers
 from dsr_toolkit.reconstruction.writers.glb import linear, srgb
 from tests.dsr_toolkit.reconstruction.tours import winding
@@ -474,6 +474,17 @@ def test_depths_of_all_images_have_one_scale_with_numbers():
     assert near > 0.95 and far < 0.05
     levels, depths = zip(*scale.ticks())
     assert np.allclose(scale.level(np.array(depths)), levels)
+
+
+def test_numbers_of_depths_that_hardly_differ_are_told_apart():
+    labels = [label for _, label in DepthScale(0.998, 1.01).labels()]
+    assert labels[0] == "1.01" and len(set(labels)) == 4
+    assert [label for _, label in DepthScale(1.0, 4.0).labels()] == ["4", "2", "1.33", "1"]
+    assert [label for _, label in DepthScale(0.01, 300.0).labels()] == ["300", "0.03", "0.015", "0.01"]
+
+
+def test_names_in_the_overview_are_written_in_letters_that_its_font_has():
+    assert _legible("für 日本 e\u0301.png") == "fur ?? e.png"
 
 
 def test_a_near_and_a_far_image_of_the_overview_have_different_colours():
