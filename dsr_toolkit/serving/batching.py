@@ -8,8 +8,8 @@ some are being prepared, and never longer than `max_wait`.
 A batch that writes long answers does not keep short ones waiting: requests whose longest answer is at most half of what
 the batch still has to write run beside it, in a batch of their own, and the batches take turns token by token. So what
 is under way keeps a request waiting for at most twice the length of its own longest answer, and few batches are under
-way at a time, as their lengths halve. Videos, whose decoding takes long, and programs in the sandbox have threads of
-their own.
+way at a time, as their lengths halve. Videos, whose decoding takes long, pictures, which may wait for each other's
+memory, and programs in the sandbox have threads of their own.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class BatchingQueue(Admission):
         self.max_batch, self.max_wait = max_batch, max_wait
         self.preparing, self._used = 0, False
         self._waiting: deque[Ticket] = deque()
-        kinds = ("read", "parse", "watch", "write", "execute")
+        kinds = ("read", "parse", "look", "watch", "write", "execute")
         self._pools = {kind: ThreadPoolExecutor(workers, thread_name_prefix=kind) for kind in kinds}
         self._lanes: dict[int, Lane] = {}
         self._here = threading.local()  # the lane that a thread runs
@@ -141,7 +141,7 @@ class BatchingQueue(Admission):
     # ---- threads -------------------------------------------------------------------------
 
     def _read(self, ticket: Ticket, data, then: Callable[[], None]) -> None:
-        """Parse; media that take long to decode go on in threads of their own, and do not fill those of the others."""
+        """Parse; media go on in threads of their own, and do not fill those of what is read at once."""
         try:
             self._check_wanted(ticket)
             data = data() if callable(data) else data
@@ -151,7 +151,7 @@ class BatchingQueue(Admission):
             then()
             self._unprepared(ticket, error)
             return
-        self._pools["watch" if _holds_video(data) else "read"].submit(self._prepare, ticket, data, then)
+        self._pools[_reading(data)].submit(self._prepare, ticket, data, then)
 
     def _wait_for_room(self, ticket: Ticket) -> None:
         """Prepared requests take memory, too: where they have enough, some are answered first."""
@@ -299,17 +299,16 @@ class BatchingQueue(Admission):
             self._end(ticket, answer)
 
 
-def _holds_video(data) -> bool:
-    """Whether a request shows a video: `inputs.video`, or a part of a conversation."""
+def _reading(data) -> str:
+    """The threads that prepare a request: those for videos, for pictures, or for what is read at once."""
     inputs = data.get("inputs") if isinstance(data, dict) else None
     if not isinstance(inputs, dict):
-        return False
-    if inputs.get("video") is not None:
-        return True
+        return "read"
     turns = inputs.get("messages")
     contents = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    return any(isinstance(part, dict) and part.get("type") == "video" for part in parts)
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    shown = [name for name, value in inputs.items() if value is not None] + [part.get("type") for part in parts]
+    return "watch" if "video" in shown else "look" if "image" in shown or "images" in shown else "read"
 
 
 def give_memory_back() -> None:

@@ -321,6 +321,23 @@ def test_videos_do_not_keep_others_waiting(served):
         del served.prepare
 
 
+def test_pictures_that_wait_for_memory_do_not_keep_others_waiting(served):
+    turn = {"role": "user", "content": [{"type": "image", "image": samples.encoded(samples.picture())}]}
+    turn["content"].append({"type": "text", "text": "What?"})
+    pictures = [samples.ask(1, tokens=1), {**samples.ask(1, tokens=1), "inputs": {"messages": [turn]}}] * 2
+    text = {"task": "ask", "inputs": {"messages": [{"role": "user", "content": "What?"}]}}
+    held = served.media_budget.reserve(served.limits.in_flight)
+    try:
+        with BatchingQueue(served, workers=2) as queue:
+            waiting = [queue.submit(request) for request in pictures]
+            assert queue.submit(text | {"parameters": {"max_new_tokens": 1}}).result(60)["tokens"]
+            assert not any(one.done() for one in waiting)
+            held.release()
+            assert all(one.result(60) for one in waiting)
+    finally:
+        held.release()
+
+
 def test_a_video_of_somebody_who_left_is_not_decoded_on(served):
     class Gone:
         cancelled = True
