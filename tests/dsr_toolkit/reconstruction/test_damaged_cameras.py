@@ -99,8 +99,8 @@ def test_damaged_files_of_known_cameras_are_refused_by_name_or_read_as_they_stan
         else:  # what holds no cameras may be cut
             good = kind == "read" and (not cut or text == whole[1] or file.stem == "points3D")
         if kind == "read" and cut and form == "trajectory":
-            # Nothing tells that a file of rows had more of them; those that are there are whole.
-            good = set(json.loads(text)) < set(json.loads(whole[1]))
+            # Nothing tells that a file of rows had more of them, or that its last number had more digits.
+            good = len(set(json.loads(text)) - set(json.loads(whole[1]))) <= 1
         if not good:
             wrong.append(f"{file.name}, {what}: {kind} {text[:300]}")
     assert not wrong, "\n".join(wrong)
