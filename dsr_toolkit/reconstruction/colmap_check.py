@@ -186,6 +186,13 @@ def _numbers(path: Path, line: int, fields: list[str]) -> list[float]:
         raise _broken(path, f"line {line} holds what is no number ({error})") from error
 
 
+def _whole(path: Path, line: int, field: str) -> int:
+    try:
+        return int(field)
+    except ValueError as error:
+        raise _broken(path, f"line {line} holds what is no whole number ({error})") from error
+
+
 def _counted(path: Path, claim: int | None, count: int, what: str) -> None:
     if claim is not None and claim != count:
         raise _broken(path, f"its head speaks of {claim:,} {what}s, and it holds {count:,}")
@@ -201,10 +208,10 @@ def _text_cameras(path: Path) -> dict[int, bool]:
         count = _parameters(fields[1]) if len(fields) > 1 else None
         if count is None or len(fields) != 4 + count:
             raise _broken(path, f"line {line} is not `CAMERA_ID MODEL WIDTH HEIGHT` and as many numbers as MODEL has")
-        number, width, height, *values = _numbers(path, line, fields[:1] + fields[2:])
-        _once(path, found, int(number), "camera")
-        _check_camera(path, int(number), width, height, values)
-        found[int(number)] = True
+        number, (width, height, *values) = _whole(path, line, fields[0]), _numbers(path, line, fields[2:])
+        _once(path, found, number, "camera")
+        _check_camera(path, number, width, height, values)
+        found[number] = True
     _counted(path, claim, len(found), "camera")
     return found
 
@@ -223,13 +230,13 @@ def _text_images(path: Path) -> dict[int, tuple[int, str]]:
         fields = text.split(maxsplit=9)
         if len(fields) < 10:
             raise _broken(path, f"line {line} is not `IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME`")
-        number, *pose, camera = _numbers(path, line, fields[:9])
-        _once(path, found, int(number), "image")
-        _check_pose(path, int(number), pose)
-        found[int(number)] = int(camera), fields[9]
+        number, camera = (_whole(path, line, field) for field in (fields[0], fields[8]))
+        _once(path, found, number, "image")
+        _check_pose(path, number, _numbers(path, line, fields[1:8]))
+        found[number] = camera, fields[9]
         line, text = next(rest, (line, None))
         if text is None:
-            what = f"it ends after line {line}, and the line of the points of image {int(number)}, which may be empty,"
+            what = f"it ends after line {line}, and the line of the points of image {number}, which may be empty,"
             raise _broken(path, f"{what} is missing")
         if len(text.split()) % 3:
             raise _broken(path, f"line {line} is not made of `X Y POINT3D_ID`; it may be cut short")

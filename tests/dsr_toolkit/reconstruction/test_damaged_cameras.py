@@ -156,6 +156,18 @@ def test_an_image_of_a_camera_that_is_not_there_is_refused(tmp_path):
         read_cameras(path)
 
 
+@pytest.mark.parametrize("number", ["inf", "nan", "1.5", "x"])
+def test_numbers_of_images_and_cameras_are_whole(number, tmp_path):
+    path, _ = write_cameras("colmap-text", tmp_path / "whole")
+    for name, head in (("cameras.txt", "1 PINHOLE"), ("images.txt", "1 ")):
+        text = (path / name).read_text()
+        start = text.index("\n" + head) + 1
+        (path / name).write_text(text[:start] + number + text[start + 1 :])
+        with pytest.raises(ValueError, match=rf"{name} is damaged: line \d+ holds what is no whole number"):
+            read_cameras(path)
+        (path / name).write_text(text)
+
+
 def test_a_last_pose_that_was_cut_is_refused(tmp_path):
     path, _ = write_cameras("trajectory", tmp_path / "whole")
     text = path.read_text()
