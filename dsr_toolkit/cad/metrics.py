@@ -143,19 +143,26 @@ def shared_volume(mesh: TriangleMesh, solids: np.ndarray) -> float:
     Raises:
         ValueError: a solid whose box meets another's is not closed, or there are too many to look at every pair.
     """
-    numbers = np.unique(solids)
+    numbers, counts = np.unique(solids, return_counts=True)
     if len(numbers) > MOST_SOLIDS:
         raise ValueError(f"the mesh has {len(numbers)} solids, and {MOST_SOLIDS} at most are compared")
-    boxes = [mesh.vertices[mesh.faces[solids == number].ravel()] for number in numbers]
-    low, high = (np.stack([getattr(box, end)(0) for box in boxes]) for end in ("min", "max"))
+    # Each with its own vertices: those of all others would be looked through for every one.
+    parts = [_compact(mesh, own) for own in np.split(np.argsort(solids, kind="stable"), np.cumsum(counts)[:-1])]
+    low, high = (np.stack([getattr(part.vertices, end)(0) for part in parts]) for end in ("min", "max"))
     slack = MERGE_TOLERANCE * (high.max(0) - low.min(0)).max()
     meet = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low) > slack).all(-1)
-    meeting = numbers[meet.sum(1) > 1]  # each meets itself
+    meeting = np.flatnonzero(meet.sum(1) > 1)  # each meets itself
     if not len(meeting):
         return 0.0
-    own = np.isin(solids, meeting)
-    alone = sum(solid_body(TriangleMesh(mesh.vertices, mesh.faces[solids == number])).volume() for number in meeting)
-    return max(alone - solid_body(TriangleMesh(mesh.vertices, mesh.faces[own]), solids[own]).volume(), 0.0)
+    own = np.flatnonzero(np.isin(solids, numbers[meeting]))
+    alone = sum(solid_body(parts[number]).volume() for number in meeting)
+    return max(alone - solid_body(_compact(mesh, own), solids[own]).volume(), 0.0)
+
+
+def _compact(mesh: TriangleMesh, faces: np.ndarray) -> TriangleMesh:
+    """Some faces of a mesh, by their numbers, and the vertices that they use."""
+    used, corners = np.unique(mesh.faces[faces], return_inverse=True)
+    return TriangleMesh(mesh.vertices[used], corners.reshape(-1, 3).astype(mesh.faces.dtype))
 
 
 def _merged(mesh: TriangleMesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
