@@ -177,7 +177,7 @@ def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
     settings = {**DEFAULTS, **stage.arguments}
     if not torch.accelerator.is_available():
         settings.setdefault("use_cpu", True)  # or bf16 is refused
-        if settings.get("bf16") and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        if settings.get("bf16") and not has_bfloat16():
             say("This processor has no bfloat16 arithmetic, which would take many times as long: float32 instead.")
             settings["bf16"] = False
     if stage.data.get("stream"):
@@ -191,6 +191,11 @@ def training_arguments(stage: Stage, output_dir: Path) -> TrainingArguments:
     if arguments.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # contended threads cost up to ten times
     return arguments
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16; architectures name that differently."""
+    return any(value is True for name, value in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 def make_trainer(
