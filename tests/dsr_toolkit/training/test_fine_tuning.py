@@ -14,7 +14,7 @@ from dsr_toolkit.cli import main
 from dsr_toolkit.datasets.rows import rows
 from dsr_toolkit.extras import EXTRAS
 from dsr_toolkit.tiny import hub_folder
-from dsr_toolkit.training import load_adapter
+from dsr_toolkit.training import load_adapter, parts_rows
 from dsr_toolkit.worlds.parts import PartsWorld
 from dsr_toolkit.worlds.parts_export import write_cad_recode, write_text2cad
 from dsr_toolkit.worlds.space.export import write_dsr_train, write_posed_images, write_refcoco
@@ -117,7 +117,7 @@ def test_held_out_rows_are_measured_and_shown(kind, files, tmp_path):
     assert main([*arguments, "--model", str(hub_folder(kind)), *FAST]) == 0
     metrics = json.loads((tmp_path / "out" / "train" / "metrics.json").read_text())
     assert metrics.keys() >= {"loss"} | MEASURED[kind]
-    if kind in ("cadrille", "cad_recode") and all(map(find_spec, EXTRAS["cad"])):
+    if kind in ("cadrille", "cad_recode") and all(map(find_spec, EXTRAS["cad"])) and parts_rows._sandbox():
         assert metrics.keys() >= {"valid", "iou"}
     lines = (tmp_path / "out" / "train" / "samples" / "step-1.jsonl").read_text().splitlines()
     shown = [json.loads(line) for line in lines]
