@@ -53,16 +53,20 @@ def weights_of(model) -> int:
     return extra + sum(stored(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
-def agreement(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Share of positions with the same token, up to the shorter one's end."""
-    width = min(found.shape[1], expected.shape[1])
-    return float((found[:, :width] == expected[:, :width]).float().mean())
+def agreement(found: torch.Tensor, expected: torch.Tensor, ends: list[int]) -> float:
+    """Share of the tokens of `expected` `[B, n]`, up to the first of `ends` in each row, that `found` has at their
+    place."""
+    ended = torch.isin(expected, torch.tensor(ends)).int()
+    written = ended.cumsum(1) - ended == 0  # what pads shorter rows agrees by itself
+    found = torch.nn.functional.pad(found, (0, expected.shape[1]), value=-1)[:, : expected.shape[1]]
+    return float((found == expected)[written].float().mean())
 
 
 def of_kind(kind: str) -> list[dict]:
     whole, _, (inputs,) = tiny(kind, PARTS, together=True)
     plain = lambda: write(whole, inputs, max_new_tokens=TOKENS)  # noqa: E731
-    expected, rows = plain(), []
+    expected, rows, ends = plain(), [], whole.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
     for name, config in ways().items():
         try:
             model = auto_class(whole.config).from_pretrained(
@@ -76,7 +80,7 @@ def of_kind(kind: str) -> list[dict]:
         rows += [
             row(NAME, f"memory of weights, {kind}, {name}", weights_of(whole), weights_of(model), None),
             row(NAME, f"time, {kind}, {name}", *alternate(plain, small), None),
-            row(NAME, f"agreement, {kind}, {name}", agreement(found, expected), 1.0, None),
+            row(NAME, f"agreement, {kind}, {name}", agreement(found, expected, ends), 1.0, None),
         ]
     return rows
 
