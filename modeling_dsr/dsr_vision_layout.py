@@ -74,7 +74,7 @@ def segments(ends: torch.Tensor, device: torch.device) -> Segments:
     groups = tuple(zip(counts.tolist(), kinds.tolist()))
     owner = torch.repeat_interleave(lengths)  # of each token
     order = lengths[owner].argsort(stable=True)
-    if torch.equal(order, torch.arange(len(order))):
+    if torch.equal(order, torch.arange(len(order), device=order.device)):
         return Segments(groups, None, None)
     return Segments(groups, order.to(device), order.argsort().to(device))
 

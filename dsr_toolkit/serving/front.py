@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import socket
@@ -20,27 +21,44 @@ BEAT_SECONDS = 0.1  # how often the server says how it is
 
 def open_sockets(host: str, port: int) -> list[socket.socket]:
     """
-    Sockets that listen at every address of a host, at one port.
+    Sockets that listen at every address of a host that this machine has, at one port.
 
     Raises:
         ValueError: there is no such host, or the port is taken.
     """
     opened: list[socket.socket] = []
+    absent: OSError | None = None
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in dict.fromkeys((one[0], one[4]) for one in found):
-            listener = socket.socket(family)
-            opened.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((address[0], port or opened[0].getsockname()[1], *address[2:]))
-            listener.listen(2048)
+            chosen = port or (opened[0].getsockname()[1] if opened else 0)
+            try:
+                opened.append(_listening(family, (address[0], chosen, *address[2:])))
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                absent = error  # as ::1 of `localhost` is where there is no IPv6
+        if absent and not opened:
+            raise absent
     except OSError as error:
         for listener in opened:
             listener.close()
         raise ValueError(f"nothing can listen at --host {host} --port {port}: {error.strerror}.") from error
     return opened
+
+
+def _listening(family: int, address: tuple) -> socket.socket:
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 class Front:

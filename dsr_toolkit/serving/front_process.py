@@ -67,10 +67,13 @@ class Front:
                 await asyncio.sleep(0.05)
                 continue
             if len(self.silent) >= self.most:
-                next(iter(self.silent)).cancel()
+                oldest = next(iter(self.silent))
+                del self.silent[oldest]  # now: where many come at once, each of them takes another's place
+                oldest.cancel()
             task = asyncio.ensure_future(self._welcome(connection))
             self.silent[task] = None
             task.add_done_callback(lambda task: self.silent.pop(task, None))
+            await asyncio.sleep(0)  # accepting does not wait while somebody is there: the others have their turn
 
     async def _welcome(self, connection: socket.socket) -> None:
         with connection, suppress(OSError, TimeoutError):

@@ -86,7 +86,8 @@ class Server(uvicorn.Server):
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
-        self.servers += [await loop.create_server(self._protocol, sock=one) for one in self.sockets]
+        # Duplicates: the front closes its sockets at the end, and asyncio closes no server whose own are closed.
+        self.servers += [await loop.create_server(self._protocol, sock=one.dup()) for one in self.sockets]
 
 
 def make_server(

@@ -1,21 +1,28 @@
 """The process that listens: it answers /health and /ready whatever the server does, and hands everything else over."""
 
+import asyncio
+import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
 for library in ("fastapi", "uvicorn", "prometheus_client"):
     pytest.importorskip(library, reason="needs the extra [serve]")
+import fastapi  # noqa: E402
+
 from dsr_toolkit.serving import front_process  # noqa: E402
 from dsr_toolkit.serving.front import open_sockets  # noqa: E402
+from dsr_toolkit.serving.protocol import make_server  # noqa: E402
 from tests.dsr_toolkit.running_server import RunningServer, until  # noqa: E402
 from tests.dsr_toolkit.test_serving import Server  # noqa: E402
 from tests.hub import samples  # noqa: E402
@@ -121,21 +128,59 @@ def test_who_says_nothing_is_not_waited_for(server):
     assert server.get("/health")
 
 
-def test_the_oldest_of_too_many_silent_connections_goes(server):
-    clients = [server.socket() for _ in range(101)]  # one more than the server takes
-    try:
-        assert clients[0].recv(1) == b"" and server.get("/health")
-        clients[100].sendall(b"GET /health HTTP/1.1\r\n\r\n")
-        assert clients[100].recv(20).startswith(b"HTTP/1.1 200")
-    finally:
+def test_the_oldest_of_too_many_silent_connections_go():
+    """Also where all of them come at once."""
+
+    async def flooded() -> None:
+        server, _theirs = socket.socketpair()
+        (listener,) = open_sockets("127.0.0.1", 0)
+        front = front_process.Front([listener], server, head_seconds=600.0, most=10)
+        front.told, front.heard = {"/health": [200, {}]}, time.monotonic()
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(31)]
+        running = asyncio.ensure_future(front.run())
         for client in clients:
-            client.close()
+            client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for client in clients[:21]:
+            assert await asyncio.wait_for(loop.sock_recv(client, 1), 60) == b""
+        for client in clients[21:]:
+            await loop.sock_sendall(client, b"GET /health HTTP/1.1\r\n\r\n")
+            assert (await asyncio.wait_for(loop.sock_recv(client, 20), 60)).startswith(b"HTTP/1.1 200")
+        running.cancel()
+        for one in (*clients, listener, server, _theirs):
+            one.close()
+
+    asyncio.run(flooded())
 
 
 def test_without_it_the_server_listens_itself(server):
     server.server.front.process.kill()
     until(lambda: server.server.servers)
     assert server.get("/health") and server.post(samples.ask(0, tokens=2))[0] == 200
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "auto"])
+def test_without_it_the_server_ends_in_order(loop):
+    ended = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        yield
+        ended.append(app)
+
+    app = fastapi.FastAPI(lifespan=lifespan)
+    app.state.says = {"/health": lambda: (200, {})}
+    app.state.door = SimpleNamespace(stop_reading=lambda: None)
+    server = make_server(app, open_sockets("127.0.0.1", 0))
+    server.config.loop = loop
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: hasattr(server.front, "process"))
+    server.front.process.kill()
+    until(lambda: server.servers)
+    server.should_exit = True
+    thread.join(60)
+    assert ended == [app]
 
 
 def test_a_port_that_is_taken_is_told():
@@ -146,7 +191,20 @@ def test_a_port_that_is_taken_is_told():
         open_sockets("no.such.host.invalid", 0)
 
 
+def test_addresses_of_a_host_that_this_machine_has_not_are_left_out(monkeypatch):
+    """As `localhost` is ::1, too, in the hosts file of a container without IPv6."""
+    absent, present = ((socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.1"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [absent, present])
+    (opened,) = open_sockets("localhost", 0)
+    with opened:
+        assert opened.getsockname()[0] == "127.0.0.1"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: [absent])
+    with pytest.raises(ValueError, match="--host localhost"):
+        open_sockets("localhost", 0)
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("pgrep"), reason="needs pgrep")
 def test_it_ends_with_the_server_however_that_ends(repository):
     with Server(repository) as server:
         found = subprocess.run(["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True, check=True)
