@@ -140,10 +140,13 @@ class ClipQuestions:
 
 class SlotCollator(DSRCollator):
     """Rows with "slots" and "slot_cells": ids of the numbers that geometry tokens shall tell, `[prompts, slots]`, -100
-    for none, and which cells they shall read, `[prompts, slots, cells]`."""
+    for none, and which cells they shall read, `[prompts, slots, cells]`. Without them, as in evaluations, answers alone
+    are told."""
 
     def collate(self, rows: list[dict], seeds: list[int]) -> dict:
         batch = super().collate(rows, seeds)
+        if not all("slots" in row for row in rows):
+            return batch
         slots, cells = (np.array([one for row in rows for one in row[name]]) for name in ("slots", "slot_cells"))
         first = self.processor.tokenizer.convert_tokens_to_ids(NUMBERS[0])
         batch["slots"] = torch.from_numpy(np.where(slots < 0, IGNORE_INDEX, slots + first))

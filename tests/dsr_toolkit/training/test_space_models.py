@@ -201,6 +201,7 @@ def test_geometry_tokens_have_the_tracks_of_what_is_named_first_as_labels(dsr):
         known = [processor.tokenizer.decode(one) for one in told[told >= 0]]
         assert known == [NUMBERS[number] for number in slots if number >= 0]
         assert ((told == -100) == (torch.tensor(slots) == -1)).all()
+    assert "slots" not in SlotCollator(processor)([world_rows(75)[0]])  # a row of an evaluation
 
 
 def test_cells_say_what_they_show():
