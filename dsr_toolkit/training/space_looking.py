@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 from transformers.utils import ModelOutput
@@ -37,6 +38,7 @@ class GuidedDSRForConditionalGeneration(DSRForConditionalGeneration):
 
     _auto_class = None  # saved as a DSR, whose code its folder gets with the next stage
 
+    @wraps(DSRForConditionalGeneration.forward)  # whose signature `generate` looks at
     def forward(self, *args, slots=None, slot_cells=None, **kwargs):
         """`slots`: `[prompts, slots]`, ids of words, -100 for none. `slot_cells`: bool `[prompts, slots, cells]`."""
         if slots is None:

@@ -282,6 +282,13 @@ def test_looking_alone_has_the_loss_that_looking_adds_to_an_answer(dsr):
     assert torch.allclose(alone + answer, both, atol=1e-4)
 
 
+def test_a_guided_model_answers(dsr):
+    rows = [world_rows(87)[index] for index in range(2)]
+    batch = SlotCollator(dsr[1])(rows)
+    found = measure(of_class(GuidedDSRForConditionalGeneration, dsr).eval(), dsr[1], rows, batch, None)
+    assert len(found["accuracy"]) == 2
+
+
 def test_a_language_model_that_is_told_numbers_reads_what_it_would_read_of_geometry_tokens(dsr, monkeypatch):
     monkeypatch.setattr(space_reasoning, "KEPT", 32)
     monkeypatch.setattr(space_reasoning, "NOISE", space_reasoning.NOISE * 0)
