@@ -59,7 +59,7 @@ RECIPE = Recipe(
             | {"learning_rate": 4e-3},
         ),
         # Geometry tokens learn to read the cells of the things that a question names, and to tell where these are in
-        # every frame and how the camera moves. No language model runs, so steps take a fifth of the time.
+        # every frame and which way the camera looks. No language model runs.
         Stage(
             name="look",
             model={"stage": "see", "attention": "eager", "class": f"{LOOKING}:LookingDSRForConditionalGeneration"},

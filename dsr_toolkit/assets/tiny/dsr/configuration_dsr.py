@@ -1,0 +1,1 @@
+../../../../modeling_dsr/configuration_dsr.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/dsr_token_layout.py

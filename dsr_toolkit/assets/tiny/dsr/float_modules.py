@@ -1,0 +1,1 @@
+../../../../modeling_dsr/float_modules.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/geometry_encoder.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/idle_towers.py

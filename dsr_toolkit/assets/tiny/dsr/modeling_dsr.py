@@ -1,0 +1,1 @@
+../../../../modeling_dsr/modeling_dsr.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/multimodal_rope.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/processing_arguments.py

@@ -1,0 +1,1 @@
+../../../../modeling_dsr/training_collator.py
