@@ -274,9 +274,10 @@ class Store:
                     writer.write_table(table)
                     rows, errors = rows + len(table), errors + len(table) - table["error_code"].null_count
         # Said before it is done: whatever stops us in between, the next run knows the file for ours.
-        earlier = self.report[FILES].get(RESULTS)
+        result = self.folder / RESULTS  # what is there, and not what was to be there: this may be the second try
+        earlier = sha256_of(result) if self._wrote(result) else None
         self.save(done=rows, errors=errors, **{FILES: {RESULTS: sha256_of(beside)}, EARLIER: earlier})
-        os.replace(beside, self.folder / RESULTS)
+        os.replace(beside, result)
         return rows, errors
 
     def finish(self) -> None:

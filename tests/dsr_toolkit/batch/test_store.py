@@ -252,6 +252,9 @@ def test_a_run_that_ends_as_it_replaces_its_table_goes_on(tmp_path, monkeypatch)
 
             patch.setattr(os, "replace", killed)
             store.compact()
+        with monkeypatch.context() as patch, pytest.raises(Killed):  # and once more
+            patch.setattr(os, "replace", killed)
+            store.compact()
     assert run(tmp_path / "out") == []
     check(tmp_path / "out")
 
