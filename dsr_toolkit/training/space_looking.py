@@ -12,7 +12,7 @@ from modeling_dsr.dsr_outputs import DSRVisionFeatures
 from modeling_dsr.dsr_token_layout import build_token_layout, sample_ids_from_mask
 from modeling_dsr.modeling_dsr import DSRForConditionalGeneration
 
-from ..tiny.space_models import marks_of_slots
+from ..tiny.space_models import NUMBERS, marks_of_slots
 from .space_cells import words_of
 from .space_questions import FRAMES, THINGS_SHOWN
 
@@ -90,13 +90,15 @@ class LookingDSRForConditionalGeneration(GuidedDSRForConditionalGeneration):
 
 
 def measure_looking(model, processor, rows, inputs, outputs) -> dict:
-    """How far told numbers are from the true ones, by what they tell."""
+    """How far told numbers are from the true ones, by what they tell; another word is off by 50."""
+    first = processor.tokenizer.convert_tokens_to_ids(NUMBERS[0])
     off, known = (outputs.words - inputs["slots"]).abs(), inputs["slots"] >= 0
+    off = torch.where((outputs.words >= first) & (outputs.words < first + len(NUMBERS)), off, 50)
     found: dict[str, list] = {f"{role}_off": [] for role in ROLES}
     for number in range(3 * THINGS_SHOWN):
         columns = slice(number * FRAMES, (number + 1) * FRAMES)
         found[f"{ROLES[number % 3]}_off"] += off[:, columns][known[:, columns]].tolist()
-    first = 3 * THINGS_SHOWN * FRAMES
-    for name, columns in (("heading_off", slice(first, first + FRAMES)), ("way_off", slice(first + FRAMES, None))):
+    start = 3 * THINGS_SHOWN * FRAMES
+    for name, columns in (("heading_off", slice(start, start + FRAMES)), ("way_off", slice(start + FRAMES, None))):
         found[name] = off[:, columns].flatten().tolist()
     return found

@@ -187,7 +187,7 @@ def measure_reasoning(model, processor, rows, inputs, outputs) -> dict:
         found["accuracy"].append(told[-1:] == rest)
         found.setdefault(f"accuracy_{kind}", []).append(found["accuracy"][-1])
         found["numbers_off"] += [
-            abs(int(said) - int(true)) for said, true in zip(told, (first, second)) if said.isdecimal()
+            abs(int(said) - int(true)) if said.isdecimal() else 50 for said, true in zip(told, (first, second))
         ]
     return found
 
