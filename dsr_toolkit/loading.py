@@ -7,7 +7,7 @@ import torch
 import transformers
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 
 from modeling_dsr import (
     ARCHITECTURES,  # registers this library's classes: the code of a model's repository is never run
@@ -97,12 +97,13 @@ def load(
     check_dtype(dtype)
     if model_type in ARCHITECTURES:
         register(model_type)
-    config = AutoConfig.from_pretrained(source)
-    if config.model_type != model_type:
+    told = PreTrainedConfig.get_config_dict(source)[0].get("model_type")  # of a type that need not be registered
+    if told != model_type:
         raise ValueError(
-            f"{source} holds a {config.model_type!r} model where {model_type!r} is needed. "
+            f"{source} holds a {told!r} model where {model_type!r} is needed. "
             f"`dsr convert` turns published checkpoints into {model_type!r} folders."
         )
+    config = AutoConfig.from_pretrained(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if auto_class == "AutoModelForImageTextToText" and getattr(config, "text_config", None) is None:
         raise ValueError(f"{source} has no language model to ask.")

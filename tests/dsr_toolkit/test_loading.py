@@ -57,3 +57,10 @@ def test_training_names_a_model_of_the_hub_as_it_was_named(cached):
     assert (path, subfolder) == ("org/models", "pi3") == _base("org/models/pi3", "pi3")
     assert make_model({"path": path, "subfolder": subfolder}, {})[0].config.model_type == "pi3"
     assert _base(str(repository()), "pi3") == (str(repository() / "pi3"), None)
+
+
+def test_a_model_of_a_type_that_nobody_registered_is_told_by_its_type(tmp_path):
+    """A command registers what it asks for alone; a repository of the Hub may hold anything."""
+    (tmp_path / "config.json").write_text('{"model_type": "somebodys"}')
+    with pytest.raises(ValueError, match="holds a 'somebodys' model where 'pi3' is needed"):
+        load(str(tmp_path), "pi3")
