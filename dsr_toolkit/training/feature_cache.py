@@ -13,6 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutput, BaseModelOutputWithPooling
 
 from modeling_dsr.dsr_collator import DSRCollator
+from modeling_dsr.dsr_vision_layout import vision_layout
 from modeling_dsr.frozen_qwen_sam_outputs import FrozenQwenSAMFeatures
 
 from .phrase_rows import PhraseRows
@@ -27,6 +28,7 @@ TOWERS = {
     "frozen_qwen_sam": {"sam.vision_encoder": "tokens", "vlm": "phrases"},
     "scene_qformer": {"backbone": "maps"},
 }
+LAYOUT = ("position_ids", "cu_seqlens", "window_index", "cu_window_seqlens", "segments")
 
 
 class FeatureCache:
@@ -133,14 +135,22 @@ class FeatureCache:
         """A Qwen vision tower, whose merger may train: what is kept lies before it, in the order behind it."""
 
         def forward(patches, grid_thw, *args, **kwargs):
+            # DSR hands its tower the layout of all media together; alone, each has another.
+            laid_out = "segments" in kwargs
+            kwargs = {name: value for name, value in kwargs.items() if not laid_out or name not in LAYOUT}
             media = patches.split([int(t * h * w) for t, h, w in grid_thw.tolist()])
             group = tower.spatial_merge_size**2
             marked = [(medium, tuple(grid)) for medium, grid in zip(media, grid_thw.tolist())]
 
+            def alone(number: int) -> torch.Tensor:
+                grid = grid_thw[number : number + 1]
+                given = vision_layout(grid, tower.config, patches.device).given if laid_out else {}
+                return plain(media[number], grid, *args, **kwargs, **given).pooler_output
+
             def compute(missing: list[int]) -> list[torch.Tensor]:
                 merger, tower.merger = tower.merger, _Grouped(group)
                 try:
-                    return [plain(media[i], grid_thw[i : i + 1], *args, **kwargs).pooler_output for i in missing]
+                    return [alone(i) for i in missing]
                 finally:
                     tower.merger = merger
 

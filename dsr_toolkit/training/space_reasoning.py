@@ -86,7 +86,8 @@ class ToldCollator(SlotCollator):
             found[starts[0] + 1 : starts[0] + int(ends.int().argmax())] = True
         return found
 
-    def _shared_videos(self, texts, videos, copies, options):
+    def encode(self, texts, images, videos, copies, options):
+        """Prompts of videos that nobody drew."""
         rest = {name: options[name] for name in ("padding", "padding_side", "return_tensors")}
         patches = SIDE // CELL * 2
         grids = torch.tensor([[FRAMES // 2, patches, patches]]).repeat(len(texts), 1)
