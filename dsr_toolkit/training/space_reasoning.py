@@ -144,7 +144,8 @@ class ReasoningDSRForConditionalGeneration(DSRForConditionalGeneration):
         if guided:
             first = is_geometry[0, columns].int().argmax()
             starts = (labels[:, columns] >= 0).int().argmax(1)
-            loss = loss + _reading(outputs.attentions[-2:0:-1], starts, first, reads)
+            if reading := outputs.attentions[-2:0:-1]:
+                loss = loss + _reading(reading, starts, first, reads)
             loss = loss + _choosing(outputs.attentions[-1], starts, true_option[:, columns])
         return DSRCausalLMOutputWithPast(loss=loss, logits=logits)
 

@@ -39,6 +39,7 @@ from dsr_toolkit.training.space_questions import (
     measure,
     world_rows,
 )
+from dsr_toolkit.training.space_readings import READS, reads_of
 from dsr_toolkit.worlds.space import SpaceWorld
 from dsr_toolkit.worlds.space.facts import Facts
 from modeling_dsr.dsr_collator import DSRCollator
@@ -299,6 +300,7 @@ def test_a_language_model_that_is_told_numbers_reads_what_it_would_read_of_geome
     assert not (told[video] == dsr[1].video_token_id).any() and torch.equal(told[~video], batch["input_ids"][~video])
     first = dsr[1].tokenizer.convert_tokens_to_ids(NUMBERS[0])
     slots = torch.tensor([one for row in rows for one in row["slots"]])
+    slots[:, -2:] = -1  # the camera's way, which is never told
     given = told[video].view(4, -1)[:, 32:] - first
     assert torch.equal(given[slots >= 0], slots[slots >= 0])
     # The whole model, its vision and geometry tokens replaced by the same words.
@@ -314,6 +316,23 @@ def test_a_language_model_that_is_told_numbers_reads_what_it_would_read_of_geome
         hook.remove()
         alone = of_class(space_reasoning.ReasoningDSRForConditionalGeneration, dsr).eval()(**batch)
     assert torch.allclose(whole.loss, alone.loss, atol=1e-5)
+
+
+def test_numbers_stand_where_the_language_model_is_told_to_read_them_and_options_where_letters_say(dsr):
+    rows = [space_reasoning.ToldQuestions(88, count=12, open_share=0.0)[index] for index in range(4)]
+    collate, seen = space_reasoning.ToldCollator(dsr[1]), set()
+    batch = collate(rows)
+    told = [dsr[1].tokenizer.decode(ids[shown]).strip() for ids, shown in zip(batch["input_ids"], batch["true_option"])]
+    for row in rows:
+        for kind, question, answer, slots in zip(row["kind"], row["question"], row["answer"], row["slots"]):
+            first, last, letter = answer.split()
+            assert f"\n{letter} {told.pop(0)}" in question
+            if kind in ("rel_dis/camera", "rel_dir/camera"):
+                places = [slots[reads[0]] for reads in READS[kind]]
+                assert places == [int(first), int(last)]
+                seen.add(kind)
+    assert len(seen) == 2
+    assert reads_of("rel_dir/object", 4, 2) == [[0, 12, 0, 12, -1, -1, -1, -1], [3, 15, 3, 15, -1, -1, -1, -1]]
 
 
 def test_miniature_language_model_reasons_and_joins_with_other_eyes(dsr, tmp_path):
