@@ -319,7 +319,7 @@ def test_a_language_model_that_is_told_numbers_reads_what_it_would_read_of_geome
 
 
 def test_numbers_stand_where_the_language_model_is_told_to_read_them_and_options_where_letters_say(dsr):
-    rows = [space_reasoning.ToldQuestions(88, count=12, open_share=0.0)[index] for index in range(4)]
+    rows = [space_reasoning.ToldQuestions(88, count=12, open_share=0.0)[index] for index in range(16)]
     collate, seen = space_reasoning.ToldCollator(dsr[1]), set()
     batch = collate(rows)
     told = [dsr[1].tokenizer.decode(ids[shown]).strip() for ids, shown in zip(batch["input_ids"], batch["true_option"])]
