@@ -1,6 +1,5 @@
 """The surround world: its geometry against itself, its questions against the scene and against guessing."""
 
-import time
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -285,15 +284,6 @@ def test_size_changes_the_picture_and_not_the_scene(samples):
     assert large.cameras["CAM_BACK"].extrinsics.tolist() == samples[3].cameras["CAM_BACK"].extrinsics.tolist()
     with pytest.raises(ValueError, match="at least 16 pixels, got 8 and 112"):
         SurroundWorld(0, height=8)
-
-
-def test_thousands_of_samples_a_minute():
-    """On two cores; this is one, by its own clock."""
-    world = SurroundWorld(1)
-    start = time.process_time()
-    for index in range(30):
-        world[index]
-    assert 2 * 60 * 30 / (time.process_time() - start) > 2000
 
 
 # ---- files -------------------------------------------------------------------------------
