@@ -55,22 +55,28 @@ class Bodies:
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self.most_bytes:
             raise error("too_large", f"a request may have at most {self.most_bytes} bytes.")
-        body, parts, start = bytearray(), 0, time.monotonic()
+        body, received, parts, refused, start = bytearray(), 0, 0, None, time.monotonic()
         held = self.budget.hold(0)
         try:
             more = True
             while more:
-                deadline = start + self.read_timeout + len(body) / SLOWEST
+                deadline = start + self.read_timeout + received / SLOWEST
                 message = await self._receive(receive, deadline)
                 chunk, more = message.get("body", b""), message.get("more_body", False)
-                if len(body) + len(chunk) > self.most_bytes:
+                received += len(chunk)
+                if received > self.most_bytes:
                     raise error("too_large", f"a request may have at most {self.most_bytes} bytes.")
+                if refused is not None:
+                    continue  # read to its end and dropped: who still sends would see a reset connection, not why
                 if not held.grow(len(chunk)):
                     raise error("overloaded", "too many bytes of requests are on their way; try again in a moment.")
                 body += chunk
                 parts += chunk.count(b",") + chunk.count(b"[") + chunk.count(b"{")
                 if parts > self.most_parts:
-                    raise error("too_large", f"a request may have at most {self.most_parts} numbers and names.")
+                    refused = error("too_large", f"a request may have at most {self.most_parts} numbers and names.")
+                    body.clear()
+            if refused is not None:
+                raise refused
         except BaseException:
             held.release()
             raise
