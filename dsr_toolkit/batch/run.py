@@ -118,7 +118,7 @@ def _plan(batch: Batch, store: Store, source: Source) -> None:
         with step(f"Listing the items of {batch.input}"):
             store.plan(source.items())
         if source.left_out:
-            say(f"Left out, since they mean nothing to {batch.task}: {', '.join(source.left_out[:10])}.")
+            say(f"Left out, as no input of {batch.task}: {', '.join(source.left_out[:10])}.")
     elif isinstance(source, Table) and store.report["table"] != source.fingerprint:
         raise ValueError(f"--resume: {batch.input} was changed since the run began; choose another -o.")
 

@@ -151,8 +151,9 @@ class Media(Source):
         """Whether a folder is the output of a run, which is left out then."""
         if not is_report(folder / REPORT):
             return False
-        if folder.name not in self.left_out:
-            self.left_out.append(folder.name)
+        name = f"{folder.name} (of an earlier run)"
+        if name not in self.left_out:
+            self.left_out.append(name)
         return True
 
     @staticmethod
