@@ -46,6 +46,8 @@ def test_a_known_video_is_not_opened_and_teaches_the_same(packed, rows, tmp_path
     cache = FeatureCache(tmp_path)
     cache.attach(model)
     known = pickle.loads(pickle.dumps(cache.collator(collate)))
+    from_hub = type("DSRCollator", (type(collate),), {})(collate.processor)  # its code loaded with a processor
+    assert type(cache.collator(from_hub)) is type(known)
     opened, choose = [], processing_dsr.choose_video_frames
     monkeypatch.setattr(processing_dsr, "choose_video_frames", lambda *given: opened.append(1) or choose(*given))
     losses = []
