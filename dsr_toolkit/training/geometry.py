@@ -312,7 +312,10 @@ def measure(model, processor, rows, inputs, outputs) -> dict:
     found: dict = {"abs_rel": [], "rotation_error_median": [], "still_camera_median": []}
     ratio, overlap = [0.0, 0.0], [0, 0]
     for number, row in enumerate(rows):
-        errors = clip_errors(prediction_of(outputs, number), truth_of(row, inputs, number))
+        truth = truth_of(row, inputs, number)
+        if not (truth["depths"] > 0).any():
+            continue  # nothing to hold depths against
+        errors = clip_errors(prediction_of(outputs, number), truth)
         found["abs_rel"].append(errors["abs_rel"])
         found["rotation_error_median"] += errors["rotation_errors"]
         found["still_camera_median"] += errors["true_rotations"]
@@ -332,6 +335,8 @@ def show(model, processor, rows, inputs) -> list[dict]:
     outputs = model(pixel_values=inputs["pixel_values"])
     for number, row in enumerate(rows):
         truth, prediction = truth_of(row, inputs, number), prediction_of(outputs, number)
+        if not (truth["depths"] > 0).any():
+            continue
         errors = clip_errors(prediction, truth)
         images = (255 * inputs["pixel_values"][number].float().movedim(-3, -1)).round().byte().cpu().numpy()
         merged = lambda values, tail: values.reshape(-1, *values.shape[-tail:])  # noqa: E731  several views: in one row

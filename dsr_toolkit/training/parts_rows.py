@@ -145,7 +145,11 @@ def measure_solids(model, processor, rows, inputs, outputs) -> dict:
         if part is not None:
             programs.append(program)
             parts.append(part)
-    scores = reward(programs, parts, sandbox, samples=SURFACE_SAMPLES)
+    try:
+        scores = reward(programs, parts, sandbox, samples=SURFACE_SAMPLES)
+    except ValueError as error:  # a damaged mesh among the data must not end a training
+        say(f"Solids of a batch are not measured: {error}")
+        return found
     return found | {"valid": scores.valid, "iou": scores.iou}
 
 

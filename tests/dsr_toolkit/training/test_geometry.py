@@ -13,6 +13,7 @@ from dsr_toolkit.training.geometry import (
     page4d_from_pi3,
     page4d_inputs,
     pi3_inputs,
+    show,
     world_points,
 )
 from dsr_toolkit.training.recipes.tiny.page4d import SETTINGS
@@ -136,6 +137,9 @@ def test_models_train_on_their_inputs_and_are_measured(folders):
         assert len(found["abs_rel"]) == 2 and found["mask_iou"][0] <= found["mask_iou"][1]
         pairs = 3 if kind == "tiny/page4d" else 6
         assert len(found["rotation_error_median"]) == len(found["still_camera_median"]) == 2 * pairs
+        batch["depths"][0] = 0.0  # held-out data may know no depth of a window
+        assert len(measure(model, None, rows, batch, outputs)["abs_rel"]) == 1
+        assert len(show(model.eval(), None, rows, batch)) == 1
 
 
 @pytest.mark.slow
