@@ -88,10 +88,10 @@ def test_no_way_out_can_be_reached(unchecked, start):
     assert found.ok, found.message
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.long)])
 @pytest.mark.parametrize("start", STARTS)
-def test_no_way_out_can_be_reached_in_twenty_seconds(unchecked, start):
-    found = unchecked.run(crawl(start, 20))
+def test_no_way_out_can_be_reached_in_more_time(unchecked, start, seconds):
+    found = unchecked.run(crawl(start, seconds))
     assert found.ok, found.message
 
 
