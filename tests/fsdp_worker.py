@@ -2,12 +2,15 @@
 (FSDP2) over gloo, then a full save.
 
 accelerate never shards on the CPU (its launches are DistributedDataParallel there), so sharding is done by hand. Run
-under `torch.distributed.run` with a job file. Imports nothing of the library.
+with a job file; it forks into the two. Imports nothing of the library.
 """
 
 import json
 import os
+import signal
 import sys
+import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,9 +24,9 @@ JOB = json.loads(Path(sys.argv[1]).read_text())
 WORK = Path(JOB["work"])
 
 
-def main():
-    torch.distributed.init_process_group("gloo")
-    torch.set_num_threads(1)
+def main(rank: int):
+    meeting = f"file://{WORK / 'meeting'}"
+    torch.distributed.init_process_group("gloo", meeting, timedelta(minutes=10), world_size=2, rank=rank)
     auto = getattr(transformers, JOB["auto_class"])
     model = auto.from_pretrained(
         WORK / "repository", trust_remote_code=True, dtype=torch.float64
@@ -58,9 +61,21 @@ def main():
     torch.distributed.destroy_process_group()
 
 
-main()
+# Two processes that have read the libraries once, and nothing but read them: no thread is lost in a fork.
+torch.set_num_threads(1)
+other = os.fork()
+status = 0
+try:
+    main(0 if other else 1)
+except BaseException:
+    traceback.print_exc()
+    status = 1
+    if other:
+        os.kill(other, signal.SIGKILL)
+if other:
+    status |= os.waitpid(other, 0)[1] != 0
 # The work is done and flushed. A regular exit lets static destructors run beside gloo's threads, and torch then aborts
 # about once in a hundred runs ("terminate called without an active exception").
 sys.stdout.flush()
 sys.stderr.flush()
-os._exit(0)
+os._exit(status)

@@ -546,9 +546,7 @@ class ModelChecks:
             "work": str(tmp_path),
         }
         (tmp_path / "job.json").write_text(json.dumps(job))
-        run_worker(
-            "fsdp_worker.py", tmp_path, {}, ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        )
+        run_worker("fsdp_worker.py", tmp_path, {})
         sharded, info = self.load(tmp_path / "trained", dtype=torch.float64)
         assert info == {}
         alone, _ = self.load(tmp_path / "repository", dtype=torch.float64)
@@ -571,7 +569,7 @@ class ModelChecks:
         )
 
 
-def run_worker(script: str, work: Path, environment: dict[str, str], launcher: list[str] | None = None) -> None:
+def run_worker(script: str, work: Path, environment: dict[str, str]) -> None:
     """Run a script of this folder from `/`, with a code cache of its own, and without the source tree on the path."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COVERAGE_PROCESS_START")}
     env |= {
@@ -581,7 +579,7 @@ def run_worker(script: str, work: Path, environment: dict[str, str], launcher: l
         "CUDA_VISIBLE_DEVICES": "",
         **environment,
     }
-    command = [sys.executable, "-P", *(launcher or []), str(TESTS / script), str(work / "job.json")]
+    command = [sys.executable, "-P", str(TESTS / script), str(work / "job.json")]
     process = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-4000:]
 

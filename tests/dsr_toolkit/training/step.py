@@ -1,5 +1,6 @@
 """One optimizer step of a tiny model by transformers' Trainer, alone or as one of several processes:
-`python -m torch.distributed.run --nproc-per-node=2 -m tests.dsr_toolkit.training.step FOLDER NAME …`"""
+`python -m torch.distributed.run --nproc-per-node=2 -m tests.dsr_toolkit.training.step FOLDER NAME …`, which leaves a
+folder `plain` and a folder `checkpointing`"""
 
 import json
 import sys
@@ -46,15 +47,16 @@ def step(name: str, folder: Path, batch: int, accumulation: int = 1, **settings)
 
 
 def main(folder: str, names: list[str]) -> None:
-    checkpointing = names[0] == "--checkpointing"
-    found = {}
-    for name in names[checkpointing:]:
-        loss, moved = step(name, Path(folder) / name, batch=2, gradient_checkpointing=checkpointing)
-        found[name] = loss
+    for way in ("plain", "checkpointing"):
+        output, found = Path(folder) / way, {}
+        output.mkdir(exist_ok=True)
+        for name in names:
+            loss, moved = step(name, output / name, batch=2, gradient_checkpointing=way == "checkpointing")
+            found[name] = loss
+            if torch.distributed.get_rank() == 0:
+                torch.save(moved, output / f"{name}.pt")
         if torch.distributed.get_rank() == 0:
-            torch.save(moved, Path(folder) / f"{name}.pt")
-    if torch.distributed.get_rank() == 0:
-        (Path(folder) / "losses.json").write_text(json.dumps(found))
+            (output / "losses.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -46,22 +46,29 @@ def test_accumulation_equals_batch(name, together, tmp_path):
     assert_same_step(accumulated, moved)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_two_processes_equal_one(checkpointing, together, tmp_path):
-    """Also with gradient checkpointing, under which DDP averages nothing that comes after a parameter that no loss
-    reaches: one process has points, the other views; one has videos, the other text."""
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory) -> Path:
+    """Losses and steps of two processes, without and with gradient checkpointing: folders `plain`, `checkpointing`."""
+    folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.dsr_toolkit.training.step", str(tmp_path), *["--checkpointing"] * checkpointing, *CASES]
+    command += ["-m", "tests.dsr_toolkit.training.step", str(folder), *CASES]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
-    losses = json.loads((tmp_path / "losses.json").read_text())
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["plain", "checkpointing"])
+def test_two_processes_equal_one(way, by_two, together):
+    """Also with gradient checkpointing, under which DDP averages nothing that comes after a parameter that no loss
+    reaches: one process has points, the other views; one has videos, the other text."""
+    losses = json.loads((by_two / way / "losses.json").read_text())
     wrong = {}
     for name in CASES:
         loss, moved = together(name)
         assert losses[name] == pytest.approx(loss, rel=1e-4), name
-        found = torch.load(tmp_path / f"{name}.pt")
+        found = torch.load(by_two / way / f"{name}.pt")
         scale = max(value.abs().max().item() for value in moved.values())
         off = {key: (found[key] - value).abs().max().item() for key, value in moved.items()}
         off = {key: value for key, value in off.items() if value > 1e-4 * scale}
