@@ -6,6 +6,8 @@ uses one place, that of the viewer at one moment.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from .margins import Margins
@@ -31,12 +33,16 @@ class Facts:
         self.scene, self.seconds, self.margins = scene, scene.seconds, margins
         moments = np.concatenate([MOMENTS, [-1 + STEP, 1 - STEP, 1 + AHEAD]])
         self.paths = scene.positions(moments)  # [K, 12, 3]
-        self.fronts = scene.rotations(MOMENTS)[..., 0]  # [K, 9, 3]
         self.poses = scene.cameras[0].poses(moments)  # [12, 4, 4]
         self.eye = self.poses[:, :3, 3]
         # After the clip things keep the velocity of its end.
         end = self.paths[:, END]
         self.paths[:, NEXT] = end + (end - self.paths[:, BEFORE_END]) / STEP * AHEAD
+
+    @cached_property
+    def fronts(self) -> np.ndarray:
+        """Directions `[K, 9, 3]` of the things' fronts, which few answers need."""
+        return self.scene.rotations(MOMENTS)[..., 0]
 
     def path(self, who: int) -> np.ndarray:
         """World path of thing `who`, or of `CAMERA`."""

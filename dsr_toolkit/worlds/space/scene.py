@@ -189,7 +189,8 @@ class CameraPath:
         """Camera-to-world `[T, 4, 4]`."""
         azimuth = self.azimuth + self.orbit * tau
         distance, height = self.distance + self.approach * tau, self.height + self.rise * tau
-        position = np.stack([distance * np.cos(azimuth), distance * np.sin(azimuth), height], -1)
+        position = np.empty((len(tau), 3))
+        position[:, 0], position[:, 1], position[:, 2] = distance * np.cos(azimuth), distance * np.sin(azimuth), height
         return look_at(position, self.aim + self.pan * tau[:, None], self.roll * tau)
 
 
@@ -238,15 +239,17 @@ def look_at(position: np.ndarray, aim: np.ndarray, roll: np.ndarray) -> np.ndarr
     """Camera-to-world `[T, 4, 4]` of cameras at `position` `[T, 3]` that look at `aim`, turned by `roll` about their
     axis."""
     front = aim - position
-    front = front / np.linalg.norm(front, axis=-1, keepdims=True)
+    front = front / np.sqrt((front * front).sum(-1, keepdims=True))
     x, y, z = front.T
     flat = np.hypot(x, y)
-    right = np.stack([y / flat, -x / flat, np.zeros_like(z)], -1)  # horizontal
-    down = np.stack([z * x / flat, z * y / flat, -flat], -1)  # front × right
+    right, down = np.zeros_like(front), np.empty_like(front)
+    right[:, 0], right[:, 1] = y / flat, -x / flat  # horizontal
+    down[:, 0], down[:, 1], down[:, 2] = z * x / flat, z * y / flat, -flat  # front × right
     cosine, sine = np.cos(roll)[:, None], np.sin(roll)[:, None]
-    poses = np.tile(np.eye(4), (len(position), 1, 1))
+    poses = np.zeros((len(position), 4, 4))
     poses[:, :3, 0], poses[:, :3, 1] = cosine * right + sine * down, cosine * down - sine * right
     poses[:, :3, 2], poses[:, :3, 3] = front, position
+    poses[:, 3, 3] = 1
     return poses
 
 
@@ -261,7 +264,9 @@ def positions(motion: Motion, tau: np.ndarray) -> np.ndarray:
         y = radius * (np.cos(motion.heading) - np.cos(motion.heading + turned))
     else:
         x, y = way * np.cos(motion.heading), way * np.sin(motion.heading)
-    return motion.middle + np.stack([x, y, motion.climb * tau], -1)
+    path = np.empty((len(tau), 3))
+    path[:, 0], path[:, 1], path[:, 2] = x, y, motion.climb * tau
+    return path + motion.middle
 
 
 def rotations(motion: Motion, tau: np.ndarray) -> np.ndarray:
@@ -272,7 +277,7 @@ def rotations(motion: Motion, tau: np.ndarray) -> np.ndarray:
 def rotate_about(axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
     """Rotations `[T, 3, 3]` by angles `[T]` about a unit axis (Rodrigues' formula)."""
     x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     angle = np.asarray(angle)[:, None, None]
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
 
@@ -376,7 +381,7 @@ def _set_in_motion(generator, settings: SceneSettings, scene: Scene) -> bool:
 
 
 def _move_camera(generator, settings: SceneSettings, camera: CameraPath) -> None:
-    orbit = np.radians(generator.uniform(*settings.orbit)) / 2 * generator.choice([-1, 1])
+    orbit = np.radians(generator.uniform(*settings.orbit)) / 2 * (-1, 1)[generator.integers(2)]
     approach, rise, x, y, z, roll = generator.uniform(-0.5, 0.5, 6)
     moves = generator.random() >= settings.still_camera
     camera.orbit, camera.approach, camera.rise = (
@@ -390,19 +395,25 @@ def _move_camera(generator, settings: SceneSettings, camera: CameraPath) -> None
 def _move_thing(generator, settings: SceneSettings, thing: Thing, half: float) -> None:
     """Draw how `thing` moves and turns, if it does. What floats may also rise, sink, and turn about any axis."""
     motion = thing.motion
+    # `choice`, and `uniform` for single numbers, would give the same and take most of the time of a scene.
     heading, speed, bend = (
-        generator.uniform(0, 2 * np.pi),
-        generator.uniform(*settings.speed),
-        generator.uniform(0.5, 1.0),
+        2 * np.pi * generator.random(),
+        _between(generator, *settings.speed),
+        _between(generator, 0.5, 1.0),
     )
-    gain, sides, arc = generator.choice([-0.8, 0.0, 0.8]), generator.choice([-1, 1], 2), generator.random()
-    turn, climb = generator.uniform(0.7, 1.6), generator.uniform(0.1, 0.3) * generator.choice([-1, 0, 1])
+    gain, sides = (-0.8, 0.0, 0.8)[generator.integers(3)], [(-1, 1)[generator.integers(2)] for _ in range(2)]
+    arc = generator.random()
+    turn, climb = _between(generator, 0.7, 1.6), _between(generator, 0.1, 0.3) * (-1, 0, 1)[generator.integers(3)]
     axis = generator.normal(size=3)
-    motion.heading, motion.speed, motion.gain = heading, speed * half * thing.moves, float(gain)
+    motion.heading, motion.speed, motion.gain = heading, speed * half * thing.moves, gain
     motion.bend = bend * sides[0] * (arc < settings.arcs) * thing.moves
     motion.climb = climb * half * (thing.floats and thing.moves)
     motion.turn = turn * half * sides[1] * thing.turns
     motion.axis = axis / np.linalg.norm(axis) if thing.floats else UP
+
+
+def _between(generator, low: float, high: float) -> float:
+    return low + (high - low) * generator.random()
 
 
 def _possible(thing: Thing, path: np.ndarray, others: list[Thing], paths, cameras: list[CameraPath], poses) -> bool:
@@ -434,8 +445,8 @@ def _local(poses: np.ndarray, path: np.ndarray) -> np.ndarray:
 
 def _hides(first: np.ndarray, second: np.ndarray, thing: Thing, other: Thing) -> bool:
     """Whether the nearer of two things covers the centre of the other at the first, middle or last moment."""
-    moments = [0, len(first) // 2, len(first) - 1]
-    first, second = first[moments], second[moments]
+    step = max(len(first) // 2, 1)
+    first, second = first[::step], second[::step]
     distances = np.sqrt((first * first).sum(-1)), np.sqrt((second * second).sum(-1))
     cosine = (first * second).sum(-1) / (distances[0] * distances[1])
     nearer = np.where(distances[0] < distances[1], thing.radius / distances[0], other.radius / distances[1])
