@@ -190,11 +190,15 @@ class Driver:
         return said
 
 
-@pytest.mark.slow
-def test_a_driver_that_is_killed_at_random_moments_loses_nothing_and_repeats_nothing(media, repository, tmp_path):
-    rows, output = mixed(200), tmp_path / "out"
-    source, generator, kills = write(media, rows), random.Random(0), 0
-    while kills < 10:
+@pytest.mark.parametrize(
+    ("count", "most"), [pytest.param(60, 3, marks=pytest.mark.slow), pytest.param(200, 10, marks=pytest.mark.long)]
+)
+def test_a_driver_that_is_killed_at_random_moments_loses_nothing_and_repeats_nothing(
+    media, repository, tmp_path, count, most
+):
+    rows, output = mixed(count), tmp_path / "out"
+    source, generator, kills = write(media, rows), random.Random(28), 0
+    while kills < most:
         before, start = len(list(output.glob("parts/[0-9]*"))), time.monotonic()
         driver = Driver(source, repository, output, "--chunk", "2")
         # At the beginning, while the model loads, and soon after one of the next chunks was kept.
@@ -209,8 +213,8 @@ def test_a_driver_that_is_killed_at_random_moments_loses_nothing_and_repeats_not
         driver.process.communicate()
         kills += 1
         done = {path.name: path.stat().st_mtime_ns for path in output.glob("parts/[0-9]*/rows.parquet")}
-        assert kills < 4 or done
-    assert kills == 10
+        assert kills < most // 3 + 1 or done
+    assert kills == most
     said = Driver(source, repository, output, "--chunk", "2").ends()
     assert "items are answered already" in said
     check(output, rows)
@@ -239,11 +243,13 @@ sys.exit(status)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell the peak of memory")
-def test_the_memory_of_the_driver_does_not_grow_with_the_items(media, repository, tmp_path):
+@pytest.mark.parametrize(
+    "most", [pytest.param(200, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long)]
+)
+def test_the_memory_of_the_driver_does_not_grow_with_the_items(media, repository, tmp_path, most):
     peaks = {}
-    for count in (10, 1000):
+    for count in (10, most):
         rows = [{"id": str(i), "image": f"{i % 4}.png", "question": f"What is {i}?"} for i in range(count)]
         command = [
             "batch", "ask", write(media, rows), "-o", str(tmp_path / str(count)), "--model", str(repository),
@@ -255,5 +261,5 @@ def test_the_memory_of_the_driver_does_not_grow_with_the_items(media, repository
         )
         assert f"{count} items, 0 with an error" in done.stdout
         peaks[count] = int(done.stdout.split()[-1]) / 1024
-    print(f"peak of the driver: {peaks[10]:.1f} MiB for 10 items, {peaks[1000]:.1f} MiB for 1,000")
-    assert peaks[1000] <= 1.05 * peaks[10] + 2
+    print(f"peak of the driver: {peaks[10]:.1f} MiB for 10 items, {peaks[most]:.1f} MiB for {most:,}")
+    assert peaks[most] <= 1.05 * peaks[10] + 2

@@ -56,8 +56,8 @@ def actors() -> list:
     return found
 
 
-def test_two_actors_answer_200_mixed_items_as_one_process_does(ray, media, repository, tmp_path):
-    rows = mixed(200)
+def test_two_actors_answer_mixed_items_as_one_process_does(ray, media, repository, tmp_path):
+    rows = mixed(60)
     run_batch(batch_of(media, rows, repository, tmp_path / "local"))
     run_batch(batch_of(media, rows, repository, tmp_path / "ray", engine="ray", workers=2))
     check(tmp_path / "ray", rows)
