@@ -11,15 +11,17 @@ from transformers import TrainerCallback
 from ..console import say
 
 LOG, CURVES, REWARDS, SAMPLES = "log.jsonl", "curves.png", "rewards.png", "samples"
+REDRAW_AFTER = 30.0  # seconds: a picture takes one or two, more than many an evaluation
 HIDDEN = ("flos", "runtime", "per_second", "epoch", "step", "grad_norm", "learning_rate", "minutes")
 
 
 class Journal(TrainerCallback):
-    """Writes each log of Trainer as a line of JSON, tells it, and draws curves at every evaluation and at the end."""
+    """Writes each log of Trainer as a line of JSON, tells it, and redraws curves at evaluations, at most
+    every half minute; the end of a stage draws them in any case."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.start = time.monotonic()
+        self.start = self.drawn = time.monotonic()
         self.before = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -44,12 +46,9 @@ class Journal(TrainerCallback):
         say(f"  step {state.global_step}/{state.max_steps}  {minutes:.1f} min  {figures}")
 
     def on_evaluate(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and time.monotonic() - self.drawn > REDRAW_AFTER:
             draw_curves(self.folder)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            draw_curves(self.folder)
+            self.drawn = time.monotonic()
 
     def keep_samples(self, step: int, shown: list[dict]) -> None:
         """Predictions of one evaluation: `samples/step-N.jsonl`, with pictures beside it."""

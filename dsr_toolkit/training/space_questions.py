@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import permutations
 
 import numpy as np
@@ -25,6 +24,7 @@ CELL = 28
 THINGS_SHOWN = 2  # whose tracks geometry tokens learn to tell
 SLOTS = FRAMES * (3 * THINGS_SHOWN + 1) + 2  # numbers that they tell: see `slots_of`
 PRIOR_SEED, PRIOR_SCENES = 990_001, 150
+_weights: dict = {}  # of [`ClipQuestions`], by what they depend on
 
 
 def answer_of(facts: Facts, question: Question, open_question: bool = False) -> str:
@@ -102,9 +102,15 @@ class ClipQuestions:
                     found.append(Wish(kind, things, key))
         return found
 
-    @cached_property
+    @property
     def weights(self) -> dict:
-        """1 ÷ how often each answer of each kind holds."""
+        """1 ÷ how often each answer of each kind holds, counted once in a process for equal worlds."""
+        asked = self.world.settings, tuple((kind.type, kind.viewer) for kind in self.kinds)
+        if asked not in _weights:
+            _weights[asked] = self._count()
+        return _weights[asked]
+
+    def _count(self) -> dict:
         world = SpaceWorld(PRIOR_SEED, difficulty=self.world.settings, questions=0)
         counts: dict = {}
         for index in range(PRIOR_SCENES):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor, TrainerCallback
+from transformers import AutoModel, AutoProcessor, TrainerCallback, TrainerState
 
 from dsr_toolkit.cli import main
-from dsr_toolkit.training import Recipe, Stage, load_recipe, make_rows, train
-from dsr_toolkit.training.journal import read_log
+from dsr_toolkit.training import Recipe, Stage, journal, load_recipe, make_rows, run, train
+from dsr_toolkit.training.journal import Journal, read_log
 from dsr_toolkit.training.run import _begin as begin
 from dsr_toolkit.training.run import last_whole_checkpoint, training_arguments
 
@@ -43,6 +43,12 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in read_log(folder / "train") if "loss" in entry]
 
 
+@pytest.fixture
+def unseen(monkeypatch):
+    """Runs draw no curves, which takes longer than their training; `finished` has them."""
+    monkeypatch.setattr(run, "draw_curves", lambda folder: None)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "out"
@@ -61,6 +67,16 @@ def test_a_run_leaves_a_model_that_loads_and_its_story(finished):
     assert len(shown) == 4 and (output / "train" / "samples" / shown[0]["picture"]).is_file()
 
 
+def test_curves_are_redrawn_while_a_run_goes_on_but_not_at_every_evaluation(tmp_path, monkeypatch):
+    now, pictures = [0.0], []
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(journal, "draw_curves", lambda folder: pictures.append(now[0]))
+    kept = Journal(tmp_path)
+    for now[0] in (5.0, 31.0, 40.0, 61.0, 62.0):
+        kept.on_evaluate(None, TrainerState(), None)
+    assert pictures == [31.0, 62.0]
+
+
 def test_terms_and_measures_are_logged(finished):
     output, trained = finished
     assert [step for step, _ in losses(output)] == [1, 2, 3, 4, 5, 6]
@@ -70,7 +86,7 @@ def test_terms_and_measures_are_logged(finished):
     assert 0 <= trained.metrics["right"] <= 1
 
 
-def test_the_recipe_of_a_run_repeats_it(finished, tmp_path):
+def test_the_recipe_of_a_run_repeats_it(finished, unseen, tmp_path):
     output, _ = finished
     again = train(load_recipe(str(output / "recipe.json")), tmp_path / "again")
     assert losses(tmp_path / "again") == losses(output)
@@ -89,18 +105,17 @@ def files() -> Recipe:
     return recipe(**without, data=data, arguments=arguments)
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(finished, unseen, tmp_path, monkeypatch):
     assert_resumed(recipe(), losses(finished[0]), tmp_path, monkeypatch)
 
 
-def test_a_run_resumed_within_its_second_epoch_draws_the_noise_of_that_epoch(tmp_path, monkeypatch):
+def test_a_run_resumed_within_its_second_epoch_draws_the_noise_of_that_epoch(unseen, tmp_path, monkeypatch):
     train(files(), tmp_path / "whole")
     assert_resumed(files(), losses(tmp_path / "whole"), tmp_path, monkeypatch)
 
 
 def assert_resumed(recipe: Recipe, whole: list, tmp_path, monkeypatch):
     """Interrupted after its fifth step and resumed from its fourth, a run has the losses `whole`."""
-    from dsr_toolkit.training import run
 
     class Interrupted(Exception):
         pass
@@ -152,7 +167,7 @@ def test_kill_9_and_resume_by_the_command(tmp_path):
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 
 
-def test_stages_follow_each_other_and_finished_ones_are_kept(tmp_path):
+def test_stages_follow_each_other_and_finished_ones_are_kept(unseen, tmp_path):
     first = recipe(evaluation=None, measure=None, show=None).changed({"max_steps": 1}).stages[0]
     copy = Stage(name="copy", make=f"{TOYS}:copy_model", options={"source": "train"})
     second = Stage(name="more", model={"stage": "copy"}, data=first.data, collator=first.collator,
