@@ -26,3 +26,20 @@ def served(repository):
     handler = handler_module().EndpointHandler(str(repository))
     yield handler
     handler.close()
+
+
+@pytest.fixture(scope="session")
+def kept_servers():
+    from tests.dsr_toolkit import warm_sandbox
+
+    yield
+    warm_sandbox.end_all()
+
+
+@pytest.fixture(scope="module")
+def warm_sandboxes(kept_servers):
+    """Sandboxes take over each other's server: for tests that are about what programs make, not about sandboxes."""
+    from tests.dsr_toolkit import warm_sandbox
+
+    with warm_sandbox.warm():
+        yield

@@ -7,7 +7,7 @@ import pytest
 
 cq = pytest.importorskip("cadquery")
 
-from dsr_toolkit.cad import Sandbox  # noqa: E402
+from dsr_toolkit.cad import Sandbox, SandboxLimits  # noqa: E402
 from dsr_toolkit.cad.candidates import best_candidate, judge_programs  # noqa: E402
 from dsr_toolkit.cad.metrics import (  # noqa: E402
     chamfer_distance,
@@ -20,8 +20,11 @@ from modeling_dsr.cad_files import load_mesh  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-# The programs here are harmless: they may run on a machine that lacks a confinement.
-WAIVED = ("--allow-missing", "all")
+# The programs here are harmless: they may run on a machine that lacks a confinement, and take the time that a busy one
+# needs.
+WAIVED = ("--timeout", "60", "--allow-missing", "all")
+LIMITS = SandboxLimits(seconds=60)
+pytestmark = pytest.mark.usefixtures("warm_sandboxes")
 HEAD = "import cadquery as cq\n"
 PARTS = {
     "box": HEAD + "r = cq.Workplane().box(60, 40, 20).faces('>Z').workplane().rect(40, 20, forConstruction=True)"
@@ -51,7 +54,7 @@ def parts(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(workers=2, allow_missing="all") as sandbox:
+    with Sandbox(workers=2, limits=LIMITS, allow_missing="all") as sandbox:
         yield sandbox
 
 

@@ -21,9 +21,9 @@ from dsr_toolkit.cad.part_files import stl_bytes  # noqa: E402
 from dsr_toolkit.cli import main  # noqa: E402
 from dsr_toolkit.evaluation.cad import Sample, declared_frame, load_truth, pair_files, summarize  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh  # noqa: E402
-from tests.dsr_toolkit.test_cad import CUBE, PARTS, PLAIN_BOX, block  # noqa: E402
+from tests.dsr_toolkit.test_cad import CUBE, LIMITS, PARTS, PLAIN_BOX, WAIVED, block  # noqa: E402
 
-WAIVED = ("--allow-missing", "all")
+pytestmark = pytest.mark.usefixtures("warm_sandboxes")
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = "import cadquery as cq\n"
 CUBE_PROGRAM = HEAD + "r = cq.Workplane().box(3, 3, 3)"
@@ -48,7 +48,7 @@ def evaluated(tmp_path_factory) -> Path:
     """DeepCAD-style nested truth in the unit cube; two samples of the box, a wrong bracket, an invalid part."""
     folder = tmp_path_factory.mktemp("eval")
     (folder / "programs").mkdir()
-    with Sandbox(workers=2, allow_missing="all") as sandbox:
+    with Sandbox(workers=2, limits=LIMITS, allow_missing="all") as sandbox:
         for number, (name, program) in enumerate(PARTS.items()):
             found = sandbox.run(program)
             mesh = normalize_prediction(TriangleMesh(found.vertices, found.faces))
@@ -204,7 +204,7 @@ def test_an_interrupted_evaluation_is_resumed(tmp_path):
         program = "import cadquery as cq\n" + ("for i in range(10 ** 8): pass\n" if slow else "") + CUBE_PROGRAM
         (tmp_path / "programs" / f"s{number}.py").write_text(program)
     arguments = ["eval", "cad", str(tmp_path / "programs"), str(tmp_path / "truth"), "-o", str(tmp_path / "out")]
-    arguments += ["--workers", "1", "--timeout", "60", *WAIVED]
+    arguments += ["--workers", "1", *WAIVED]
     started = subprocess.Popen([sys.executable, "-m", "dsr_toolkit.cli", *arguments], cwd=ROOT, stderr=subprocess.PIPE)
     journal = tmp_path / "out" / "samples.jsonl"
     while not journal.exists() or journal.read_text().count("\n") < 3:

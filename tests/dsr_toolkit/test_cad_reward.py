@@ -14,15 +14,16 @@ from dsr_toolkit.cad.part_files import stl_bytes  # noqa: E402
 from dsr_toolkit.cad.repair import repair_inputs  # noqa: E402
 from dsr_toolkit.cad.rewards import unfenced  # noqa: E402
 from modeling_dsr.cad_solids import TriangleMesh  # noqa: E402
-from tests.dsr_toolkit.test_cad import CUBE, HEAD, block  # noqa: E402
+from tests.dsr_toolkit.test_cad import CUBE, HEAD, LIMITS, block  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("warm_sandboxes")
 CUBE_PROGRAM = HEAD + "r = cq.Workplane().box(5, 5, 5)"
 PLATE = block((0, 0, 0), (4, 4, 1))
 
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(workers=2, allow_missing="all") as sandbox:
+    with Sandbox(workers=2, limits=LIMITS, allow_missing="all") as sandbox:
         yield sandbox
 
 
@@ -48,7 +49,7 @@ def test_an_open_part_gives_no_overlap_and_no_error(sandbox):
 
 def test_rewards_do_not_depend_on_the_number_of_workers(sandbox, cube_file):
     programs = [HEAD + f"r = cq.Workplane().box(5, 5, {height})" for height in range(1, 7)]
-    with Sandbox(workers=1, allow_missing="all") as single:
+    with Sandbox(workers=1, limits=LIMITS, allow_missing="all") as single:
         assert reward(programs, [cube_file] * 6, single) == reward(programs, [cube_file] * 6, sandbox)
 
 

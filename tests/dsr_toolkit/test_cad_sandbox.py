@@ -36,39 +36,47 @@ from tests.dsr_toolkit.cad_attacks import (
     is_running,
     settled,
 )  # noqa: E402
+from tests.dsr_toolkit.warm_sandbox import warm  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def confinements():
+def confinements(kept_servers):
     """Hostile programs are run where every confinement can be had, and nowhere else."""
     try:
-        Sandbox(workers=1).close()
+        with warm():
+            Sandbox(workers=1).close()
     except ConfinementError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
 def checked():
-    with Sandbox(workers=2, limits=LIMITS) as sandbox:
+    with warm():
+        sandbox = Sandbox(workers=2, limits=LIMITS)
+    with sandbox:
         yield sandbox
 
 
 @pytest.fixture(scope="module")
 def unchecked():
-    with Sandbox(workers=2, limits=LIMITS, policy=False) as sandbox:
+    with warm():
+        sandbox = Sandbox(workers=2, limits=LIMITS, policy=False)
+    with sandbox:
         yield sandbox
 
 
 @pytest.fixture(scope="module")
 def with_policy(tmp_path_factory):
-    return attack(True, tmp_path_factory.mktemp("checked"))
+    with warm():
+        return attack(True, tmp_path_factory.mktemp("checked"))
 
 
 @pytest.fixture(scope="module")
 def without_policy(tmp_path_factory):
-    return attack(False, tmp_path_factory.mktemp("unchecked"))
+    with warm():
+        return attack(False, tmp_path_factory.mktemp("unchecked"))
 
 
 def assert_unharmed(outcome: Outcome) -> None:
