@@ -61,7 +61,14 @@ class Bodies:
             more = True
             while more:
                 deadline = start + self.read_timeout + received / SLOWEST
-                message = await self._receive(receive, deadline)
+                if refused is not None:  # what has been refused is not waited for where nothing more comes
+                    deadline = min(deadline, time.monotonic() + self.read_timeout)
+                try:
+                    message = await self._receive(receive, deadline)
+                except error as late:
+                    if refused is not None and late.code == "too_slow":
+                        raise refused from late
+                    raise
                 chunk, more = message.get("body", b""), message.get("more_body", False)
                 received += len(chunk)
                 if received > self.most_bytes:
