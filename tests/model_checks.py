@@ -28,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import ModelOutput
 
+from tests.isolated import isolated
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
@@ -443,7 +445,7 @@ class ModelChecks:
 
     @property
     def isolated(self) -> dict[str, str]:
-        """{check: "" or what went wrong} from `tests/remote_worker.py`, which runs once per class."""
+        """{check: "" or what went wrong} from `tests/remote_worker.py`, which is asked once per class."""
         if "isolated" not in self.store:
             self.store["isolated"] = self.run_isolated(self.folder.parent / f"{self.folder.name}_isolated")
         return self.store["isolated"]
@@ -480,7 +482,8 @@ class ModelChecks:
             "work": str(work),
         }
         (work / "job.json").write_text(json.dumps(job))
-        run_worker("remote_worker.py", work, {"HF_HUB_CACHE": str(work / "hub")})
+        status, printed = isolated(str(TESTS / "remote_worker.py")).run(work / "job.json")
+        assert status == 0, printed[-4000:]
         return json.loads((work / "answer.json").read_text())
 
     def need(self, check: str) -> None:
@@ -546,7 +549,7 @@ class ModelChecks:
             "work": str(tmp_path),
         }
         (tmp_path / "job.json").write_text(json.dumps(job))
-        run_worker("fsdp_worker.py", tmp_path, {})
+        run_worker("fsdp_worker.py", tmp_path)
         sharded, info = self.load(tmp_path / "trained", dtype=torch.float64)
         assert info == {}
         alone, _ = self.load(tmp_path / "repository", dtype=torch.float64)
@@ -569,7 +572,7 @@ class ModelChecks:
         )
 
 
-def run_worker(script: str, work: Path, environment: dict[str, str]) -> None:
+def run_worker(script: str, work: Path) -> None:
     """Run a script of this folder from `/`, with a code cache of its own, and without the source tree on the path."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COVERAGE_PROCESS_START")}
     env |= {
@@ -577,7 +580,6 @@ def run_worker(script: str, work: Path, environment: dict[str, str]) -> None:
         "HF_MODULES_CACHE": str(work / "modules"),
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
-        **environment,
     }
     command = [sys.executable, "-P", str(TESTS / script), str(work / "job.json")]
     process = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True)

@@ -35,7 +35,6 @@ import importlib.abc
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -43,6 +42,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .isolated import isolated
 from .parity_cases import Case, Suite, find_suites
 from .parity_results import ConversionFailed, Models, Result, Row, compare_case
 
@@ -147,32 +147,25 @@ def run_isolated(task: dict[str, Any], folder: Path) -> dict[tuple[int, str], li
     """
     job, answers = folder / "job.json", folder / "answers.jsonl"
     found: dict[tuple[int, str], list[Row] | str | None] = {}
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(folder / "modules"),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.parity import worker; worker({str(job)!r})"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import transformers.modeling_utils; "
+    process = isolated("-c", code + "from tests import isolated, parity; isolated.serve(parity.worker)")
     left = [tuple(case) for case in task["cases"]]
     while left:
         answers.unlink(missing_ok=True)
         job.write_text(json.dumps({**task, "left": left, "answers": str(answers)}))
-        process = subprocess.run(
-            [sys.executable, "-P", "-c", code], cwd="/", env=environment, capture_output=True, text=True
-        )
+        status, printed = process.run(job)
         if os.environ.get("PARITY_TRACEBACK"):
-            print(process.stderr, file=sys.stderr)
+            print(printed, file=sys.stderr)
         lines = answers.read_text().splitlines() if answers.exists() else []
         for line in map(json.loads, lines):
             rows = line["rows"]
             found[line["suite"], line["case"]] = rows and [Row(**row) for row in rows]
         left = [case for case in left if case not in found]
-        if left and not process.returncode:
+        if left and not status:
             raise RuntimeError(f"the isolated process left out {left}")
-        died = " ".join(process.stderr[-600:].split())
+        died = " ".join(printed[-600:].split())
         for case in left if not lines else left[:1]:
-            found[case] = f"its process died ({process.returncode}): {died}"
+            found[case] = f"its process died ({status}): {died}"
         left = [case for case in left if case not in found]
     return found
 

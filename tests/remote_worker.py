@@ -1,7 +1,7 @@
 """Isolated half of `tests/model_checks.py`: an exported model, used where the source tree cannot be imported.
 
-Run as `python -P remote_worker.py job.json` from `/`. Imports nothing of the library; writes {check: "" or what went
-wrong} to answer.json.
+Run as `python -P remote_worker.py` from `/`, by `tests/isolated.py`. Imports nothing of the library. Of each job that
+comes in a fork of this process writes {check: "" or what went wrong} to answer.json.
 """
 
 import importlib.abc
@@ -11,6 +11,12 @@ import traceback
 from pathlib import Path
 
 SOURCE_MODULES = ("configuration_dsr", "processing_dsr", "modeling_dsr", "convert_weights", "dsr_toolkit", "tests")
+
+
+sys.path.append(str(Path(__file__).parent))
+from isolated import serve  # noqa: E402
+
+sys.path.pop()
 
 
 class NoSourceTree(importlib.abc.MetaPathFinder):
@@ -24,18 +30,24 @@ sys.meta_path.insert(0, NoSourceTree())
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-
-JOB = json.loads(Path(sys.argv[1]).read_text())
-WORK = Path(JOB["work"])
-REPOSITORY = WORK / "repository"
-EXPECTED = load_file(WORK / "expected.safetensors")
-SAVED_INPUTS = torch.load(WORK / "inputs.pt", weights_only=True)
-AUTO = getattr(transformers, JOB["auto_class"])
+from transformers import AutoProcessor, Trainer, TrainingArguments  # noqa: E402
 
 
-def load(source, auto=AUTO, **kwargs):
-    model, info = auto.from_pretrained(source, trust_remote_code=True, output_loading_info=True, **kwargs)
+def begin(job: str) -> None:
+    """What the checks of a job look at."""
+    global JOB, WORK, REPOSITORY, EXPECTED, SAVED_INPUTS, AUTO
+    JOB = json.loads(Path(job).read_text())
+    WORK = Path(JOB["work"])
+    REPOSITORY = WORK / "repository"
+    EXPECTED = load_file(WORK / "expected.safetensors")
+    SAVED_INPUTS = torch.load(WORK / "inputs.pt", weights_only=True)
+    AUTO = getattr(transformers, JOB["auto_class"])
+
+
+def load(source, auto=None, **kwargs):
+    model, info = (auto or AUTO).from_pretrained(source, trust_remote_code=True, output_loading_info=True, **kwargs)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     return model.eval(), {kind: sorted(names) for kind, names in info.items() if names}
 
@@ -99,18 +111,18 @@ def hub_subfolder():
     model, info = load("org/name", subfolder="inside")
     assert info == {} and difference(outputs(model), EXPECTED) <= 1e-5
     if JOB["processor"]:
-        transformers.AutoProcessor.from_pretrained("org/name", subfolder="inside", trust_remote_code=True)
+        AutoProcessor.from_pretrained("org/name", subfolder="inside", trust_remote_code=True)
 
 
 def trainer():
     model, _ = load(REPOSITORY)
 
-    class Step(transformers.Trainer):
+    class Step(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
             result = model(**inputs)
             return (loss_of(result), result) if return_outputs else loss_of(result)
 
-    arguments = transformers.TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(WORK / "training"), max_steps=1, per_device_train_batch_size=1, learning_rate=1e-3, use_cpu=True,
         report_to=[], save_strategy="no", remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
@@ -119,7 +131,7 @@ def trainer():
     }
     processing = None
     if JOB["processor"]:
-        processing = transformers.AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)
+        processing = AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)
     step = Step(
         model=model, args=arguments, train_dataset=[SAVED_INPUTS["training"]], data_collator=lambda items: items[0],
         processing_class=processing,
@@ -134,12 +146,10 @@ def trainer():
     again, info = load(WORK / "trained")
     assert info == {} and difference(outputs(again), outputs(model.eval())) <= 1e-5
     if processing is not None:
-        transformers.AutoProcessor.from_pretrained(WORK / "trained", trust_remote_code=True)
+        AutoProcessor.from_pretrained(WORK / "trained", trust_remote_code=True)
 
 
 def lora():
-    from peft import LoraConfig, PeftModel, get_peft_model
-
     model, _ = load(REPOSITORY)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=JOB["lora_targets"], init_lora_weights=False)).eval()
     changed = outputs(adapted)
@@ -157,10 +167,10 @@ def lora():
 
 
 def processor():
-    first = transformers.AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)
+    first = AutoProcessor.from_pretrained(REPOSITORY, trust_remote_code=True)
     assert type(first).__module__.startswith("transformers_modules."), type(first)
     first.save_pretrained(WORK / "processor")
-    again = transformers.AutoProcessor.from_pretrained(WORK / "processor", trust_remote_code=True)
+    again = AutoProcessor.from_pretrained(WORK / "processor", trust_remote_code=True)
     again.save_pretrained(WORK / "processor_twice")
     for name in ("processor_config.json", "chat_template.jinja", f"{type(first).__module__.rpartition('.')[2]}.py"):
         files = [folder / name for folder in (REPOSITORY, WORK / "processor", WORK / "processor_twice")]
@@ -172,7 +182,8 @@ def processor():
         assert tokenizers[0].special_tokens_map == tokenizers[1].special_tokens_map
 
 
-def main():
+def main(job: str) -> None:
+    begin(job)
     answer = {}
     checks = [local, resave, hub, hub_subfolder, trainer, lora]
     checks += [base] if JOB["base"] else []
@@ -186,4 +197,4 @@ def main():
     (WORK / "answer.json").write_text(json.dumps(answer))
 
 
-main()
+serve(main)
