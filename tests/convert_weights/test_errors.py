@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from convert_weights import convert
 from tests.convert_weights import toy
+from tests.convert_weights.forks import run_script
 from tests.convert_weights.upstream_layouts import write_sparse_shards
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -336,8 +337,8 @@ try:
 except OSError as error:
     print(type(error).__name__, error)
 """
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "while writing the weights" in result.stdout and str(output) in result.stdout, result.stderr
+    said = run_script(script)[1]
+    assert "while writing the weights" in said and str(output) in said, said
 
 
 def _header(path):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from convert_weights import convert, verify
 from tests.convert_weights import toy
+from tests.convert_weights.forks import run_script
 
 
 @pytest.fixture
@@ -169,7 +170,7 @@ def start(source, output, size, kill="never"):
 
 
 def test_sigkill_in_the_middle_of_a_shard(source, output, partial, run):
-    assert start(source, output, 600, "self").wait() == -signal.SIGKILL
+    assert run_script(SCRIPT, source, output, 600, "self")[0] == -signal.SIGKILL
     shards = finished_shards(output)
     before = {shard: identity(partial / shard) for shard in shards}
     assert len(shards) >= 3 and not output.exists()

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from convert_weights import assemble, convert, verify
 from convert_weights.__main__ import main
 from convert_weights.staging import Staging, check_output
 from tests.convert_weights import toy
+from tests.convert_weights.forks import run_script
 from tests.convert_weights.repositories import folders
 
 
@@ -173,9 +172,7 @@ convert("toy", {"toy": source}, output, overwrite=True, max_shard_size=600, prog
 def killed(moment: str, source: Path, output: Path) -> None:
     """Replace the output, and end between its two renames (`before` it has its new name), or just after them."""
     where = {"before": ("rename", ".partial"), "after": ("rmtree", ".replaced")}[moment]
-    command = [sys.executable, "-c", KILLED, str(source), str(output), *where]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    assert subprocess.run(command, env=environment).returncode == 9
+    assert run_script(KILLED, source, output, *where)[0] == 9
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -259,8 +256,7 @@ assemble({"dsr": sys.argv[2], "pi3": sys.argv[3]}, sys.argv[1], progress=False)
 def test_an_assembly_killed_between_its_report_and_its_name_is_continued(tmp_path):
     models = {name: folders()[name] for name in ("dsr", "pi3")}
     output = tmp_path / "repository"
-    ended = subprocess.run([sys.executable, "-c", KILL, str(output), *map(str, models.values())], capture_output=True)
-    assert ended.returncode == -signal.SIGKILL
+    assert run_script(KILL, output, *models.values())[0] == -signal.SIGKILL
     assert (tmp_path / ".repository.partial" / "hub_report.json").exists() and not output.exists()
     assemble(models, output, progress=False)
     assert verify(output, load=False, progress=False) == []
