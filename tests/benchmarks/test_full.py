@@ -23,9 +23,9 @@ def test_the_plain_cad_recode_writes_the_same_tokens():
         assert torch.equal(baseline(), ours())
 
 
-def test_eight_questions_get_the_same_answers_in_the_plain_way():
+def test_several_questions_get_the_same_answers_in_the_plain_way():
     plain, ours = full_dsr_prefill.calls("small")
-    for questions in (1, 8):
+    for questions in (1, 3):
         expected = plain(questions)
         assert (ours(questions) - expected).abs().max() <= 1e-4 * expected.abs().max().clamp_min(1)
 
