@@ -302,17 +302,18 @@ def settled(pid: int, count: int) -> int:
 
 
 def attack(policy: bool, folder: Path) -> dict[str, Outcome]:
-    """Every attack, each followed by an ordinary program; two halves side by side, on a worker each."""
+    """Every attack, each that is run followed by an ordinary program; two halves side by side, on a worker each."""
 
     def half(names: list[str]) -> dict[str, Outcome]:
-        outcomes = {}
+        outcomes, following = {}, None
         with Sandbox(workers=1, limits=LIMITS, policy=policy) as sandbox:
             for name in names:
                 outside = folder / name.replace(" ", "_")
                 outside.mkdir(parents=True)
                 (outside / "secret.stl").write_text("solid")
                 found = sandbox.run(ATTACKS[name][0].format(folder=outside))
-                following = sandbox.run(BOX)
+                if following is None or not policy or found.code not in ("policy", "syntax"):  # they never reach it
+                    following = sandbox.run(BOX)
                 files = sorted(path.name for path in outside.iterdir())
                 outcomes[name] = Outcome(
                     found.code, found.message, found.signal, found.volume, extents(found), following.code,

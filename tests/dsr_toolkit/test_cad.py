@@ -1,5 +1,6 @@
 """Metrics, `dsr cad` and `dsr eval cad` on parts that are built here: a box with holes, a turned part, a bracket."""
 
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +106,8 @@ def test_volume_counts_cavities_and_overlaps_once(sandbox, name, volume):
 
 def test_iou_of_boxes_is_exact_and_never_above_one(sandbox):
     meshes = {name: mesh_of(sandbox, program) for name, program in SOLIDS.items()}
-    for first, first_solids in meshes.values():
-        for second, second_solids in meshes.values():
-            assert 0 <= intersection_over_union(first, second, first_solids, second_solids) <= 1
+    for (first, first_solids), (second, second_solids) in combinations_with_replacement(meshes.values(), 2):
+        assert 0 <= intersection_over_union(first, second, first_solids, second_solids) <= 1
     one, _ = mesh_of(sandbox, "r = cq.Workplane().box(1, 1, 1)")
     other = one.moved(1.0, (0.5, 0, 0))
     assert intersection_over_union(one, other) == pytest.approx(1 / 3)
