@@ -20,6 +20,9 @@ from modeling_dsr.training_collator import without_none
 from tests.modeling_dsr.cad_samples import CUBE_CORNERS, CUBE_FACES
 
 
+PIXELS = 56 * 84  # of the pictures below; by its rule "pi3" a processor would enlarge them to 255 000
+
+
 def box(x: float) -> TriangleMesh:
     """Around the origin, 2x by 2 by 2."""
     return TriangleMesh((2 * CUBE_CORNERS - 1) * [x, 1, 1], CUBE_FACES)
@@ -99,7 +102,9 @@ KINDS = ("dsr", "pi3", "page4d", "frozen_qwen_sam", "cadrille", "cad_recode", "s
 
 @pytest.fixture(scope="module")
 def processors():
-    return {kind: AutoProcessor.from_pretrained(hub_folder(kind)) for kind in KINDS}
+    found = {kind: AutoProcessor.from_pretrained(hub_folder(kind)) for kind in KINDS}
+    found["pi3"].pixel_limit = PIXELS
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -274,6 +279,8 @@ def test_farthest_points_are_those_of_the_definition():
 def test_a_plain_trainer_has_an_evaluation_loss(kind, tmp_path):
     """The collator says which inputs are targets; Trainer itself looks for names with "label" and wants them all."""
     model, processor = make_model({"path": str(hub_folder(kind))}, {})
+    if kind == "pi3":
+        processor.pixel_limit = PIXELS
     collate = processor.training_collator()
     arguments = TrainingArguments(
         str(tmp_path), label_names=list(collate.label_names), use_cpu=True, remove_unused_columns=False,
