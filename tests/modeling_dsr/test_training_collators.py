@@ -19,7 +19,6 @@ from modeling_dsr.configuration_scene_qformer import SCENE_CAMERAS
 from modeling_dsr.training_collator import without_none
 from tests.modeling_dsr.cad_samples import CUBE_CORNERS, CUBE_FACES
 
-
 PIXELS = 56 * 84  # of the pictures below; by its rule "pi3" a processor would enlarge them to 255 000
 
 
