@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 settings = hypothesis.settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
+fewer = hypothesis.settings(settings, max_examples=20)  # of what takes half a second each
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -122,7 +123,7 @@ def test_any_points(endpoint, points, normalization, model):
     assert answers_or_refuses(endpoint, {"task": "cad", "inputs": inputs, "parameters": parameters})
 
 
-@settings
+@fewer
 @hypothesis.given(
     st.lists(st.tuples(st.integers(1, 120), st.integers(1, 120)), min_size=1, max_size=3),
     st.sampled_from(["pi3", "page4d"]),
