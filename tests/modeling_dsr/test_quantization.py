@@ -1,8 +1,10 @@
 """Quantised loading: what must stay float stays float, and features point where those of the whole weights do."""
 
+import functools
+
 import pytest
 import torch
-from transformers import BitsAndBytesConfig, TorchAoConfig
+from transformers import AutoConfig, BitsAndBytesConfig, TorchAoConfig
 
 from dsr_toolkit.tiny import hub_folder
 from dsr_toolkit.training import make_model
@@ -40,6 +42,16 @@ def features(kind: str, model, batch) -> dict[str, torch.Tensor]:
     return {name: output[name] for name in names}
 
 
+@functools.cache
+@torch.no_grad()
+def whole(kind: str):
+    """(folder, batch, features of the whole weights)"""
+    folder = str(hub_folder(kind))
+    model, processor = make_model({"path": folder}, {})
+    batch = processor.training_collator()([{**row, "seed": 0} for row in rows_of(kind)])
+    return folder, batch, features(kind, model.eval(), batch)
+
+
 # The CPU kernels of 4 bit want widths that tiny vision towers have not; modules that stay float want none.
 CASES = [("cad_recode", four_bit), ("scene_qformer", eight_bit)] + [
     pytest.param(kind, how, marks=pytest.mark.slow)
@@ -52,11 +64,12 @@ CASES = [("cad_recode", four_bit), ("scene_qformer", eight_bit)] + [
 @pytest.mark.parametrize("kind, how", CASES)
 @torch.no_grad()
 def test_features_keep_their_direction(kind, how):
-    folder = str(hub_folder(kind))
-    model, processor = make_model({"path": folder}, {})
-    batch = processor.training_collator()([{**row, "seed": 0} for row in rows_of(kind)])
-    expected = features(kind, model.eval(), batch)
-    quantized = auto_class(model.config).from_pretrained(folder, quantization_config=how(), dtype=torch.float32).eval()
+    folder, batch, expected = whole(kind)
+    quantized = (
+        auto_class(AutoConfig.from_pretrained(folder))
+        .from_pretrained(folder, quantization_config=how(), dtype=torch.float32)
+        .eval()
+    )
     for name, value in features(kind, quantized, batch).items():
         cosine = torch.nn.functional.cosine_similarity(value.float().flatten(), expected[name].flatten(), dim=0)
         assert cosine >= 0.99, name
