@@ -168,8 +168,15 @@ def test_text_and_middle_frame_tell_nothing(easy):
         assert abs(measure_guessing(easy, 300, moment).sigmas) < 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("difficulty", ["easy", "normal", "hard"])
+# More than a minute each: the middle one stands for all.
+@pytest.mark.parametrize(
+    "difficulty",
+    [
+        pytest.param("easy", marks=pytest.mark.long),
+        pytest.param("normal", marks=pytest.mark.slow),
+        pytest.param("hard", marks=pytest.mark.long),
+    ],
+)
 def test_text_and_middle_frame_tell_nothing_of_any_type(difficulty):
     world = make_world("space", 32, difficulty=difficulty)
     asked = [world.asked(index) for index in range(3000)]
