@@ -5,9 +5,9 @@ import importlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import threading
 
 import huggingface_hub
 import pytest
@@ -246,15 +246,11 @@ def test_a_connection_that_breaks_in_a_large_file(hub, send, small, caplog):
     assert stored(hub)["model.safetensors"].content == (small / "model.safetensors").read_bytes()
 
 
-def test_an_interrupted_upload_is_continued(hub, send, monkeypatch):
+def test_an_interrupted_upload_is_continued(hub, send, request):
     """Ctrl-C after some large files: nothing is visible, and the second run sends only the others."""
-
-    def press_again(ignored):
-        # Python drops what is raised while a destructor or a weak reference's callback runs, an interrupt too.
-        if ignored.exc_type is KeyboardInterrupt:
-            threading.Timer(0.05, _thread.interrupt_main).start()
-
-    monkeypatch.setattr(sys, "unraisablehook", press_again)
+    # Of a process that was started in the background an interrupt is ignored, by inheritance.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     hub.on("POST", "/verify", _thread.interrupt_main, after=2)
     with pytest.raises(KeyboardInterrupt):
         send()
