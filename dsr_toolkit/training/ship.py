@@ -2,6 +2,7 @@
 
     python -m dsr_toolkit.training.ship RUN …     # folders of `dsr train --recipe tiny/NAME --output RUN`
     python -m dsr_toolkit.training.ship --code    # after files of the models' code came or went
+    python -m dsr_toolkit.training.ship --figures NAME …   # measure carried models anew, after their world changed
     python -m dsr_toolkit.training.ship --table   # the figures of all that are carried, for docs/tiny.md
 
 `dsr_toolkit/assets/tiny/NAME` is then a converted folder like any other. Weights are stored in float16 and computed in
@@ -26,7 +27,7 @@ from .journal import read_log
 
 LARGEST = 8_000_000  # bytes of a model's weights
 SMALL = 64  # numbers, from which a tensor is worth halving: means and scales stay as they are
-SEED, BATCHES, BATCH = 20_261_201, 8, 8  # the first seed, how many, and samples of each
+SEED, BATCHES, BATCH = 20_261_201, 8, 24  # the first seed, how many, and samples of each
 # Left out: what takes long and no figure here needs.
 QUICK = {"world_geometry": {"frames": ()}, "world_cad": {"candidates": (1,)}}
 CURVES_WIDTH, CURVES_COLOURS = 1000, 32
@@ -192,7 +193,18 @@ def _add_figures(card: Path, name: str, found: dict) -> None:
     told = {"seed": found["seed"], "batches": found["seeds"], "count": found["count"]}
     text = FIGURES_TEXT.format(name=name, rows="\n".join(rows), **told)
     before, heading, after = card.read_text(encoding="utf-8").partition("## Training\n")
+    before = before.partition("## Figures\n")[0]  # of an earlier measurement
     card.write_text(before + text + heading + after, encoding="utf-8")
+
+
+def measure_anew(name: str) -> None:
+    """Renew the figures of a carried model; how it was trained stays as it was told."""
+    folder = shipped.FOLDER / name
+    known = shipped.figures(name)
+    with step(f"Measuring {name}"):
+        found = measure(name) | {one: known[one] for one in ("steps", "minutes")}
+    (folder / shipped.FIGURES).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    _add_figures(folder / "README.md", name, found)
 
 
 def _small_picture(source: Path, target: Path) -> None:
@@ -212,6 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of finished runs")
     parser.add_argument("--no-figures", action="store_true", help="measure nothing, for now")
     parser.add_argument("--code", action="store_true", help="renew the links to the models' code")
+    parser.add_argument("--figures", nargs="+", metavar="NAME", default=[], choices=list(shipped.MODELS),
+                        help="measure carried models anew")  # fmt: skip
     parser.add_argument("--table", action="store_true", help="print the figures of all that are carried")
     options = parser.parse_args(arguments)
     for run in options.runs:
@@ -220,6 +234,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.code:
         for name in shipped.shipped():
             link_code(shipped.FOLDER / name)
+    for name in options.figures:
+        measure_anew(name)
     if options.table:
         print(table(), end="")
 
