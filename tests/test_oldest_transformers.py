@@ -18,7 +18,7 @@ SMALL = ROOT / "tests" / "reference"
 ARCHITECTURES = [arch for arch in adapters() if any((SMALL / arch).rglob("cases.json"))]
 MODELS = ("pi3", "page4d", "cad_recode", "cadrille", "scene_qformer", "dsr", "frozen_qwen_sam")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.timeout(3600)
 
 
 def oldest() -> str:
@@ -59,6 +59,7 @@ def run(python: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_it_is_that_release(python):
     found = run(python, "-c", "import transformers; print(transformers.__version__)")
     assert found.stdout.strip().startswith(f"{oldest()}."), found.stderr
@@ -84,6 +85,7 @@ def tables(python) -> dict[str, str]:
     return json.loads(found.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_small_reference_cases_pass(tables, arch):
     assert tables[arch] == "", tables[arch][-3000:]
@@ -104,6 +106,7 @@ def checks(python, tmp_path_factory) -> dict[str, list[str]]:
     return told
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_the_model_keeps_its_promises(checks, model):
     """Saving, loading in isolation, padding, caching, generation, training: the checks of every model."""

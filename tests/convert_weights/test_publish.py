@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -246,11 +245,8 @@ def test_a_connection_that_breaks_in_a_large_file(hub, send, small, caplog):
     assert stored(hub)["model.safetensors"].content == (small / "model.safetensors").read_bytes()
 
 
-def test_an_interrupted_upload_is_continued(hub, send, request):
+def test_an_interrupted_upload_is_continued(hub, send):
     """Ctrl-C after some large files: nothing is visible, and the second run sends only the others."""
-    # Of a process that was started in the background an interrupt is ignored, by inheritance.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     hub.on("POST", "/verify", _thread.interrupt_main, after=2)
     with pytest.raises(KeyboardInterrupt):
         send()

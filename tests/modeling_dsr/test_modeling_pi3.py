@@ -218,7 +218,7 @@ def test_rotation_angles_are_not_rounded_under_autocast():
     assert torch.equal(cos, exact[0]) and torch.equal(sin, exact[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long  # minutes of a compiler's work
 def test_flex_attention_equals_sdpa(models):
     model = copy.deepcopy(models["pi3"])
     expected = run(model, images(1)).points
