@@ -31,6 +31,36 @@ class _Image:
     camera: int = 0
 
 
+@dataclass
+class Observations:
+    """
+    Which images show each track, and as which of their points, one track after another.
+
+    Args:
+        pairs: `[n, 2]` int32, numbers of images from 1 and of their points from 0.
+        starts: `[tracks + 1]`, where the pairs of each track begin, and where the last ones end.
+    """
+
+    pairs: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, tracks: list[np.ndarray], count: int) -> Observations:
+        """Of the track, from 1, of each point of each image."""
+        every = np.concatenate([np.zeros(0, int), *tracks])
+        images = np.repeat(np.arange(1, len(tracks) + 1), [len(one) for one in tracks])
+        numbers = np.concatenate([np.zeros(0, int), *(np.arange(len(one)) for one in tracks)])
+        order = np.argsort(every, kind="stable")
+        starts = np.append(0, np.cumsum(np.bincount(every, minlength=count + 1)[1:]))
+        return cls(np.stack([images, numbers], 1)[order].astype("<i4"), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, track: int) -> np.ndarray:
+        return self.pairs[self.starts[track] : self.starts[track + 1]]
+
+
 class ColmapWriter:
     """
     colmap/images and colmap/sparse/0: a model that COLMAP and its many readers open, with the images it speaks of;
@@ -67,12 +97,10 @@ class ColmapWriter:
         # Tracks of a single image say nothing of the geometry.
         number = np.full(len(seen), NO_POINT)
         number[seen > 1] = np.arange(1, (seen > 1).sum() + 1)
-        observations = [[] for _ in range(int((seen > 1).sum()))]
-        for image, record in enumerate(self.images, 1):
-            record.tracks = number[record.tracks]
-            record.pixels, record.tracks = record.pixels[record.tracks > 0], record.tracks[record.tracks > 0]
-            for index, track in enumerate(record.tracks):
-                observations[track - 1].append((image, index))
+        for record in self.images:
+            tracks = number[record.tracks]
+            record.pixels, record.tracks = record.pixels[tracks > 0], tracks[tracks > 0]
+        observations = Observations.of([record.tracks for record in self.images], int((seen > 1).sum()))
         points, colours = points[seen > 1], colours[seen > 1]
         errors = self._errors(points, cameras, observations)
         dense, dense_colours, _ = self.sample.points()
@@ -84,7 +112,7 @@ class ColmapWriter:
         write_names(self.folder / "names.csv", self.names)
         return [self.folder]
 
-    def _errors(self, points: np.ndarray, cameras: dict, observations: list) -> np.ndarray:
+    def _errors(self, points: np.ndarray, cameras: dict, observations: Observations) -> np.ndarray:
         """Mean distance in pixels between where each point is seen and where the cameras expect it."""
         total = np.zeros(len(points))
         for record in self.images:
@@ -93,7 +121,7 @@ class ColmapWriter:
             _, _, fx, fy, cx, cy = cameras[record.camera]
             place = local[:, :2] / local[:, 2:] * [fx, fy] + [cx - 0.5, cy - 0.5]
             np.add.at(total, record.tracks - 1, np.linalg.norm(place - record.pixels, axis=1))
-        return total / np.maximum([len(seen) for seen in observations], 1)
+        return total / np.maximum(np.diff(observations.starts), 1)
 
 
 def shared_cameras(images: list[_Image]) -> dict[int, tuple]:
@@ -138,10 +166,10 @@ def write_binary(folder: Path, cameras: dict, images: list[_Image], points, colo
     with open(folder / "points3D.bin", "wb") as file:
         file.write(struct.pack("<Q", len(points)))
         tracked = len(observations)
-        for number, seen in enumerate(observations, 1):
+        for number in range(1, tracked + 1):
+            seen = observations[number - 1]
             head = struct.pack("<Q3d", number, *points[number - 1]) + colours[number - 1].tobytes()
-            pairs = np.array(seen, "<i4").tobytes()
-            file.write(head + struct.pack("<dQ", errors[number - 1], len(seen)) + pairs)
+            file.write(head + struct.pack("<dQ", errors[number - 1], len(seen)) + seen.tobytes())
         # The others, of which there are many, all look alike.
         record = np.dtype([("number", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("seen", "<u8")])
         rest = np.zeros(len(points) - tracked, record)
@@ -164,8 +192,8 @@ def write_text(folder: Path, cameras: dict, images: list[_Image], points, colour
             file.write(" ".join(seen) + "\n")
     with open(folder / "points3D.txt", "w", encoding="utf-8") as file:
         file.write(f"# Number of points: {len(points)}\n")
-        for number, (point, colour) in enumerate(zip(points.tolist(), colours.tolist()), 1):
-            seen = observations[number - 1] if number <= len(observations) else ()
+        for number, (point, colour) in enumerate(zip(points, colours), 1):
+            seen = observations[number - 1].tolist() if number <= len(observations) else ()
             error = errors[number - 1] if seen else 0.0
             line = "{} {:.9g} {:.9g} {:.9g} {} {} {} {:.6g}".format(number, *point, *colour, error)
             file.write(" ".join([line, *(f"{image} {index}" for image, index in seen)]) + "\n")

@@ -42,7 +42,9 @@ class TrackBuilder:
 
     def __init__(self):
         self.before: deque[_Seen] = deque(maxlen=NEIGHBOURS)
-        self.sums, self.colours, self.counts = [], [], []
+        # Arrays: as objects of their own, the points of a long video would take more memory than all else.
+        self.sums, self.counts = np.zeros((0, 3)), np.zeros(0, int)
+        self.colours = np.zeros((0, 3), np.uint8)
 
     def add(self, view: View) -> tuple[np.ndarray, np.ndarray]:
         """Pixels `[n, 2]` (x, y), of pixel centres at whole numbers, and the numbers `[n]` of the tracks seen there."""
@@ -50,14 +52,14 @@ class TrackBuilder:
         pixels, tracks = self._follow(view, grey)
         corners = self._corners(view, grey, pixels)
         new = np.arange(len(self.sums), len(self.sums) + len(corners))
-        self.sums.extend(np.zeros((len(corners), 3)))
-        self.counts.extend([0] * len(corners))
-        self.colours.extend(view.image[corners[:, 1], corners[:, 0]])
+        self.sums = np.concatenate([self.sums, np.zeros((len(corners), 3))])
+        self.counts = np.concatenate([self.counts, np.zeros(len(corners), int)])
+        self.colours = np.concatenate([self.colours, view.image[corners[:, 1], corners[:, 0]]])
         pixels = np.concatenate([pixels, corners.astype(float)])
         tracks = np.concatenate([tracks, new]).astype(int)
-        for (x, y), track in zip(np.round(pixels).astype(int), tracks):
-            self.sums[track] = self.sums[track] + view.points[y, x]
-            self.counts[track] += 1
+        column, row = np.round(pixels).astype(int).T
+        np.add.at(self.sums, tracks, view.points[row, column])
+        np.add.at(self.counts, tracks, 1)
         self.before.append(_Seen(grey, view.points.astype(np.float32), tracks, pixels))
         return pixels, tracks
 
@@ -66,9 +68,7 @@ class TrackBuilder:
         Of each track: world point `[n, 3]` (the mean of what the views say), colour uint8 `[n, 3]`, how often it is
             seen.
         """
-        counts = np.array(self.counts, int)
-        points = np.array(self.sums, float).reshape(-1, 3) / np.maximum(counts, 1)[:, None]
-        return points, np.array(self.colours, np.uint8).reshape(-1, 3), counts
+        return self.sums / np.maximum(self.counts, 1)[:, None], self.colours, self.counts
 
     def _follow(self, view: View, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Points of earlier views that this one shows; the latest view that shows a point has its patch."""
